@@ -1,0 +1,1 @@
+//! The differential rig: one case file against real Envoy and against waystation.

@@ -1,0 +1,23 @@
+//! What a filter sees, and what the data plane and its extensions share.
+//!
+//! * [`cell`]: named cells, the one way in which a resource that can change under a name is referred to;
+//! * [`runtime`]: Envoy's layered runtime, compiled to atomics that the request path reads;
+//! * [`connection`], [`stream`]: what is known of a connection and of a stream;
+//! * [`http`]: the phase traits of HTTP filters;
+//! * [`value`], [`filter_state`]: metadata and filter state;
+//! * [`address`]: Envoy's addresses.
+//!
+//! Filters see heads, metadata, filter state and stream information; never sockets, never the runtime that
+//! drives them. Everything here is `!Send` where it belongs to a stream: a stream lives on one worker.
+
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod cell;
+pub mod connection;
+pub mod filter_state;
+pub mod flags;
+pub mod http;
+pub mod runtime;
+pub mod stream;
+pub mod value;

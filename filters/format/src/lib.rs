@@ -1,0 +1,1 @@
+//! Command operators, header mutation and access logs.

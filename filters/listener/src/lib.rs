@@ -1,0 +1,1 @@
+//! Listener filters: tls_inspector, http_inspector, proxy_protocol, original_dst.

@@ -1,0 +1,1 @@
+//! Compiled forms of Envoy's matchers: strings, headers, values, metadata, xDS matcher trees.

@@ -1,0 +1,1 @@
+//! Route tables: virtual hosts, matchers and actions, compiled once and matched flat.

@@ -1,0 +1,1 @@
+//! Clusters, hosts, load balancing and discovery of endpoints.

@@ -1,0 +1,1 @@
+//! The embedded management server: a folder of resources served over xDS.
