@@ -1,1 +1,15 @@
 //! Command operators, header mutation and access logs.
+//!
+//! * [`Formatter`]: a text with `%COMMAND_OPERATORS%`, compiled once and written without look-ups;
+//! * [`HeaderMutations`]: headers to add, overwrite and remove, with formatter values;
+//! * [`AccessLog`]: what is logged, when, and where it goes ([`AccessLogSinks`]).
+
+#![forbid(unsafe_code)]
+
+mod access_log;
+mod formatter;
+mod header_mutation;
+
+pub use access_log::{AccessLog, AccessLogSinks, AccessLogType};
+pub use formatter::{FormatContext, Formatter};
+pub use header_mutation::HeaderMutations;

@@ -1,1 +1,0 @@
-//! The differential rig: one case file against real Envoy and against waystation.

@@ -1,0 +1,71 @@
+//! `FilterStateMatcher`.
+
+use std::net::IpAddr;
+
+use envoy_types::pb::envoy::r#type::matcher::v3 as pb;
+use waystation_filter_api::connection::ConnectionInfo;
+use waystation_filter_api::filter_state::FilterState;
+use waystation_schema::{At, ConfigError};
+
+use crate::cidr::CidrList;
+use crate::string::StringMatcher;
+
+/// Compiled `envoy.type.matcher.v3.FilterStateMatcher`: looks at an object's serialised form.
+#[derive(Clone, Debug)]
+pub struct FilterStateMatcher {
+    key: Box<str>,
+    condition: Condition,
+}
+
+#[derive(Clone, Debug)]
+enum Condition {
+    Text(StringMatcher),
+    Address(CidrList, bool),
+}
+
+impl FilterStateMatcher {
+    /// Compiles the protobuf form.
+    pub fn compile(proto: &pb::FilterStateMatcher) -> Result<Self, ConfigError> {
+        use pb::filter_state_matcher::Matcher;
+        let pb::FilterStateMatcher { key, matcher } = proto;
+        if key.is_empty() {
+            return Err(ConfigError::field("key", "must not be empty"));
+        }
+        let condition = match matcher {
+            None => return Err(ConfigError::field("matcher", "is required")),
+            Some(Matcher::StringMatch(text)) => Condition::Text(StringMatcher::compile(text).at(|| "string_match")?),
+            Some(Matcher::AddressMatch(address)) => {
+                let ranges = CidrList::compile_xds(&address.ranges, "ranges").at(|| "address_match")?;
+                Condition::Address(ranges, address.invert_match)
+            }
+        };
+        Ok(Self { key: key.as_str().into(), condition })
+    }
+
+    /// Compiles a list of them, all of which must match.
+    pub fn compile_all(protos: &[pb::FilterStateMatcher], field: &str) -> Result<Box<[Self]>, ConfigError> {
+        let compile = |(index, proto)| Self::compile(proto).at(|| format!("{field}[{index}]"));
+        protos.iter().enumerate().map(compile).collect()
+    }
+
+    /// Whether the stream's filter state, or else its connection's, matches. A missing object does not.
+    pub fn is_match(&self, stream: Option<&FilterState>, connection: Option<&ConnectionInfo>) -> bool {
+        if let Some(object) = stream.and_then(|state| state.get(&self.key)) {
+            return self.is_value_match(object.serialize());
+        }
+        let Some(connection) = connection else { return false };
+        let state = connection.filter_state.borrow();
+        state.get(&self.key).is_some_and(|object| self.is_value_match(object.serialize()))
+    }
+
+    fn is_value_match(&self, value: Option<Vec<u8>>) -> bool {
+        let Some(value) = value else { return false };
+        match &self.condition {
+            Condition::Text(text) => text.is_match(&value),
+            Condition::Address(ranges, invert) => {
+                let address = str::from_utf8(&value).ok().and_then(|text| text.parse::<IpAddr>().ok());
+                address.is_some_and(|address| ranges.contains(address) != *invert)
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What the whole process shares, and what compiling configuration may refer to.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use waystation_filter_api::cell::{Cell, CellTable};
+use waystation_filter_api::http::NodeInfo;
+use waystation_filter_api::runtime::Runtime;
+use waystation_format::AccessLogSinks;
+use waystation_route::RouteTable;
+use waystation_stats::Store;
+use waystation_tls::{Secret, SecretTable};
+use waystation_upstream::Cluster;
+
+/// One per process, behind an `Arc`: read by every thread, changed only through its cells and atomics.
+pub struct Shared {
+    /// All statistics.
+    pub stats: Store,
+    /// The layered runtime.
+    pub runtime: Runtime,
+    /// Who this proxy is.
+    pub node: NodeInfo,
+    /// Clusters by name.
+    pub clusters: CellTable<Cluster>,
+    /// Route configurations by [`ResourceKey`].
+    pub routes: CellTable<RouteTable>,
+    /// TLS secrets by [`ResourceKey`].
+    pub secrets: SecretTable,
+    /// Files and streams that access logs write to.
+    pub access_logs: AccessLogSinks,
+    /// `--drain-time-s`.
+    pub drain_time: Duration,
+    /// Whether `--drain-strategy immediate` was given.
+    pub drain_immediately: bool,
+    /// Whether the operator failed the health check (`/healthcheck/fail`).
+    pub health_check_failed: AtomicBool,
+    next_connection: AtomicU64,
+}
+
+impl Shared {
+    /// The shared state of a process that has not loaded any resource yet.
+    pub fn new(stats: Store, node: NodeInfo, drain_time: Duration, drain_immediately: bool) -> Arc<Self> {
+        Arc::new(Self {
+            access_logs: AccessLogSinks::new(&stats),
+            stats,
+            runtime: Runtime::new(),
+            node,
+            clusters: CellTable::new(),
+            routes: CellTable::new(),
+            secrets: SecretTable::new(),
+            drain_time,
+            drain_immediately,
+            health_check_failed: AtomicBool::new(false),
+            next_connection: AtomicU64::new(0),
+        })
+    }
+
+    /// Reserves `count` connection ids; a worker takes them in blocks so that accepting shares no counter.
+    pub fn reserve_connection_ids(&self, count: u64) -> u64 {
+        self.next_connection.fetch_add(count, Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// A resource that something compiled refers to: whoever manages subscriptions fetches it and fills the cell.
+#[derive(Clone, Debug)]
+pub enum Need {
+    /// A route configuration by RDS.
+    Route {
+        /// Where it comes from.
+        source: core::ConfigSource,
+        /// Its name.
+        name: String,
+        /// Where it goes.
+        cell: Arc<Cell<RouteTable>>,
+    },
+    /// A secret by SDS.
+    Secret {
+        /// Where it comes from.
+        source: core::ConfigSource,
+        /// Its name.
+        name: String,
+        /// Where it goes.
+        cell: Arc<Cell<Secret>>,
+    },
+}
+
+/// Passed to the compilers of listeners, filters, clusters and transport sockets: what they may refer to, and the
+/// list of what they turned out to need.
+pub struct CompileContext<'a> {
+    /// The process.
+    pub shared: &'a Arc<Shared>,
+    needs: RefCell<Vec<Need>>,
+}
+
+impl<'a> CompileContext<'a> {
+    /// A context with no needs yet.
+    pub fn new(shared: &'a Arc<Shared>) -> Self {
+        Self { shared, needs: RefCell::default() }
+    }
+
+    /// The cell of a cluster; empty while the cluster does not exist.
+    pub fn cluster_cell(&self, name: &str) -> Arc<Cell<Cluster>> {
+        self.shared.clusters.cell(name)
+    }
+
+    /// The cell of a route configuration that comes by RDS from `source`.
+    pub fn route_cell(&self, source: &core::ConfigSource, name: &str) -> Arc<Cell<RouteTable>> {
+        let cell = self.shared.routes.cell(&resource_key(source, name));
+        self.needs.borrow_mut().push(Need::Route {
+            source: source.clone(),
+            name: name.to_owned(),
+            cell: Arc::clone(&cell),
+        });
+        cell
+    }
+
+    /// The cell of a secret that comes by SDS from `source`.
+    pub fn secret_cell(&self, source: &core::ConfigSource, name: &str) -> Arc<Cell<Secret>> {
+        let cell = self.shared.secrets.cell(&resource_key(source, name));
+        self.needs.borrow_mut().push(Need::Secret {
+            source: source.clone(),
+            name: name.to_owned(),
+            cell: Arc::clone(&cell),
+        });
+        cell
+    }
+
+    /// What was referred to, in order.
+    pub fn into_needs(self) -> Vec<Need> {
+        self.needs.into_inner()
+    }
+}
+
+impl fmt::Debug for CompileContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompileContext").field("needs", &self.needs.borrow().len()).finish_non_exhaustive()
+    }
+}
+
+/// The name under which a resource's cell is kept. Two sources may serve different resources of one name, so the
+/// source is part of it; the aggregated stream, by far the most common, adds nothing.
+pub fn resource_key(source: &core::ConfigSource, name: &str) -> String {
+    use core::config_source::ConfigSourceSpecifier;
+    use envoy_types::pb::google::protobuf::Duration;
+    use prost::Message as _;
+    match &source.config_source_specifier {
+        Some(ConfigSourceSpecifier::Ads(_)) => name.to_owned(),
+        specifier => {
+            let identity = core::ConfigSource {
+                config_source_specifier: specifier.clone(),
+                initial_fetch_timeout: None::<Duration>,
+                ..core::ConfigSource::default()
+            };
+            format!("{name}@{:016x}", xxhash_rust::xxh64::xxh64(&identity.encode_to_vec(), 0))
+        }
+    }
+}

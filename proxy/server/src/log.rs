@@ -1,0 +1,367 @@
+//! The application log, in Envoy's format and by Envoy's components.
+//!
+//! Code logs through `tracing` with the component as target (`tracing::info!(target: "config", ...)`); anything else
+//! counts as `misc`. Levels are atomics that `/logging` changes while the process runs.
+
+use std::fmt::{self, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use time::OffsetDateTime;
+use tracing::field::{Field, Visit};
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+
+/// Envoy's default `--log-format`.
+pub const DEFAULT_FORMAT: &str = "[%Y-%m-%d %T.%e][%t][%l][%n] [%g:%#] %v";
+
+/// Envoy's log levels.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[repr(u8)]
+pub enum Level {
+    /// Everything.
+    Trace,
+    /// For debugging.
+    Debug,
+    /// What an operator may want to know.
+    Info,
+    /// What an operator should look at.
+    Warning,
+    /// What went wrong.
+    Error,
+    /// What ends the process.
+    Critical,
+    /// Nothing.
+    Off,
+}
+
+impl Level {
+    const ALL: [Self; 7] =
+        [Self::Trace, Self::Debug, Self::Info, Self::Warning, Self::Error, Self::Critical, Self::Off];
+
+    /// Reads a level by name; `warn` is `warning`.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "warn" => Some(Self::Warning),
+            _ => Self::ALL.into_iter().find(|level| level.name() == name),
+        }
+    }
+
+    /// The level's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trace => "trace",
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+            Self::Critical => "critical",
+            Self::Off => "off",
+        }
+    }
+
+    fn of(level: tracing::Level) -> Self {
+        match level {
+            tracing::Level::TRACE => Self::Trace,
+            tracing::Level::DEBUG => Self::Debug,
+            tracing::Level::INFO => Self::Info,
+            tracing::Level::WARN => Self::Warning,
+            tracing::Level::ERROR => Self::Error,
+        }
+    }
+}
+
+/// Envoy's logger names, sorted; `/logging` lists them all.
+pub const COMPONENTS: &[&str] = &[
+    "admin", "alternate_protocols_cache", "aws", "assert", "backtrace", "basic_auth", "cache_filter", "client",
+    "compression", "config", "conn_handler", "connection", "credential_injector", "decompression", "dns",
+    "dubbo", "dynamic_modules", "envoy_bug", "ext_authz", "ext_proc", "file", "filter", "forward_proxy",
+    "geolocation", "golang", "grpc", "happy_eyeballs", "hc", "health_checker", "hot_restart", "http", "http2",
+    "hystrix", "init", "io", "jwt", "kafka", "key_value_store", "lua", "main", "matcher", "mcp", "misc", "mongo",
+    "multi_connection", "oauth2", "pool", "rate_limit_quota", "rbac", "redis", "rocketmq", "router", "runtime",
+    "secret", "stateful_session", "stats", "stats_sinks", "tap", "testing", "thrift", "tracing", "udp",
+    "upstream", "wasm", "websocket",
+];
+
+const MISC: &str = "misc";
+
+static LEVELS: [AtomicU8; 128] = [const { AtomicU8::new(Level::Info as u8) }; 128];
+
+/// The level of a component in force.
+pub fn level(component: &str) -> Option<Level> {
+    let index = index(component)?;
+    Some(Level::ALL[usize::from(LEVELS[index].load(Ordering::Relaxed))])
+}
+
+/// Sets one component's level; `false` when there is no such component.
+pub fn set_level(component: &str, level: Level) -> bool {
+    let known = index(component).map(|index| LEVELS[index].store(level as u8, Ordering::Relaxed));
+    known.is_some()
+}
+
+/// Sets every component's level.
+pub fn set_all(level: Level) {
+    for slot in &LEVELS {
+        slot.store(level as u8, Ordering::Relaxed);
+    }
+}
+
+fn index(component: &str) -> Option<usize> {
+    COMPONENTS.iter().position(|known| *known == component)
+}
+
+fn component_of(target: &'static str) -> (usize, &'static str) {
+    // Crates of ours and others log with module paths as targets when they name no component.
+    let name = if target.starts_with("h2") { "http2" } else { target };
+    match index(name) {
+        Some(index) => (index, COMPONENTS[index]),
+        None => (index(MISC).unwrap_or_default(), MISC),
+    }
+}
+
+/// Where the log goes; reopened on SIGUSR1.
+struct Sink {
+    path: Option<PathBuf>,
+    file: Option<File>,
+}
+
+static SINK: Mutex<Sink> = Mutex::new(Sink { path: None, file: None });
+
+/// Starts logging. Called once; a second call is ignored.
+pub fn init(format: &str, escape: bool, path: Option<&Path>) -> io::Result<()> {
+    if let Some(path) = path {
+        let mut sink = SINK.lock();
+        sink.file = Some(open(path)?);
+        sink.path = Some(path.to_owned());
+    }
+    let layer = EnvoyLayer { format: Pattern::parse(format), escape };
+    let subscriber = tracing_subscriber::registry().with(layer);
+    // Only the embedding tests set a subscriber before; theirs stays.
+    drop(tracing::subscriber::set_global_default(subscriber));
+    Ok(())
+}
+
+/// Opens the log file again (SIGUSR1, `/reopen_logs`), so that a rotated one can be moved away.
+pub fn reopen() -> io::Result<()> {
+    let mut sink = SINK.lock();
+    if let Some(path) = sink.path.clone() {
+        sink.file = Some(open(&path)?);
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+struct EnvoyLayer {
+    format: Pattern,
+    escape: bool,
+}
+
+impl<S: Subscriber> Layer<S> for EnvoyLayer {
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        // Levels change at run time.
+        Interest::sometimes()
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        let (index, _) = component_of(static_target(metadata));
+        Level::of(*metadata.level()) as u8 >= LEVELS[index].load(Ordering::Relaxed)
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut message = Message::default();
+        event.record(&mut message);
+        if self.escape {
+            message.text = message.text.escape_default().to_string();
+        }
+        let metadata = event.metadata();
+        let level = if message.critical { Level::Critical } else { Level::of(*metadata.level()) };
+        let line = self.format.line(&Record {
+            time: OffsetDateTime::now_utc(),
+            level,
+            component: component_of(static_target(metadata)).1,
+            file: metadata.file().unwrap_or_default(),
+            line: metadata.line().unwrap_or_default(),
+            text: &message.text,
+        });
+        let mut sink = SINK.lock();
+        // There is nobody left to tell when the log itself cannot be written.
+        let _ = match &mut sink.file {
+            Some(file) => file.write_all(line.as_bytes()),
+            None => io::stderr().write_all(line.as_bytes()),
+        };
+    }
+}
+
+fn static_target(metadata: &Metadata<'_>) -> &'static str {
+    let target = metadata.target();
+    COMPONENTS
+        .iter()
+        .find(|known| **known == target)
+        .copied()
+        .unwrap_or(if target.starts_with("h2") { "http2" } else { MISC })
+}
+
+/// The message of an event with its fields appended as `key=value`. The field `critical = true` raises the level.
+#[derive(Default)]
+struct Message {
+    text: String,
+    critical: bool,
+}
+
+impl Visit for Message {
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        if field.name() == "critical" {
+            self.critical = value;
+        } else {
+            self.record_debug(field, &value);
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a string does not fail.
+        let _ = if field.name() == "message" {
+            let fields = std::mem::take(&mut self.text);
+            write!(self.text, "{value:?}{fields}")
+        } else {
+            write!(self.text, " {}={value:?}", field.name())
+        };
+    }
+}
+
+struct Record<'a> {
+    time: OffsetDateTime,
+    level: Level,
+    component: &'a str,
+    file: &'a str,
+    line: u32,
+    text: &'a str,
+}
+
+/// A compiled spdlog pattern: the flags that Envoy documents; others are printed as they stand.
+struct Pattern(Vec<Part>);
+
+enum Part {
+    Text(String),
+    Flag(char),
+}
+
+impl Pattern {
+    fn parse(text: &str) -> Self {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut chars = text.chars();
+        while let Some(char) = chars.next() {
+            match (char, char == '%') {
+                (_, true) => match chars.next() {
+                    Some('%') => literal.push('%'),
+                    Some(flag) => {
+                        if !literal.is_empty() {
+                            parts.push(Part::Text(std::mem::take(&mut literal)));
+                        }
+                        parts.push(Part::Flag(flag));
+                    }
+                    None => literal.push('%'),
+                },
+                (char, false) => literal.push(char),
+            }
+        }
+        if !literal.is_empty() {
+            parts.push(Part::Text(literal));
+        }
+        Self(parts)
+    }
+
+    fn line(&self, record: &Record<'_>) -> String {
+        let mut line = String::with_capacity(record.text.len() + 96);
+        for part in &self.0 {
+            // Writing to a string does not fail.
+            let _ = match part {
+                Part::Text(text) => line.write_str(text),
+                Part::Flag(flag) => write_flag(*flag, record, &mut line),
+            };
+        }
+        line.push('\n');
+        line
+    }
+}
+
+fn write_flag(flag: char, record: &Record<'_>, out: &mut String) -> fmt::Result {
+    let time = &record.time;
+    let file_name = || Path::new(record.file).file_name().map_or_else(Default::default, |name| name.to_string_lossy());
+    match flag {
+        'Y' => write!(out, "{:04}", time.year()),
+        'C' => write!(out, "{:02}", time.year() % 100),
+        'm' => write!(out, "{:02}", u8::from(time.month())),
+        'd' => write!(out, "{:02}", time.day()),
+        'H' => write!(out, "{:02}", time.hour()),
+        'M' => write!(out, "{:02}", time.minute()),
+        'S' => write!(out, "{:02}", time.second()),
+        'T' | 'X' => write!(out, "{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second()),
+        'F' => write!(out, "{:09}", time.nanosecond()),
+        'f' => write!(out, "{:06}", time.microsecond()),
+        'e' => write!(out, "{:03}", time.millisecond()),
+        'E' => {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            write!(out, "{}", since.as_secs())
+        }
+        'z' => out.write_str("+00:00"),
+        't' => write!(out, "{}", thread_id()),
+        'P' => write!(out, "{}", std::process::id()),
+        'l' => out.write_str(record.level.name()),
+        'L' => out.write_str(&record.level.name()[..1].to_uppercase()),
+        'n' => out.write_str(record.component),
+        'v' | '_' | 'j' => out.write_str(record.text),
+        's' => out.write_str(&file_name()),
+        'g' => out.write_str(record.file),
+        '#' => write!(out, "{}", record.line),
+        '@' => write!(out, "{}:{}", file_name(), record.line),
+        other => write!(out, "%{other}"),
+    }
+}
+
+fn thread_id() -> u64 {
+    thread_local! {
+        static ID: u64 = std::fs::read_link("/proc/thread-self")
+            .ok()
+            .and_then(|link| link.file_name()?.to_str()?.parse().ok())
+            .unwrap_or_default();
+    }
+    ID.with(|id| *id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DEFAULT_FORMAT, Level, Pattern, Record};
+    use time::macros::datetime;
+
+    #[test]
+    fn the_default_format_reads_as_envoys() {
+        let record = Record {
+            time: datetime!(2026-01-02 03:04:05.006 UTC),
+            level: Level::Warning,
+            component: "config",
+            file: "src/a.rs",
+            line: 7,
+            text: "hello",
+        };
+        let line = Pattern::parse(DEFAULT_FORMAT).line(&record);
+        let (head, tail) = line.split_once("][").unwrap();
+        assert_eq!(head, "[2026-01-02 03:04:05.006");
+        assert!(tail.ends_with("][warning][config] [src/a.rs:7] hello\n"), "{tail}");
+        assert_eq!(Pattern::parse("%L %% %q").line(&record), "W % %q\n");
+    }
+
+    #[test]
+    fn levels_by_name() {
+        assert_eq!(Level::parse("warn"), Some(Level::Warning));
+        assert_eq!(Level::parse("bogus"), None);
+    }
+}
