@@ -28,8 +28,8 @@ mod source;
 mod wire;
 
 pub use crate::core::{
-    Action, ControlPlaneStats, Core, Event, Failure, HeldResource, MuxId, Options, Rejection, Resource, StreamId,
-    SubId, SubscribeError, SubscriptionStats, Update, UpdateToken,
+    Action, ControlPlaneStats, Core, Event, Failure, HeldResource, MuxId, Options, Rejection, Resource,
+    StreamId, SubId, SubscribeError, SubscriptionStats, Update, UpdateToken,
 };
 pub use driver::{BoxedIo, Client, ConfigCodec, Connect, Io, Transport};
 pub use resource_type::ResourceType;

@@ -127,9 +127,12 @@ impl ResourceType {
     pub(crate) fn children(&self) -> &'static [ResourceType] {
         match self {
             Self::Cluster => &[Self::ClusterLoadAssignment, Self::Secret],
-            Self::Listener => {
-                &[Self::RouteConfiguration, Self::ScopedRouteConfiguration, Self::ExtensionConfig, Self::Secret]
-            }
+            Self::Listener => &[
+                Self::RouteConfiguration,
+                Self::ScopedRouteConfiguration,
+                Self::ExtensionConfig,
+                Self::Secret,
+            ],
             Self::ScopedRouteConfiguration => &[Self::RouteConfiguration],
             Self::RouteConfiguration => &[Self::VirtualHost],
             _ => &[],

@@ -79,7 +79,7 @@ pub struct GrpcService {
     pub target: Arc<str>,
     /// `:authority` of the requests; Envoy uses the cluster's name when none is configured.
     pub authority: Option<Arc<str>>,
-    /// Bounds the wait for the connection and the response headers, not the life of the stream.
+    /// Bounds the wait for the connection; 20 s when absent. A stream lives until it breaks.
     pub timeout: Option<Duration>,
     /// Added to the headers of each stream, in order.
     pub initial_metadata: Vec<(Arc<str>, Arc<str>)>,
