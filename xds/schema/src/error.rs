@@ -30,6 +30,13 @@ impl ConfigError {
         self
     }
 
+    /// The same place with another reason.
+    #[must_use]
+    pub(crate) fn with_reason(mut self, change: impl FnOnce(String) -> String) -> Self {
+        self.reason = change(self.reason);
+        self
+    }
+
     /// The reason without the path.
     pub fn reason(&self) -> &str {
         &self.reason
