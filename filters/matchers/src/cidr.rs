@@ -57,7 +57,8 @@ impl Cidr {
 
     /// Whether `address` is in the range. Families do not mix.
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.address.is_ipv4() == address.is_ipv4() && to_bits(address).0 & mask(self.len) == to_bits(self.address).0
+        self.address.is_ipv4() == address.is_ipv4()
+            && to_bits(address).0 & mask(self.len) == to_bits(self.address).0
     }
 }
 
@@ -244,7 +245,9 @@ mod tests {
 
     #[test]
     fn longest_prefix_first() {
-        let map = CidrMap::new(["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.0.0.0/8"].map(cidr).into_iter().zip(0..));
+        let map = CidrMap::new(
+            ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.0.0.0/8"].map(cidr).into_iter().zip(0..),
+        );
         let found = |address: &str| map.matches(address.parse().unwrap()).copied().collect::<Vec<_>>();
         assert_eq!(found("10.1.2.3"), [2, 1, 3, 0]);
         assert_eq!(found("11.0.0.0"), [0]);

@@ -58,8 +58,7 @@ mod tests {
 
     #[test]
     fn the_first_of_its_name_over_all_lines() {
-        let headers: Headers =
-            [("cookie", "a=1; b=\"2 3\""), ("cookie", "c=; b=4")].into_iter().collect();
+        let headers: Headers = [("cookie", "a=1; b=\"2 3\""), ("cookie", "c=; b=4")].into_iter().collect();
         assert_eq!(cookie_value(&headers, b"b"), Some(&b"2 3"[..]));
         assert_eq!(cookie_value(&headers, b"c"), Some(&b""[..]));
         assert_eq!(cookie_value(&headers, b"d"), None);

@@ -33,7 +33,9 @@ impl FilterStateMatcher {
         }
         let condition = match matcher {
             None => return Err(ConfigError::field("matcher", "is required")),
-            Some(Matcher::StringMatch(text)) => Condition::Text(StringMatcher::compile(text).at(|| "string_match")?),
+            Some(Matcher::StringMatch(text)) => {
+                Condition::Text(StringMatcher::compile(text).at(|| "string_match")?)
+            }
             Some(Matcher::AddressMatch(address)) => {
                 let ranges = CidrList::compile_xds(&address.ranges, "ranges").at(|| "address_match")?;
                 Condition::Address(ranges, address.invert_match)

@@ -28,9 +28,11 @@ enum Condition {
 
 impl HeaderMatcher {
     /// Compiles the protobuf form, deprecated specifiers included.
+    #[expect(deprecated, reason = "configurations still use the old specifiers")]
     pub fn compile(proto: &pb::HeaderMatcher) -> Result<Self, ConfigError> {
         use pb::header_matcher::HeaderMatchSpecifier as Specifier;
-        let pb::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } = proto;
+        let pb::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } =
+            proto;
         let name = HeaderName::parse(name).map_err(|error| ConfigError::field("name", error.to_string()))?;
         let condition = match header_match_specifier {
             None => Condition::Present(true),
@@ -87,9 +89,7 @@ impl HeaderMatcher {
     #[inline]
     pub fn is_match(&self, headers: &Headers) -> bool {
         let outcome = match &self.condition {
-            Condition::Present(wanted) => {
-                (self.missing_is_empty || headers.contains(&self.name)) == *wanted
-            }
+            Condition::Present(wanted) => (self.missing_is_empty || headers.contains(&self.name)) == *wanted,
             Condition::Text(text) => match self.value(headers) {
                 Some(value) => text.is_match(&value),
                 None => return false,

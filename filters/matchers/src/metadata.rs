@@ -43,7 +43,9 @@ impl MetadataMatcher {
         let mut keys = Vec::with_capacity(path.len());
         for (index, segment) in path.iter().enumerate() {
             match &segment.segment {
-                Some(pb::metadata_matcher::path_segment::Segment::Key(key)) if !key.is_empty() => keys.push(&**key),
+                Some(pb::metadata_matcher::path_segment::Segment::Key(key)) if !key.is_empty() => {
+                    keys.push(&**key)
+                }
                 _ => return Err(ConfigError::field(format!("path[{index}].key"), "is required")),
             }
         }
@@ -77,7 +79,9 @@ mod tests {
     fn a_path_below_a_namespace_and_its_inverse() {
         let mut metadata = Metadata::default();
         metadata.set("ns", "a", Value::Bool(true));
-        for (key, invert, expected) in [("a", false, true), ("a", true, false), ("b", false, false), ("b", true, true)] {
+        for (key, invert, expected) in
+            [("a", false, true), ("a", true, false), ("b", false, false), ("b", true, true)]
+        {
             let segment = pb::metadata_matcher::path_segment::Segment::Key(key.into());
             let proto = pb::MetadataMatcher {
                 filter: "ns".into(),
@@ -87,7 +91,11 @@ mod tests {
                 }),
                 invert,
             };
-            assert_eq!(MetadataMatcher::compile(&proto).unwrap().is_match(&metadata), expected, "{key} {invert}");
+            assert_eq!(
+                MetadataMatcher::compile(&proto).unwrap().is_match(&metadata),
+                expected,
+                "{key} {invert}"
+            );
         }
     }
 }

@@ -41,7 +41,8 @@ mod tests {
             match_pattern: Some(pb::string_matcher::MatchPattern::Exact("/a".into())),
             ..Default::default()
         };
-        let matcher = PathMatcher::compile(&pb::PathMatcher { rule: Some(pb::path_matcher::Rule::Path(text)) });
+        let matcher =
+            PathMatcher::compile(&pb::PathMatcher { rule: Some(pb::path_matcher::Rule::Path(text)) });
         let matcher = matcher.unwrap();
         assert!(matcher.is_match(b"/a?b") && matcher.is_match(b"/a#b") && !matcher.is_match(b"/ab"));
     }

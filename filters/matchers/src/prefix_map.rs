@@ -76,6 +76,11 @@ impl<T> PrefixMap<T> {
         self.nodes.len() == 1 && self.nodes[0].value.is_none()
     }
 
+    /// All values, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.nodes.iter().filter_map(|node| node.value.as_ref())
+    }
+
     /// Visits every value with the nearest value above it, parents first.
     pub fn visit_mut(&mut self, mut visit: impl FnMut(Option<&T>, &mut T)) {
         // Parents are flattened before their children; each remembers the nearest valued ancestor by index.

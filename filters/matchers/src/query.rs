@@ -51,12 +51,12 @@ pub fn query_parameter<'a>(target: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 /// The parameters of a request target's query, undecoded. One without `=` has an empty value.
 pub fn query_parameters(target: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let query = memchr::memchr(b'?', target).map(|at| &target[at + 1..]);
-    query.into_iter().flat_map(|query| query.split(|byte| *byte == b'&')).map(|parameter| {
-        match memchr::memchr(b'=', parameter) {
+    query.into_iter().flat_map(|query| query.split(|byte| *byte == b'&')).map(
+        |parameter| match memchr::memchr(b'=', parameter) {
             Some(at) => (&parameter[..at], &parameter[at + 1..]),
             None => (parameter, &[][..]),
-        }
-    })
+        },
+    )
 }
 
 #[cfg(test)]
@@ -80,7 +80,8 @@ mod tests {
             (Some(Specifier::PresentMatch(false)), false, true),
             (Some(Specifier::PresentMatch(true)), true, false),
         ] {
-            let proto = pb::QueryParameterMatcher { name: "x".into(), query_parameter_match_specifier: specifier };
+            let proto =
+                pb::QueryParameterMatcher { name: "x".into(), query_parameter_match_specifier: specifier };
             let matcher = QueryParameterMatcher::compile(&proto).unwrap();
             assert_eq!((matcher.is_match(b"/?x"), matcher.is_match(b"/?y")), (with, without));
         }

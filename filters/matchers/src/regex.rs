@@ -103,7 +103,9 @@ impl Substitution {
                 match part {
                     Part::Literal(bytes) => replacement.extend_from_slice(bytes),
                     Part::Group(group) => {
-                        replacement.extend_from_slice(captures.get(*group).map_or(&[][..], |found| found.as_bytes()));
+                        replacement.extend_from_slice(
+                            captures.get(*group).map_or(&[][..], |found| found.as_bytes()),
+                        );
                     }
                 }
             }
@@ -161,7 +163,9 @@ fn parse(pattern: &str) -> Result<regex_syntax::hir::Hir, ConfigError> {
         .utf8(false)
         .build()
         .parse(pattern)
-        .map_err(|error| ConfigError::new(format!("invalid regular expression: {}", one_line(&error.to_string()))))
+        .map_err(|error| {
+            ConfigError::new(format!("invalid regular expression: {}", one_line(&error.to_string())))
+        })
 }
 
 fn build(pattern: &str) -> Result<bytes::Regex, ConfigError> {
@@ -173,7 +177,9 @@ fn build(pattern: &str) -> Result<bytes::Regex, ConfigError> {
             regex::Error::CompiledTooBig(limit) => {
                 ConfigError::new(format!("regular expression compiles to more than {limit} bytes"))
             }
-            error => ConfigError::new(format!("invalid regular expression: {}", one_line(&error.to_string()))),
+            error => {
+                ConfigError::new(format!("invalid regular expression: {}", one_line(&error.to_string())))
+            }
         })
 }
 

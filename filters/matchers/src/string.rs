@@ -35,10 +35,9 @@ impl StringMatcher {
             Some(MatchPattern::Prefix(text)) => Pattern::Prefix(text.as_bytes().into()),
             Some(MatchPattern::Suffix(text)) => Pattern::Suffix(text.as_bytes().into()),
             Some(MatchPattern::Contains(text)) => contains(text, *ignore_case),
-            Some(MatchPattern::SafeRegex(regex)) => regex_pattern(
-                Regex::compile(regex).at(|| "safe_regex")?,
-                *ignore_case,
-            )?,
+            Some(MatchPattern::SafeRegex(regex)) => {
+                regex_pattern(Regex::compile(regex).at(|| "safe_regex")?, *ignore_case)?
+            }
             Some(MatchPattern::Custom(custom)) => return Err(unsupported_custom(custom)),
         };
         Ok(Self { pattern, ignore_case: *ignore_case })
@@ -54,10 +53,9 @@ impl StringMatcher {
             Some(MatchPattern::Prefix(text)) => Pattern::Prefix(text.as_bytes().into()),
             Some(MatchPattern::Suffix(text)) => Pattern::Suffix(text.as_bytes().into()),
             Some(MatchPattern::Contains(text)) => contains(text, *ignore_case),
-            Some(MatchPattern::SafeRegex(regex)) => regex_pattern(
-                Regex::compile_xds(regex).at(|| "safe_regex")?,
-                *ignore_case,
-            )?,
+            Some(MatchPattern::SafeRegex(regex)) => {
+                regex_pattern(Regex::compile_xds(regex).at(|| "safe_regex")?, *ignore_case)?
+            }
             Some(MatchPattern::Custom(custom)) => return Err(unsupported_custom(custom)),
         };
         Ok(Self { pattern, ignore_case: *ignore_case })

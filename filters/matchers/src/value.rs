@@ -55,7 +55,8 @@ impl ValueMatcher {
             }
             Some(MatchPattern::OrMatch(or)) => {
                 let compile = |(index, matcher)| {
-                    Self::compile_at_depth(matcher, depth + 1).at(|| format!("or_match.value_matchers[{index}]"))
+                    Self::compile_at_depth(matcher, depth + 1)
+                        .at(|| format!("or_match.value_matchers[{index}]"))
                 };
                 Self::Or(or.value_matchers.iter().enumerate().map(compile).collect::<Result<_, _>>()?)
             }
@@ -136,7 +137,9 @@ mod tests {
     use super::ValueMatcher;
     use envoy_types::pb::envoy::r#type::matcher::v3 as pb;
     use envoy_types::pb::envoy::r#type::v3::DoubleRange;
-    use pb::value_matcher::MatchPattern::{self, BoolMatch, DoubleMatch, ListMatch, NullMatch, OrMatch, PresentMatch};
+    use pb::value_matcher::MatchPattern::{
+        self, BoolMatch, DoubleMatch, ListMatch, NullMatch, OrMatch, PresentMatch,
+    };
     use waystation_filter_api::value::Value;
 
     fn proto(pattern: MatchPattern) -> pb::ValueMatcher {
@@ -151,7 +154,9 @@ mod tests {
     fn kinds_do_not_mix_and_missing_values_match_only_absence() {
         let range = pb::double_matcher::MatchPattern::Range(DoubleRange { start: 1.0, end: 2.0 });
         let double = || DoubleMatch(pb::DoubleMatcher { match_pattern: Some(range) });
-        assert!(matches(double(), Some(&Value::Number(1.0))) && !matches(double(), Some(&Value::Number(2.0))));
+        assert!(
+            matches(double(), Some(&Value::Number(1.0))) && !matches(double(), Some(&Value::Number(2.0)))
+        );
         assert!(!matches(double(), Some(&Value::Bool(true))));
         assert!(matches(NullMatch(pb::value_matcher::NullMatch {}), Some(&Value::Null)));
         assert!(matches(PresentMatch(false), None) && !matches(PresentMatch(true), None));
