@@ -12,7 +12,7 @@ use crate::histogram::{HistogramCells, Summary};
 use crate::scope::ScopeNode;
 use crate::shard::{Sharded, zeroed};
 use crate::store::{Kind, Value};
-use crate::tags::Extracted;
+use crate::tags::View;
 
 /// What an entry is made of.
 #[derive(Debug)]
@@ -78,8 +78,8 @@ pub(crate) struct Cells {
     hidden: Option<Box<[bool]>>,
     /// Counter values at the last reset.
     reset: OnceLock<Box<[AtomicU64]>>,
-    /// What the user's tag regexes say about each leaf, found out by the first scrape that asks.
-    pub(crate) extracted: OnceLock<Box<[Option<Box<Extracted>>]>>,
+    /// How the user's tag regexes see the leaves, found out by the first scrape that asks.
+    pub(crate) views: OnceLock<Box<[View]>>,
 }
 
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Cells {
             },
             hidden: None,
             reset: OnceLock::new(),
-            extracted: OnceLock::new(),
+            views: OnceLock::new(),
             scope,
             layout,
         };
@@ -269,9 +269,26 @@ impl Cells {
         }
     }
 
+    /// Whether a leaf was ever written; for a histogram, whether a flush saw it.
+    pub(crate) fn is_used(&self, leaf: Leaf) -> bool {
+        match self.kind(leaf) {
+            Kind::Counter | Kind::Gauge => self.scalar(leaf).1,
+            Kind::Histogram(_) => self.summary(self.histogram_index(leaf)).is_some(),
+            Kind::TextReadout => self.text().is_some(),
+        }
+    }
+
     /// The index of a histogram leaf among the entry's histograms.
     pub(crate) fn histogram_index(&self, leaf: Leaf) -> usize {
         leaf - self.counters - self.layout.gauges()
+    }
+
+    /// The upper bounds of a histogram leaf, recorded in or not.
+    pub(crate) fn buckets(&self, leaf: Leaf) -> Arc<[f64]> {
+        match self.histograms.get(self.histogram_index(leaf)).and_then(OnceLock::get) {
+            Some(histogram) => histogram.buckets().clone(),
+            None => self.configured_buckets(leaf),
+        }
     }
 
     /// A leaf's value and whether it was ever written.
@@ -319,6 +336,11 @@ impl Cells {
             _ if self.is_discarding() => Vec::new(),
             _ => (0..self.fixed_leaves()).filter(|leaf| self.is_listed(*leaf)).collect(),
         }
+    }
+
+    /// Whether no leaf of a fixed layout is rejected.
+    pub(crate) fn lists_everything(&self) -> bool {
+        self.hidden.is_none() && !self.is_discarding()
     }
 
     /// Whether a leaf of a fixed layout is listed.
@@ -398,11 +420,20 @@ impl Cells {
             Kind::Histogram(unit) => unit,
             Kind::Counter | Kind::Gauge | Kind::TextReadout => crate::Unit::Unspecified,
         };
-        let config = &self.scope.store.config;
-        let mut name = String::new();
-        self.write_name(leaf, &mut name);
-        let settings = config.buckets.iter().find(|settings| (settings.matches)(&name));
-        HistogramCells::new(config.workers as usize, unit, settings.map(|settings| settings.buckets.clone()))
+        let workers = self.scope.store.config.workers as usize;
+        HistogramCells::new(workers, unit, self.configured_buckets(leaf))
+    }
+
+    fn configured_buckets(&self, leaf: Leaf) -> Arc<[f64]> {
+        let store = &self.scope.store;
+        if !store.config.buckets.is_empty() {
+            let mut name = String::new();
+            self.write_name(leaf, &mut name);
+            if let Some(settings) = store.config.buckets.iter().find(|settings| (settings.matches)(&name)) {
+                return settings.buckets.clone();
+            }
+        }
+        store.default_buckets.clone()
     }
 }
 
@@ -414,7 +445,10 @@ impl Drop for Cells {
 
 impl std::fmt::Debug for Cells {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cells").field("prefix", &self.scope.prefix).field("layout", &self.layout).finish_non_exhaustive()
+        f.debug_struct("Cells")
+            .field("prefix", &self.scope.prefix)
+            .field("layout", &self.layout)
+            .finish_non_exhaustive()
     }
 }
 

@@ -38,14 +38,6 @@ impl Default for StatsConfig {
 }
 
 impl StatsConfig {
-    /// The tags that every stat carries.
-    pub(crate) fn fixed_tags(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.tags.iter().filter_map(|rule| match rule {
-            TagRule::Fixed { tag, value } => Some((tag.as_str(), value.as_str())),
-            TagRule::Extract { .. } | TagRule::Default(_) => None,
-        })
-    }
-
     /// The default tags to extract, or `None` for all of them.
     pub(crate) fn enabled_default_tags(&self) -> Option<BTreeSet<Box<str>>> {
         (!self.use_all_default_tags).then(|| {

@@ -36,9 +36,9 @@ impl Unit {
 }
 
 /// Envoy's default upper bounds (milliseconds, but used for every unit).
-const DEFAULT_BUCKETS: [f64; 19] = [
-    0.5, 1., 5., 10., 25., 50., 100., 250., 500., 1_000., 2_500., 5_000., 10_000., 30_000., 60_000., 300_000.,
-    600_000., 1_800_000., 3_600_000.,
+pub(crate) const DEFAULT_BUCKETS: [f64; 19] = [
+    0.5, 1., 5., 10., 25., 50., 100., 250., 500., 1_000., 2_500., 5_000., 10_000., 30_000., 60_000.,
+    300_000., 600_000., 1_800_000., 3_600_000.,
 ];
 
 /// The quantiles that Envoy reports, in percent.
@@ -57,6 +57,13 @@ pub struct Summary {
     pub unit: Unit,
 }
 
+impl Summary {
+    /// A histogram that nothing was recorded in.
+    pub(crate) fn empty(buckets: Arc<[f64]>) -> Self {
+        Self { interval: Bins::default(), cumulative: Bins::default(), buckets, unit: Unit::Unspecified }
+    }
+}
+
 /// Non-empty bins in ascending order.
 #[derive(Clone, Debug, Default)]
 pub struct Bins(Vec<Bin>);
@@ -73,6 +80,11 @@ pub struct Bin {
 }
 
 impl Bins {
+    /// The quantiles that Envoy reports: [`QUANTILES`].
+    pub(crate) fn reported_quantiles(&self) -> [f64; QUANTILES.len()] {
+        self.quantiles(QUANTILES.map(|percent| percent / 100.))
+    }
+
     /// The bins.
     pub fn iter(&self) -> impl Iterator<Item = &Bin> {
         self.0.iter()
@@ -83,14 +95,19 @@ impl Bins {
         self.0.iter().map(|bin| bin.count).sum()
     }
 
-    /// Their sum, taking each for its bin's midpoint.
+    /// Their sum, taking each for the harmonic mean of its bin's ends, which keeps the relative error of a
+    /// log-linear bin even.
     pub fn sum(&self) -> f64 {
-        self.0.iter().map(|bin| (bin.lower + bin.width / 2.) * bin.count as f64).sum()
+        let middle = |bin: &Bin| {
+            let (lower, upper) = (bin.lower, bin.lower + bin.width);
+            if lower == 0. { 0. } else { 2. * lower * upper / (lower + upper) }
+        };
+        self.0.iter().fold(0., |sum, bin| sum + middle(bin) * bin.count as f64)
     }
 
-    /// How many are surely not above `bound`: those of the bins that end there or before.
+    /// How many are not above `bound`, a bin that begins there included: integers equal to the bound are not above it.
     pub fn count_up_to(&self, bound: f64) -> u64 {
-        self.0.iter().take_while(|bin| bin.lower + bin.width <= bound).map(|bin| bin.count).sum()
+        self.0.iter().take_while(|bin| bin.lower <= bound).map(|bin| bin.count).sum()
     }
 
     /// The `q`-quantiles for ascending `q` in `0..=1`, NaN when there are no values.
@@ -113,13 +130,6 @@ impl Bins {
     }
 }
 
-impl Summary {
-    /// Envoy's quantiles of one of the two sets of bins.
-    pub(crate) fn quantiles(bins: &Bins) -> [f64; QUANTILES.len()] {
-        bins.quantiles(QUANTILES.map(|percent| percent / 100.))
-    }
-}
-
 /// Decades of integers below 2^64.
 const DECADES: usize = 20;
 /// Two significant digits: 10..=99.
@@ -138,7 +148,7 @@ pub(crate) struct HistogramCells {
     shards: Sharded<HistogramShard>,
     merged: Mutex<Merged>,
     unit: Unit,
-    buckets: Option<Arc<[f64]>>,
+    buckets: Arc<[f64]>,
 }
 
 /// What the last flush saw.
@@ -150,7 +160,7 @@ struct Merged {
 }
 
 impl HistogramCells {
-    pub(crate) fn new(workers: usize, unit: Unit, buckets: Option<Arc<[f64]>>) -> Self {
+    pub(crate) fn new(workers: usize, unit: Unit, buckets: Arc<[f64]>) -> Self {
         Self { shards: Sharded::new(workers), merged: Mutex::default(), unit, buckets }
     }
 
@@ -165,6 +175,10 @@ impl HistogramCells {
         let digits = if decade == 0 { value * 10 } else { value / 10_u64.pow(decade - 1) };
         let bins = shard.decades[decade as usize].get_or_init(|| zeroed(PER_DECADE));
         writer.add(&bins[digits as usize - 10], 1);
+    }
+
+    pub(crate) fn buckets(&self) -> &Arc<[f64]> {
+        &self.buckets
     }
 
     pub(crate) fn summary(&self) -> Option<Arc<Summary>> {
@@ -187,11 +201,7 @@ impl HistogramCells {
         });
         let interval = self.bins(interval);
         let cumulative = self.bins(merged.counts.iter().copied());
-        let buckets = match (&self.buckets, &merged.summary) {
-            (Some(configured), _) => configured.clone(),
-            (None, Some(summary)) => summary.buckets.clone(),
-            (None, None) => Arc::new(DEFAULT_BUCKETS),
-        };
+        let buckets = self.buckets.clone();
         merged.summary = Some(Arc::new(Summary { interval, cumulative, buckets, unit: self.unit }));
     }
 
@@ -203,7 +213,8 @@ impl HistogramCells {
                 continue;
             }
             counts.extend((0..PER_DECADE).map(|bin| {
-                let count = sum(&|shard| shard.decades[decade].get().map_or(0, |bins| bins[bin].load(Relaxed)));
+                let count =
+                    sum(&|shard| shard.decades[decade].get().map_or(0, |bins| bins[bin].load(Relaxed)));
                 ((1 + decade * PER_DECADE + bin) as u16, count)
             }));
         }

@@ -49,7 +49,7 @@ mod store;
 mod tags;
 
 pub use codes::ResponseCodes;
-pub use config::{BucketSettings, StatsConfig, StatsMatcher, TagRule};
+pub use config::{BucketSettings, NamePredicate, StatsConfig, StatsMatcher, TagRule};
 pub use group::{Group, GroupCells, GroupDef};
 pub use handles::{Counter, CounterRef, Gauge, GaugeRef, Histogram, HistogramRef, TextReadout};
 pub use histogram::{Summary, Unit};

@@ -1,6 +1,7 @@
 //! Scopes: interned name prefixes with their tags.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -51,7 +52,21 @@ impl Scope {
         self.intern(prefix, || {
             let mut tags = self.node.tags.to_vec();
             if enabled {
-                tags.push(TagSpan::new(Cow::Borrowed(tag), start, start, end));
+                tags.push(TagSpan::new(Cow::Borrowed(tag), start..end + 1, start..end));
+            }
+            tags
+        })
+    }
+
+    /// The scope `<self>.worker_<index>`, which Prometheus sees as `worker` with a label `envoy_worker_id`.
+    pub fn worker(&self, index: u32) -> Self {
+        let prefix = format!("{}worker_{index}.", self.node.prefix);
+        let underscore = self.node.prefix.len() + "worker".len();
+        let end = prefix.len() - 1;
+        self.intern(prefix, || {
+            let mut tags = self.node.tags.to_vec();
+            if self.node.store.default_tag_enabled(WORKER_TAG) {
+                tags.push(TagSpan::new(Cow::Borrowed(WORKER_TAG), underscore..end, underscore + 1..end));
             }
             tags
         })
@@ -66,7 +81,8 @@ impl Scope {
         let end = prefix.len() - 1;
         self.intern(prefix, || {
             let mut tags = self.node.tags.to_vec();
-            tags.push(TagSpan::new(Cow::Owned(name.into_owned()), start, start + name_len(end, start, &value), end));
+            let label = TagSpan::new(Cow::Owned(name.to_string()), start..end + 1, end - value.len()..end);
+            tags.push(TagSpan { is_label: true, ..label });
             tags
         })
     }
@@ -152,36 +168,38 @@ impl Scope {
     }
 }
 
-/// Where the value begins, relative to the start of `name.value`.
-fn name_len(end: usize, start: usize, value: &str) -> usize {
-    end - start - value.len()
-}
+const WORKER_TAG: &str = "envoy.worker_id";
 
 /// A part of a prefix that is a tag.
 #[derive(Clone, Debug)]
 pub(crate) struct TagSpan {
     pub(crate) name: Cow<'static, str>,
-    /// What is cut out of the name, the dot that follows included.
-    start: u32,
-    /// Where the value begins; later than `start` for a label, whose name is cut out too.
-    value: u32,
-    end: u32,
+    /// What is left out of the tag-extracted name, with one of the dots around it when it is a whole segment.
+    cut: Range<u32>,
+    value: Range<u32>,
+    /// From [`Scope::label`]: labels are shown in the order in which they were given.
+    pub(crate) is_label: bool,
 }
 
 impl TagSpan {
-    fn new(name: Cow<'static, str>, start: usize, value: usize, end: usize) -> Self {
+    fn new(name: Cow<'static, str>, cut: Range<usize>, value: Range<usize>) -> Self {
         // Names are a few hundred bytes; one of 4 GB could not be listed either.
         let narrow = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
-        Self { name, start: narrow(start), value: narrow(value), end: narrow(end) }
+        let narrow = |range: Range<usize>| narrow(range.start)..narrow(range.end);
+        Self { name, cut: narrow(cut), value: narrow(value), is_label: false }
     }
 
     pub(crate) fn value_in<'a>(&self, prefix: &'a str) -> &'a str {
-        prefix.get(self.value as usize..self.end as usize).unwrap_or_default()
+        prefix.get(self.value.start as usize..self.value.end as usize).unwrap_or_default()
     }
 
-    /// The bytes that the tag-extracted name leaves out, with one of the dots around them.
-    pub(crate) fn cut(&self) -> std::ops::Range<usize> {
-        self.start as usize..self.end as usize + 1
+    /// Whether Envoy's extractor for this tag does not begin with a literal segment.
+    pub(crate) fn is_looked_for_everywhere(&self) -> bool {
+        !self.is_label && (self.name == WORKER_TAG || self.cut.start == 0)
+    }
+
+    pub(crate) fn cut(&self) -> Range<usize> {
+        self.cut.start as usize..self.cut.end as usize
     }
 }
 

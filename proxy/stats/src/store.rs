@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::cells::Cells;
 use crate::config::{StatsConfig, TagRule};
-use crate::histogram::{Summary, Unit};
+use crate::histogram::{DEFAULT_BUCKETS, Summary, Unit};
 use crate::scope::{Scope, ScopeNode, TagSpan};
 use crate::shard::{ShardClaims, WorkerShard};
 
@@ -75,16 +75,16 @@ impl Store {
     /// Merges what histograms recorded since the last call: once per `stats_flush_interval`. Until then a histogram
     /// has no recorded values.
     pub fn flush(&self) {
-        for node in self.inner.scopes_after(None) {
+        for node in self.inner.live_scopes() {
             for cells in node.live() {
                 cells.flush_histograms();
             }
         }
     }
 
-    /// Sets every counter back to zero, and every histogram to nothing recorded (`/reset_counters`).
+    /// Sets every counter back to zero (`/reset_counters`); they stay used. Gauges and histograms keep what they have.
     pub fn reset_counters(&self) {
-        for node in self.inner.scopes_after(None) {
+        for node in self.inner.live_scopes() {
             for cells in node.live() {
                 cells.reset();
             }
@@ -94,7 +94,7 @@ impl Store {
     /// Calls `visit` for every listed stat, scope by scope: for stats sinks.
     pub fn visit(&self, visit: &mut dyn FnMut(Stat<'_>)) {
         let mut name = String::new();
-        for node in self.inner.scopes_after(None) {
+        for node in self.inner.live_scopes() {
             for cells in node.live() {
                 for leaf in cells.listed() {
                     name.clear();
@@ -170,6 +170,7 @@ pub(crate) struct StoreInner {
     default_tags: Option<BTreeSet<Box<str>>>,
     /// Whether any tag comes from a user's regex.
     pub(crate) has_tag_regexes: bool,
+    pub(crate) default_buckets: Arc<[f64]>,
     scopes: Mutex<BTreeMap<Arc<str>, Weak<ScopeNode>>>,
     pub(crate) namespaces: Mutex<BTreeSet<Box<str>>>,
 }
@@ -180,6 +181,7 @@ impl StoreInner {
             claims: Arc::new(ShardClaims::new(config.workers as usize)),
             default_tags: config.enabled_default_tags(),
             has_tag_regexes: config.tags.iter().any(|rule| matches!(rule, TagRule::Extract { .. })),
+            default_buckets: Arc::new(DEFAULT_BUCKETS),
             scopes: Mutex::default(),
             namespaces: Mutex::default(),
             config,
@@ -217,12 +219,12 @@ impl StoreInner {
         self.scopes.lock().get(prefix)?.upgrade()
     }
 
-    /// The live scopes after `last` in the order of their prefixes, taken in batches so that a scrape never holds up
+    /// The live scopes in the order of their prefixes, taken in batches so that a scrape never holds up
     /// the thread that adds clusters.
-    pub(crate) fn scopes_after(self: &Arc<Self>, last: Option<Arc<str>>) -> impl Iterator<Item = Arc<ScopeNode>> {
+    pub(crate) fn live_scopes(self: &Arc<Self>) -> impl Iterator<Item = Arc<ScopeNode>> + Send + use<> {
         const BATCH: usize = 256;
         let store = self.clone();
-        let mut last = last;
+        let mut last: Option<Arc<str>> = None;
         let mut batch = Vec::new().into_iter();
         let mut seen_all = false;
         std::iter::from_fn(move || {

@@ -1,0 +1,131 @@
+//! The query string of `/stats` and `/stats/prometheus`.
+
+use regex::Regex;
+
+use super::{BucketMode, Format, Options, StatType};
+
+/// A parsed query.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// How to render.
+    pub format: Format,
+    /// What to render.
+    pub options: Options,
+}
+
+impl Query {
+    /// Parses the decoded parameters of `/stats`. The error is the body of a 400 answer, in Envoy's words.
+    pub fn parse<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, String> {
+        let mut query = Self::default();
+        for (name, value) in parameters {
+            query.apply(name, value)?;
+        }
+        query.check()
+    }
+
+    /// As [`Query::parse`], for `/stats/prometheus`.
+    pub fn parse_prometheus<'a>(
+        parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, String> {
+        let mut query = Self::parse(parameters.into_iter().filter(|(name, _)| *name != "format"))?;
+        query.format = Format::Prometheus;
+        query.check()
+    }
+
+    fn apply(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let options = &mut self.options;
+        match name {
+            "usedonly" => options.used_only = true,
+            "text_readouts" => options.text_readouts = true,
+            "invert_filter" => options.invert_filter = true,
+            "filter" if value.is_empty() => options.filter = None,
+            "filter" => {
+                let regex = Regex::new(value).map_err(|error| format!("Invalid re2 regex: {error}"))?;
+                options.filter = Some(regex);
+            }
+            "format" => {
+                self.format = match value {
+                    "text" => Format::Text,
+                    "json" => Format::Json,
+                    "prometheus" => Format::Prometheus,
+                    "html" | "active-html" => {
+                        return Err(
+                            "HTML output was disabled by building with --define=admin_html=disabled".into()
+                        );
+                    }
+                    _ => {
+                        return Err("usage: /stats?format=(html|active-html|json|prometheus|text)\n\n".into());
+                    }
+                };
+            }
+            "type" => {
+                options.only = match value {
+                    "All" => None,
+                    "Counters" => Some(StatType::Counters),
+                    "Gauges" => Some(StatType::Gauges),
+                    "Histograms" => Some(StatType::Histograms),
+                    "TextReadouts" => Some(StatType::TextReadouts),
+                    _ => return Err("invalid &type= param".into()),
+                };
+            }
+            "histogram_buckets" => {
+                options.buckets = match value {
+                    "" | "none" => BucketMode::Unset,
+                    "cumulative" => BucketMode::Cumulative,
+                    "disjoint" => BucketMode::Disjoint,
+                    "detailed" => BucketMode::Detailed,
+                    "summary" => BucketMode::Summary,
+                    "prometheusnative" => return Err(UNSUPPORTED_BUCKETS.into()),
+                    _ => {
+                        return Err("usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary|\
+                                    prometheusnative)\n"
+                            .into());
+                    }
+                };
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check(self) -> Result<Self, String> {
+        let disjointed = matches!(self.options.buckets, BucketMode::Disjoint | BucketMode::Detailed);
+        if self.format == Format::Prometheus && disjointed {
+            return Err(UNSUPPORTED_BUCKETS.into());
+        }
+        Ok(self)
+    }
+}
+
+const UNSUPPORTED_BUCKETS: &str = "unsupported prometheus histogram bucket mode";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_values_get_envoys_answers() {
+        let error = |name, value| Query::parse([(name, value)]).unwrap_err();
+        assert_eq!(error("type", "bogus"), "invalid &type= param");
+        assert_eq!(
+            error("format", "bogus"),
+            "usage: /stats?format=(html|active-html|json|prometheus|text)\n\n"
+        );
+        assert_eq!(
+            error("histogram_buckets", "bogus"),
+            "usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary|prometheusnative)\n"
+        );
+        assert!(error("filter", "(").starts_with("Invalid re2 regex: "));
+        assert_eq!(
+            Query::parse_prometheus([("histogram_buckets", "detailed")]).unwrap_err(),
+            "unsupported prometheus histogram bucket mode"
+        );
+    }
+
+    #[test]
+    fn the_prometheus_path_wins_over_the_format() {
+        let query = Query::parse_prometheus([("format", "bogus"), ("usedonly", "")]).unwrap();
+        assert_eq!(query.format, Format::Prometheus);
+        assert!(query.options.used_only);
+    }
+}
