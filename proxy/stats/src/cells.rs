@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use crate::codes::{CodeCounts, CodeLeaf};
+use crate::config::StatsMatcher;
 use crate::group::GroupDef;
 use crate::histogram::{HistogramCells, Summary};
 use crate::scope::ScopeNode;
@@ -115,7 +116,6 @@ impl Cells {
 
     /// Rejected stats are not listed; an entry of which nothing is listed keeps no values either.
     fn apply_matcher(&mut self) {
-        use crate::config::StatsMatcher;
         let rejects_all = match &self.scope.store.config.matcher {
             StatsMatcher::AcceptAll => return,
             StatsMatcher::RejectAll => true,
@@ -302,7 +302,11 @@ impl Cells {
                 let (value, used) = self.scalar(leaf);
                 (Value::Gauge(value), used)
             }
-            Kind::Histogram(_) => Value::of_histogram(self, self.histogram_index(leaf)),
+            Kind::Histogram(_) => {
+                let summary = self.summary(self.histogram_index(leaf));
+                let used = summary.is_some();
+                (Value::Histogram(summary), used)
+            }
             Kind::TextReadout => {
                 let text = self.text();
                 let used = text.is_some();
@@ -325,12 +329,13 @@ impl Cells {
         match (&self.layout, &self.extra) {
             (Layout::Codes(_), Extra::Codes(codes)) => {
                 let mut leaves = codes.listed();
-                let matcher = &self.scope.store.config.matcher;
-                leaves.retain(|leaf| {
-                    let mut name = String::new();
-                    self.write_name(*leaf, &mut name);
-                    matcher.accepts(&name)
-                });
+                if let StatsMatcher::Keep(keep) = &self.scope.store.config.matcher {
+                    leaves.retain(|leaf| {
+                        let mut name = String::new();
+                        self.write_name(*leaf, &mut name);
+                        keep(&name)
+                    });
+                }
                 leaves
             }
             _ if self.is_discarding() => Vec::new(),

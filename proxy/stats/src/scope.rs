@@ -210,7 +210,7 @@ pub(crate) struct ScopeNode {
     /// The full prefix with its final dot, so that the order of prefixes is the order of the names under them.
     pub(crate) prefix: Arc<str>,
     pub(crate) tags: Box<[TagSpan]>,
-    /// Sorted by key: groups first.
+    /// Sorted by key.
     entries: Mutex<Vec<(EntryKey, Weak<Cells>)>>,
 }
 
@@ -219,19 +219,17 @@ impl ScopeNode {
         Self { store, prefix, tags: tags.into(), entries: Mutex::new(Vec::new()) }
     }
 
-    /// Everything that lives here now.
+    /// Everything that lives here now. The references leave the lock before any of them can be the last one: dropping
+    /// cells locks too.
     pub(crate) fn live(&self) -> Vec<Arc<Cells>> {
         self.entries.lock().iter().filter_map(|(_, cells)| cells.upgrade()).collect()
     }
 
     /// The stat that a group of this scope declares under `name`.
     fn declared(&self, kind: Kind, name: &str) -> Option<(Arc<Cells>, usize)> {
-        let entries = self.entries.lock();
-        entries
-            .iter()
-            .take_while(|(key, _)| matches!(key, EntryKey::Group(_)))
-            .filter_map(|(_, cells)| cells.upgrade())
-            .find_map(|cells| Some((cells.layout().declared(kind, name)?, cells)))
+        self.live()
+            .into_iter()
+            .find_map(|cells| cells.layout().declared(kind, name).map(|slot| (slot, cells)))
             .map(|(slot, cells)| (cells, slot))
     }
 

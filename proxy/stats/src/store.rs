@@ -7,7 +7,6 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::cells::Cells;
 use crate::config::{StatsConfig, TagRule};
 use crate::histogram::{DEFAULT_BUCKETS, Summary, Unit};
 use crate::scope::{Scope, ScopeNode, TagSpan};
@@ -257,13 +256,5 @@ impl StoreInner {
 impl fmt::Debug for StoreInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoreInner").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-impl Value {
-    pub(crate) fn of_histogram(cells: &Cells, index: usize) -> (Self, bool) {
-        let summary = cells.summary(index);
-        let used = summary.is_some();
-        (Self::Histogram(summary), used)
     }
 }

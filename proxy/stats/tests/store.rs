@@ -149,6 +149,56 @@ fn idle_stats_are_listed_unless_only_used_ones_are_wanted() {
 }
 
 #[test]
+fn a_reset_starts_counters_over_and_keeps_gauges() {
+    let store = Store::default();
+    let up = cluster(&store, "up");
+    let (total, active, codes) =
+        (up.counter("upstream_rq_total"), up.gauge("upstream_rq_active"), up.response_codes("upstream_rq_"));
+    total.add(3);
+    active.set(2);
+    [200, 204, 503].into_iter().for_each(|status| codes.record(status));
+    store.reset_counters();
+    total.inc();
+    codes.record(204);
+    assert_eq!(
+        text(&store),
+        "cluster.up.upstream_rq_200: 0\n\
+         cluster.up.upstream_rq_204: 1\n\
+         cluster.up.upstream_rq_2xx: 1\n\
+         cluster.up.upstream_rq_503: 0\n\
+         cluster.up.upstream_rq_5xx: 0\n\
+         cluster.up.upstream_rq_active: 2\n\
+         cluster.up.upstream_rq_completed: 1\n\
+         cluster.up.upstream_rq_total: 1\n"
+    );
+}
+
+#[test]
+fn adding_removing_and_scraping_at_once() {
+    let store = Store::default();
+    std::thread::scope(|threads| {
+        for thread in 0..4 {
+            let store = &store;
+            threads.spawn(move || {
+                for round in 0..300 {
+                    // All threads fight over the same few names.
+                    let up = cluster(store, ["a", "b", "c"][(thread + round) % 3]);
+                    let stats: ClusterStats = up.group();
+                    stats.upstream_cx_total().inc();
+                    up.counter("upstream_cx_total").inc();
+                    up.counter("other").inc();
+                }
+            });
+        }
+        for format in [Format::Text, Format::Json, Format::Prometheus] {
+            let store = &store;
+            threads.spawn(move || (0..100).for_each(|_| drop(render(store, format, Options::default()))));
+        }
+    });
+    assert_eq!(text(&store), "");
+}
+
+#[test]
 fn names_are_listed_in_byte_order_across_scopes() {
     let store = Store::default();
     let root = store.root();

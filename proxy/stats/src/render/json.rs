@@ -148,13 +148,23 @@ fn histogram(out: &mut Vec<u8>, cells: &Cells, leaf: Leaf, name: &str, mode: Buc
 }
 
 fn quantiles(out: &mut Vec<u8>, summary: &Summary) {
-    let number = |value: f64| if value.is_nan() { "null".to_owned() } else { numbers::to_chars(value) };
     let values =
         summary.interval.reported_quantiles().into_iter().zip(summary.cumulative.reported_quantiles());
     list(out, values, |out, (interval, cumulative)| {
-        let (interval, cumulative) = (number(interval), number(cumulative));
-        append(out, format_args!("{{\"cumulative\":{cumulative},\"interval\":{interval}}}"));
+        out.extend_from_slice(b"{\"cumulative\":");
+        quantile(out, cumulative);
+        out.extend_from_slice(b",\"interval\":");
+        quantile(out, interval);
+        out.push(b'}');
     });
+}
+
+fn quantile(out: &mut Vec<u8>, value: f64) {
+    if value.is_nan() {
+        out.extend_from_slice(b"null");
+    } else {
+        out.extend_from_slice(numbers::to_chars(value).as_bytes());
+    }
 }
 
 fn bins(out: &mut Vec<u8>, bins: &Bins) {
@@ -175,17 +185,21 @@ fn list<T>(out: &mut Vec<u8>, items: impl Iterator<Item = T>, mut each: impl FnM
 
 fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
-    for character in text.chars() {
-        match character {
-            '"' => out.extend_from_slice(b"\\\""),
-            '\\' => out.extend_from_slice(b"\\\\"),
-            '\n' => out.extend_from_slice(b"\\n"),
-            '\r' => out.extend_from_slice(b"\\r"),
-            '\t' => out.extend_from_slice(b"\\t"),
-            control if control < ' ' => append(out, format_args!("\\u{:04x}", u32::from(control))),
-            other => out.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes()),
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c < ' ' || c == '"' || c == '\\') {
+        let (plain, special) = rest.split_at(at);
+        out.extend_from_slice(plain.as_bytes());
+        match special.as_bytes()[0] {
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            control if control < b' ' => append(out, format_args!("\\u{control:04x}")),
+            quoted => out.extend_from_slice(&[b'\\', quoted]),
         }
+        // What is special is ASCII.
+        rest = &special[1..];
     }
+    out.extend_from_slice(rest.as_bytes());
     out.push(b'"');
 }
 

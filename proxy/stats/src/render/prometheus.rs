@@ -236,12 +236,12 @@ impl Index {
         match key {
             ClassKey::Metric(_, name) => {
                 let kind = cells.kind(leaf);
-                self.add_source(name.clone(), kind, Source { class, leaves: Leaves::OfMember });
+                self.sources(name.clone(), kind).push(Source { class, leaves: Leaves::OfMember });
             }
             ClassKey::Codes(prefix, codes) => {
                 // `upstream_rq_`: codes are samples of `upstream_rq`, classes of `upstream_rq_xx`.
                 let mut add = |name: String, leaves: Leaves| {
-                    self.add_source(format!("{prefix}{name}"), Kind::Counter, Source { class, leaves });
+                    self.sources(format!("{prefix}{name}"), Kind::Counter).push(Source { class, leaves });
                 };
                 let tagged = |leaf: String| cells.scope().store.leaf_tag(&leaf).map(|tag| tag.without(&leaf));
                 add(format!("{codes}completed"), Leaves::Codes(0..1));
@@ -260,24 +260,26 @@ impl Index {
                 let Layout::Group(def) = cells.layout() else { return };
                 let store = &cells.scope().store;
                 let leaves = def.counters.len() + def.gauges.len() + def.histograms.len();
-                let mut by_name: BTreeMap<(u8, String), (Kind, Vec<(Leaf, String)>)> = BTreeMap::new();
                 for leaf in 0..leaves {
                     let (kind, name) = (cells.kind(leaf), def.name(leaf));
-                    let stripped =
-                        store.leaf_tag(name).map_or_else(|| name.to_owned(), |tag| tag.without(name));
-                    let metric = by_name
-                        .entry((kind.section(), format!("{prefix}{stripped}")))
-                        .or_insert_with(|| (kind, Vec::new()));
-                    metric.1.push((leaf, own_labels(store, name)));
-                }
-                for ((_, name), (kind, leaves)) in by_name {
-                    self.add_source(name, kind, Source { class, leaves: Leaves::These(leaves) });
+                    let stripped = store.leaf_tag(name).map(|tag| tag.without(name));
+                    let metric = format!("{prefix}{}", stripped.as_deref().unwrap_or(name));
+                    let sources = self.sources(metric, kind);
+                    let sample = (leaf, own_labels(store, name));
+                    match sources.last_mut() {
+                        // `rq_2xx` and `rq_4xx` of one class are samples of one metric.
+                        Some(Source { class: last, leaves: Leaves::These(leaves) }) if *last == class => {
+                            leaves.push(sample);
+                        }
+                        _ => sources.push(Source { class, leaves: Leaves::These(vec![sample]) }),
+                    }
                 }
             }
         }
     }
 
-    fn add_source(&mut self, name: String, kind: Kind, source: Source) {
+    /// The sources of the metric of this tag-extracted name.
+    fn sources(&mut self, name: String, kind: Kind) -> &mut Vec<Source> {
         // A name that ends in a tag keeps the dot before it, and so does a scope that is a stat itself.
         let name = name.strip_suffix('.').map(str::to_owned).unwrap_or(name);
         // Text readouts come after gauges, as in Envoy.
@@ -287,7 +289,7 @@ impl Index {
             Kind::TextReadout => 2,
             Kind::Histogram(_) => 3,
         };
-        self.metrics.entry((section, name)).or_insert_with(|| (kind, Vec::new())).1.push(source);
+        &mut self.metrics.entry((section, name)).or_insert_with(|| (kind, Vec::new())).1
     }
 
     fn write_labels(&mut self, tags: &[Tag]) -> Range<usize> {
