@@ -23,16 +23,18 @@ pub struct Layer {
     pub values: BTreeMap<String, Value>,
 }
 
-/// The merged layers and the handles that follow them.
-#[derive(Debug, Default)]
+/// The merged layers and the handles that follow them. A clone is the same runtime.
+#[derive(Clone, Debug, Default)]
 pub struct Runtime {
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     layers: Vec<Layer>,
     slots: HashMap<Box<str>, Arc<Slot>>,
+    /// How many slots must be there before the next look for unused ones.
+    sweep_at: usize,
 }
 
 /// A key's current value in the forms that handles read. `ABSENT` in a form means "use the default".
@@ -253,9 +255,10 @@ impl Runtime {
             return None;
         }
         let mut inner = self.inner.lock();
-        let Inner { layers, slots } = &mut *inner;
-        if slots.len() >= 1024 {
+        let Inner { layers, slots, sweep_at } = &mut *inner;
+        if slots.len() >= (*sweep_at).max(1024) {
             slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+            *sweep_at = slots.len() * 2;
         }
         let slot = slots.entry(key.into()).or_insert_with(|| {
             let slot = Slot {

@@ -1,0 +1,138 @@
+//! The bootstrap: read, merged, validated, decoded.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use envoy_types::pb::envoy::config::bootstrap::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use prost::Message as _;
+use waystation_filter_api::http::NodeInfo;
+use waystation_schema::{ConfigError, Encoded, Message, TextOptions, json_to_wire, text_to_wire, yaml_to_wire};
+
+use crate::cli::options::Options;
+
+/// The name of the bootstrap's message.
+pub const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
+
+/// A bootstrap that passed the walk.
+#[derive(Debug)]
+pub struct Bootstrap {
+    /// The decoded message, the command line's node overrides applied.
+    pub proto: pb::Bootstrap,
+    /// What the walk found worth telling.
+    pub report: waystation_schema::Report,
+}
+
+/// Why there is no bootstrap.
+#[derive(Debug)]
+pub enum LoadError {
+    /// Neither `--config-path` nor `--config-yaml`.
+    Missing,
+    /// The file cannot be read.
+    InvalidPath(String),
+    /// The text is not a bootstrap.
+    Malformed(String),
+    /// The bootstrap says something that is refused.
+    Refused(ConfigError),
+}
+
+/// Envoy's words where launchers look for them.
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str(
+                "At least one of --config-path or --config-yaml or Options::configProto() should be non-empty",
+            ),
+            Self::InvalidPath(path) => write!(f, "Invalid path: {path}"),
+            Self::Malformed(text) => f.write_str(text),
+            Self::Refused(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+impl Bootstrap {
+    /// Reads the configuration that the command line names.
+    pub fn load(options: &Options) -> Result<Self, LoadError> {
+        let Some(message) = Message::find(BOOTSTRAP) else {
+            return Err(LoadError::Malformed(format!("{BOOTSTRAP} is not in the schema")));
+        };
+        let text_options = TextOptions { allow_unknown: options.allow_unknown_static_fields };
+        let mut wire = Vec::new();
+        let mut unknown = Vec::new();
+        if let Some(path) = &options.config_path {
+            let encoded = read(message, path, text_options)?;
+            wire = encoded.wire;
+            unknown = encoded.unknown;
+        }
+        if let Some(yaml) = &options.config_yaml {
+            let encoded = yaml_to_wire(message, yaml, text_options)
+                .map_err(|error| LoadError::Malformed(format!("--config-yaml: {error}")))?;
+            // Concatenated messages merge (protobuf's MergeFrom), which is how Envoy lays one over the other.
+            wire.extend_from_slice(&encoded.wire);
+            unknown.extend(encoded.unknown);
+        }
+        if options.config_path.is_none() && options.config_yaml.as_deref().is_none_or(str::is_empty) {
+            return Err(LoadError::Missing);
+        }
+        let mut report = waystation_schema::Report::default();
+        let walk = waystation_schema::WalkOptions {
+            allow_unknown: options.allow_unknown_static_fields,
+            ..waystation_schema::WalkOptions::default()
+        };
+        waystation_schema::walk(message, &wire, walk, &mut report).map_err(LoadError::Refused)?;
+        report.unknown.extend(unknown);
+        let mut proto = pb::Bootstrap::decode(&*wire)
+            .map_err(|error| LoadError::Malformed(format!("malformed bootstrap: {error}")))?;
+        apply_overrides(&mut proto, options);
+        Ok(Self { proto, report })
+    }
+
+    /// Who this proxy is.
+    pub fn node(&self) -> NodeInfo {
+        let node = self.proto.node.clone().unwrap_or_default();
+        NodeInfo {
+            id: node.id,
+            cluster: node.cluster,
+            zone: node.locality.map(|locality| locality.zone).unwrap_or_default(),
+        }
+    }
+}
+
+/// Reads a file in the format that its extension names; another extension is taken as YAML, of which JSON is a part.
+fn read(message: Message, path: &Path, options: TextOptions) -> Result<Encoded, LoadError> {
+    let invalid = |_| LoadError::InvalidPath(path.display().to_string());
+    let malformed = |error: &dyn fmt::Display| LoadError::Malformed(format!("{}: {error}", path.display()));
+    // A named pipe can be read once and has no size: one read to its end serves all kinds of file.
+    let bytes = fs::read(path).map_err(invalid)?;
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    if extension == "pb" {
+        return Ok(Encoded { wire: bytes, ..Encoded::default() });
+    }
+    let text = String::from_utf8(bytes).map_err(|error| malformed(&error))?;
+    let encoded = match extension {
+        "pb_text" => text_to_wire(message, &text, options),
+        "json" => json_to_wire(message, &text, options),
+        _ => yaml_to_wire(message, &text, options),
+    };
+    encoded.map_err(|error| malformed(&error))
+}
+
+/// `--service-*` override the node where they are not empty.
+fn apply_overrides(proto: &mut pb::Bootstrap, options: &Options) {
+    if options.service_node.is_empty() && options.service_cluster.is_empty() && options.service_zone.is_empty() {
+        return;
+    }
+    let node = proto.node.get_or_insert_with(core::Node::default);
+    if !options.service_node.is_empty() {
+        node.id.clone_from(&options.service_node);
+    }
+    if !options.service_cluster.is_empty() {
+        node.cluster.clone_from(&options.service_cluster);
+    }
+    if !options.service_zone.is_empty() {
+        node.locality.get_or_insert_with(core::Locality::default).zone.clone_from(&options.service_zone);
+    }
+}

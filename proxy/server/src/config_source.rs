@@ -1,0 +1,138 @@
+//! `ConfigSource` to the sources of the xDS client.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use waystation_schema::{At as _, ConfigError};
+use waystation_xds::{BackoffSpec, GrpcService, GrpcSource, PathSource, Protocol, RateLimit, RestSource, Source};
+
+use crate::convert;
+
+/// Envoy's default for `initial_fetch_timeout`.
+const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Compiles a source and its initial fetch timeout (`None`: wait for ever).
+pub fn compile(proto: &core::ConfigSource) -> Result<(Source, Option<Duration>), ConfigError> {
+    use core::config_source::ConfigSourceSpecifier as Specifier;
+    let timeout = convert::timeout(proto.initial_fetch_timeout.as_ref(), Some(INITIAL_FETCH_TIMEOUT))
+        .at(|| "initial_fetch_timeout")?;
+    if !proto.authorities.is_empty() {
+        return Err(ConfigError::field("authorities", "xdstp authorities are not supported"));
+    }
+    let source = match &proto.config_source_specifier {
+        // `self` is the stream that the resource came by: the aggregated one, or another server's equal source.
+        Some(Specifier::Ads(_) | Specifier::Self_(_)) => Source::Ads,
+        Some(Specifier::Path(path)) => {
+            Source::Path(Arc::new(PathSource { path: PathBuf::from(path), watched_directory: None }))
+        }
+        Some(Specifier::PathConfigSource(path)) => Source::Path(Arc::new(PathSource {
+            path: PathBuf::from(&path.path),
+            watched_directory: path.watched_directory.as_ref().map(|watched| PathBuf::from(&watched.path)),
+        })),
+        Some(Specifier::ApiConfigSource(api)) => api_source(api).at(|| "api_config_source")?,
+        None => return Err(ConfigError::new("names no source")),
+    };
+    Ok((source, timeout))
+}
+
+/// Compiles `ads_config` or an `api_config_source`.
+pub fn api_source(api: &core::ApiConfigSource) -> Result<Source, ConfigError> {
+    use core::api_config_source::ApiType;
+    if !api.config_validators.is_empty() {
+        return Err(ConfigError::field("config_validators", "not supported"));
+    }
+    match api.api_type() {
+        ApiType::Rest => {
+            let target = match &api.cluster_names[..] {
+                [cluster] => cluster.as_str().into(),
+                _ => return Err(ConfigError::field("cluster_names", "REST needs exactly one cluster")),
+            };
+            let refresh_delay = convert::duration(api.refresh_delay.as_ref()).at(|| "refresh_delay")?;
+            let request_timeout = convert::duration(api.request_timeout.as_ref()).at(|| "request_timeout")?;
+            Ok(Source::Rest(Arc::new(RestSource {
+                target,
+                refresh_delay: refresh_delay
+                    .ok_or_else(|| ConfigError::field("refresh_delay", "REST needs it"))?,
+                request_timeout: request_timeout.unwrap_or(Duration::from_secs(1)),
+            })))
+        }
+        ApiType::Grpc | ApiType::AggregatedGrpc => grpc(api, Protocol::Sotw),
+        ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc => grpc(api, Protocol::Delta),
+        ApiType::DeprecatedAndUnavailableDoNotUse => {
+            Err(ConfigError::field("api_type", "the v1 REST API is not available"))
+        }
+    }
+}
+
+fn grpc(api: &core::ApiConfigSource, protocol: Protocol) -> Result<Source, ConfigError> {
+    let mut services = Vec::with_capacity(api.grpc_services.len());
+    let mut backoff = BackoffSpec::default();
+    for (i, service) in api.grpc_services.iter().enumerate() {
+        let compiled = grpc_service(service, &mut backoff).at(|| format!("grpc_services[{i}]"))?;
+        services.push(Arc::new(compiled));
+    }
+    if services.is_empty() || services.len() > 2 {
+        return Err(ConfigError::field("grpc_services", "needs one service, and at most one to fail over to"));
+    }
+    let rate_limit = api.rate_limit_settings.as_ref().map(|settings| {
+        let default = RateLimit::default();
+        RateLimit {
+            max_tokens: settings.max_tokens.as_ref().map_or(default.max_tokens, |tokens| tokens.value),
+            // Thousandths, so that fractional rates stay exact enough.
+            fill_millis: settings
+                .fill_rate
+                .as_ref()
+                .map_or(default.fill_millis, |rate| (rate.value.max(0.0) * 1000.0) as u64),
+        }
+    });
+    Ok(Source::Grpc(Arc::new(GrpcSource {
+        protocol,
+        services,
+        node_on_first_message_only: api.set_node_on_first_message_only,
+        rate_limit,
+        backoff,
+    })))
+}
+
+fn grpc_service(proto: &core::GrpcService, backoff: &mut BackoffSpec) -> Result<GrpcService, ConfigError> {
+    use core::grpc_service::TargetSpecifier;
+    let mut service = match &proto.target_specifier {
+        Some(TargetSpecifier::EnvoyGrpc(envoy)) => {
+            let mut service = GrpcService::new(envoy.cluster_name.as_str());
+            service.authority = Some(envoy.authority.as_str())
+                .filter(|authority| !authority.is_empty())
+                .map(Into::into);
+            if let Some(limit) = &envoy.max_receive_message_length {
+                service.max_message_bytes = usize::try_from(limit.value).unwrap_or(usize::MAX);
+            }
+            if let Some(retry) = envoy.retry_policy.as_ref().and_then(|policy| policy.retry_back_off.as_ref()) {
+                let base = convert::duration(retry.base_interval.as_ref()).at(|| "base_interval")?;
+                let max = convert::duration(retry.max_interval.as_ref()).at(|| "max_interval")?;
+                backoff.base = base.unwrap_or(backoff.base);
+                // Envoy: ten times the base when no maximum is set.
+                backoff.max = max.unwrap_or(backoff.base * 10);
+            }
+            service
+        }
+        Some(TargetSpecifier::GoogleGrpc(google)) => {
+            // The target is dialled directly; the prefix tells the connector so.
+            GrpcService::new(format!("{GOOGLE_GRPC}{}", google.target_uri))
+        }
+        None => return Err(ConfigError::new("names no target")),
+    };
+    service.timeout = convert::timeout(proto.timeout.as_ref(), None).at(|| "timeout")?;
+    for header in &proto.initial_metadata {
+        let value = if header.value.is_empty() {
+            String::from_utf8_lossy(&header.raw_value).into_owned()
+        } else {
+            header.value.clone()
+        };
+        service.initial_metadata.push((header.key.to_ascii_lowercase().into(), value.into()));
+    }
+    Ok(service)
+}
+
+/// Marks a target that is an address to dial rather than a cluster.
+pub const GOOGLE_GRPC: &str = "google_grpc:";

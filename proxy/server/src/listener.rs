@@ -1,0 +1,6 @@
+//! Listeners: compiled form, sockets, accepting, and the way of a connection to its filter chain.
+
+pub mod chain_match;
+pub mod config;
+pub mod sockets;
+pub mod stats;

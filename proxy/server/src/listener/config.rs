@@ -1,0 +1,466 @@
+//! Compiled listeners.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::network as network;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use envoy_types::pb::google::protobuf::Any;
+use prost::Message as _;
+use waystation_filter_api::address::Address;
+use waystation_filter_api::runtime::RuntimeInteger;
+use waystation_filter_api::value::Metadata;
+use waystation_format::AccessLog;
+use waystation_listener_filters::ListenerFilter;
+use waystation_schema::{At as _, ConfigError};
+use waystation_stats::Scope;
+use waystation_tls::ServerContext;
+use xxhash_rust::xxh64::xxh64;
+
+use super::chain_match::{ChainTable, segment};
+use super::stats::{ListenerStats, WorkerListenerStats};
+use crate::address::{self, SocketOption};
+use crate::context::{CompileContext, Need};
+use crate::convert;
+use crate::http::HttpConnectionManager;
+use crate::tcp_proxy::TcpProxy;
+
+const TYPE_PREFIX: &str = "type.googleapis.com/";
+
+/// A compiled `envoy.config.listener.v3.Listener`.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its name; made up from the address when the configuration has none.
+    pub name: Arc<str>,
+    /// Where to listen, first the main address.
+    pub addresses: Vec<ListenAddress>,
+    /// Whether each worker has a socket of its own.
+    pub reuse_port: bool,
+    /// Whether connections are spread exactly over the workers.
+    pub exact_balance: bool,
+    /// `false`: the listener only takes connections handed over by `use_original_dst`.
+    pub bind_to_port: bool,
+    /// Whether connections are handed to the listener that matches their original destination.
+    pub use_original_dst: bool,
+    /// Listen backlog.
+    pub backlog: i32,
+    /// Bytes buffered for a connection before its peer is made to wait.
+    pub buffer_limit: usize,
+    /// How long listener filters may wait for bytes; `None` is for ever.
+    pub listener_filters_timeout: Option<Duration>,
+    /// Go on with what is known when that time is over, rather than close.
+    pub continue_on_timeout: bool,
+    /// Filters that look at the first bytes.
+    pub listener_filters: Vec<ListenerFilter>,
+    /// Which chain takes a connection.
+    pub matching: ChainTable,
+    /// The chains.
+    pub chains: Vec<Arc<FilterChain>>,
+    /// The chain for connections that no other matches.
+    pub default_chain: Option<Arc<FilterChain>>,
+    /// Connections accepted at once for one readiness event.
+    pub accepts_per_event: u32,
+    /// Most connections at a time (`envoy.resource_limits.listener.<name>.connection_limit`).
+    pub connection_limit: RuntimeInteger,
+    /// Logs of connections that no network filter logs.
+    pub access_log: Vec<AccessLog>,
+    /// `INBOUND`, for `/drain_listeners?inboundonly`.
+    pub inbound: bool,
+    /// `drain_type: MODIFY_ONLY`: the listener ignores drains by the health check and the admin.
+    pub modify_only_drain: bool,
+    /// Keep-alive probes of accepted sockets.
+    pub tcp_keepalive: Option<socket2::TcpKeepalive>,
+    /// The listener's metadata.
+    pub metadata: Metadata,
+    /// What it counts.
+    pub stats: ListenerStats,
+    /// What each worker counts.
+    pub worker_stats: Vec<WorkerListenerStats>,
+    /// Resources that must have arrived before it can serve.
+    pub needs: Vec<Need>,
+    /// Hash of everything but filter chains: equal hashes allow an in-place update.
+    pub frame_hash: u64,
+}
+
+/// One address to listen on.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ListenAddress {
+    /// The address.
+    pub address: Address,
+    /// For a pipe, its permission bits.
+    pub mode: Option<u32>,
+    /// For `::`, whether IPv4 is taken as well.
+    pub ipv4_compat: bool,
+    /// Socket options, in order.
+    pub options: Vec<SocketOption>,
+}
+
+/// A compiled filter chain. An update that leaves its configuration unchanged keeps the object and its connections.
+#[derive(Debug)]
+pub struct FilterChain {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Hash of its configuration.
+    pub hash: u64,
+    /// TLS, if it ends here.
+    pub tls: Option<ServerContext>,
+    /// How long a handshake may take; `None` is for ever.
+    pub connect_timeout: Option<Duration>,
+    /// What serves the connection.
+    pub filters: NetworkFilter,
+    /// The chain's metadata.
+    pub metadata: Metadata,
+    /// What its filters and TLS context refer to.
+    pub needs: Vec<Need>,
+}
+
+/// The terminal network filter of a chain.
+#[derive(Debug)]
+pub enum NetworkFilter {
+    /// `envoy.filters.network.http_connection_manager`.
+    Http(Arc<HttpConnectionManager>),
+    /// `envoy.filters.network.tcp_proxy`.
+    Tcp(Arc<TcpProxy>),
+    /// `envoy.filters.network.echo`.
+    Echo,
+    /// `envoy.filters.network.direct_response`: these bytes, then close.
+    DirectResponse(bytes::Bytes),
+    /// No filters: the connection is closed.
+    None,
+}
+
+impl Listener {
+    /// Compiles a listener. Chains whose configuration is unchanged are taken over from `previous`.
+    pub fn compile(
+        proto: &pb::Listener,
+        previous: Option<&Self>,
+        context: &CompileContext<'_>,
+        concurrency: u32,
+    ) -> Result<Self, ConfigError> {
+        reject_unsupported(proto)?;
+        let addresses = addresses(proto)?;
+        let name: Arc<str> = match proto.name.as_str() {
+            "" => addresses[0].address.to_string().into(),
+            name => name.into(),
+        };
+        let shared = context.shared;
+        let stat_name = match proto.stat_prefix.as_str() {
+            "" => addresses[0].address.to_string().replace(':', "_"),
+            prefix => prefix.to_owned(),
+        };
+        let scope = shared.stats.root().scope("listener").tag("envoy.listener_address", &stat_name);
+
+        let mut listener_filters = Vec::with_capacity(proto.listener_filters.len());
+        for (i, filter) in proto.listener_filters.iter().enumerate() {
+            let compiled = listener_filter(filter, &shared.stats.root())
+                .at(|| named("listener_filters", &filter.name, i))?;
+            listener_filters.extend(compiled);
+        }
+
+        let matching = ChainTable::compile(&proto.filter_chains)?;
+        if proto.filter_chains.is_empty() && proto.default_filter_chain.is_none() {
+            return Err(ConfigError::field("filter_chains", "no filter chains specified"));
+        }
+        let chain = |chain: &pb::FilterChain| FilterChain::compile(chain, previous, &scope, context);
+        let mut chains = Vec::with_capacity(proto.filter_chains.len());
+        for (i, proto_chain) in proto.filter_chains.iter().enumerate() {
+            chains.push(chain(proto_chain).at(|| segment(&proto.filter_chains, i))?);
+        }
+        let default_chain = proto.default_filter_chain.as_ref().map(chain).transpose();
+        let default_chain = default_chain.at(|| "default_filter_chain")?;
+
+        let mut access_log = Vec::with_capacity(proto.access_log.len());
+        for (i, log) in proto.access_log.iter().enumerate() {
+            let compiled = AccessLog::compile(log, &shared.access_logs, &shared.runtime);
+            access_log.push(compiled.at(|| format!("access_log[{i}]"))?);
+        }
+        let needs = chains.iter().chain(&default_chain).flat_map(|chain| chain.needs.clone()).collect();
+        let exact_balance = match &proto.connection_balance_config {
+            None => false,
+            Some(config) => match &config.balance_type {
+                Some(pb::listener::connection_balance_config::BalanceType::ExactBalance(_)) => true,
+                _ => {
+                    let path = "connection_balance_config";
+                    return Err(ConfigError::field(path, "only exact_balance is supported"));
+                }
+            },
+        };
+        let limit_key = format!("envoy.resource_limits.listener.{name}.connection_limit");
+        let worker_scope = |worker: u32| scope.scope(&format!("worker_{worker}"));
+        let timeout = convert::duration(proto.listener_filters_timeout.as_ref())
+            .at(|| "listener_filters_timeout")?
+            .unwrap_or(Duration::from_secs(15));
+        let is_pipe = addresses.iter().any(|address| address.address.ip().is_none());
+        Ok(Self {
+            frame_hash: frame_hash(proto),
+            stats: scope.group::<ListenerStats>(),
+            worker_stats: (0..concurrency)
+                .map(|worker| worker_scope(worker).group::<WorkerListenerStats>())
+                .collect(),
+            reuse_port: proto.enable_reuse_port.as_ref().is_none_or(|flag| flag.value) && !is_pipe,
+            exact_balance,
+            bind_to_port: proto.bind_to_port.as_ref().is_none_or(|flag| flag.value),
+            use_original_dst: proto.use_original_dst.as_ref().is_some_and(|flag| flag.value),
+            backlog: proto
+                .tcp_backlog_size
+                .as_ref()
+                .map_or(Ok(4096), |size| i32::try_from(size.value))
+                .map_err(|_| ConfigError::field("tcp_backlog_size", "too large"))?,
+            buffer_limit: convert::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref()),
+            listener_filters_timeout: Some(timeout).filter(|timeout| !timeout.is_zero()),
+            continue_on_timeout: proto.continue_on_listener_filters_timeout,
+            listener_filters,
+            matching,
+            chains,
+            default_chain,
+            accepts_per_event: proto
+                .max_connections_to_accept_per_socket_event
+                .as_ref()
+                .map_or(1, |count| count.value.max(1)),
+            connection_limit: shared.runtime.integer(&limit_key, u64::MAX),
+            access_log,
+            inbound: proto.traffic_direction() == core::TrafficDirection::Inbound,
+            modify_only_drain: proto.drain_type() == pb::listener::DrainType::ModifyOnly,
+            tcp_keepalive: proto.tcp_keepalive.as_ref().map(address::keepalive),
+            metadata: proto.metadata.as_ref().map(Metadata::from_proto).unwrap_or_default(),
+            needs,
+            name,
+            addresses,
+        })
+    }
+
+    /// All chains, the default one last.
+    pub fn all_chains(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
+        self.chains.iter().chain(&self.default_chain)
+    }
+}
+
+/// Fields of which the whole is refused in this version.
+fn reject_unsupported(proto: &pb::Listener) -> Result<(), ConfigError> {
+    let refuse = |set: bool, field: &str, reason: &str| {
+        if set { Err(ConfigError::field(field, reason)) } else { Ok(()) }
+    };
+    refuse(proto.stats_matcher.is_some(), "stats_matcher", "not supported: set it in the bootstrap")?;
+    refuse(proto.fcds_config.is_some(), "fcds_config", "filter chain discovery is not supported")?;
+    refuse(
+        proto.filter_chain_matcher.is_some(),
+        "filter_chain_matcher",
+        "not supported in this version: use filter_chain_match",
+    )?;
+    refuse(
+        proto.per_connection_buffer_high_watermark_timeout.is_some(),
+        "per_connection_buffer_high_watermark_timeout",
+        "not supported",
+    )?;
+    refuse(
+        proto.deprecated_v1.as_ref().is_some_and(|v1| v1.bind_to_port.is_some()),
+        "deprecated_v1",
+        "use bind_to_port",
+    )?;
+    refuse(proto.udp_listener_config.is_some(), "udp_listener_config", "UDP and QUIC are not supported")?;
+    refuse(proto.api_listener.is_some(), "api_listener", "API listeners are not supported")?;
+    refuse(proto.enable_mptcp, "enable_mptcp", "MPTCP is not supported")?;
+    refuse(
+        matches!(proto.listener_specifier, Some(pb::listener::ListenerSpecifier::InternalListener(_))),
+        "internal_listener",
+        "internal listeners are not supported in this version",
+    )
+}
+
+/// The listener's own address and the additional ones, each with its socket options.
+fn addresses(proto: &pb::Listener) -> Result<Vec<ListenAddress>, ConfigError> {
+    let mut common = Vec::new();
+    if proto.transparent.as_ref().is_some_and(|flag| flag.value) {
+        common.push(SocketOption::Transparent);
+    }
+    if proto.freebind.as_ref().is_some_and(|flag| flag.value) {
+        common.push(SocketOption::Freebind);
+    }
+    if let Some(length) = &proto.tcp_fast_open_queue_length {
+        common.push(SocketOption::FastOpen(length.value));
+    }
+    let options = |own: &[core::SocketOption]| -> Result<Vec<SocketOption>, ConfigError> {
+        let own = address::socket_options(own).at(|| "socket_options")?;
+        Ok(common.iter().cloned().chain(own).collect())
+    };
+    let main = proto.address.as_ref().ok_or_else(|| ConfigError::field("address", "is required"))?;
+    let main_options = options(&proto.socket_options)?;
+    let mut all = vec![listen_address(main, main_options.clone()).at(|| "address")?];
+    for (i, additional) in proto.additional_addresses.iter().enumerate() {
+        let compile = || {
+            let address = additional.address.as_ref();
+            let address = address.ok_or_else(|| ConfigError::field("address", "is required"))?;
+            let own = match &additional.socket_options {
+                Some(own) => options(&own.socket_options)?,
+                None => main_options.clone(),
+            };
+            if additional.tcp_keepalive.is_some() {
+                return Err(ConfigError::field("tcp_keepalive", "set it on the listener"));
+            }
+            listen_address(address, own).at(|| "address")
+        };
+        all.push(compile().at(|| format!("additional_addresses[{i}]"))?);
+    }
+    Ok(all)
+}
+
+fn listen_address(proto: &core::Address, options: Vec<SocketOption>) -> Result<ListenAddress, ConfigError> {
+    let mut listen = ListenAddress {
+        address: address::listen(proto)?,
+        mode: None,
+        ipv4_compat: false,
+        options,
+    };
+    match &proto.address {
+        Some(core::address::Address::SocketAddress(socket)) => listen.ipv4_compat = socket.ipv4_compat,
+        Some(core::address::Address::Pipe(pipe)) => listen.mode = Some(pipe.mode).filter(|mode| *mode != 0),
+        _ => {}
+    }
+    Ok(listen)
+}
+
+/// A listener filter; `None` when `filter_disabled` is `any_match`, the one predicate that needs no evaluation.
+fn listener_filter(
+    proto: &pb::ListenerFilter,
+    scope: &Scope,
+) -> Result<Option<ListenerFilter>, ConfigError> {
+    use pb::listener_filter_chain_match_predicate::Rule;
+    if let Some(predicate) = &proto.filter_disabled {
+        return match &predicate.rule {
+            Some(Rule::AnyMatch(true)) => Ok(None),
+            _ => Err(ConfigError::field("filter_disabled", "only any_match is supported in this version")),
+        };
+    }
+    match &proto.config_type {
+        Some(pb::listener_filter::ConfigType::TypedConfig(any)) => {
+            ListenerFilter::compile(type_name(any), &any.value, scope).at(|| "typed_config").map(Some)
+        }
+        Some(pb::listener_filter::ConfigType::ConfigDiscovery(_)) => {
+            Err(ConfigError::field("config_discovery", "not supported for listener filters"))
+        }
+        None => Err(ConfigError::field("typed_config", "is required")),
+    }
+}
+
+impl FilterChain {
+    fn compile(
+        proto: &pb::FilterChain,
+        previous: Option<&Listener>,
+        scope: &Scope,
+        outer: &CompileContext<'_>,
+    ) -> Result<Arc<Self>, ConfigError> {
+        // What selects the chain is not part of it: a chain that is only matched differently stays the same.
+        let own = pb::FilterChain { filter_chain_match: None, ..proto.clone() };
+        let hash = xxh64(&own.encode_to_vec(), 0);
+        let same = |chain: &&Arc<Self>| chain.hash == hash && *chain.name == *proto.name;
+        if let Some(kept) = previous.and_then(|listener| listener.all_chains().find(same)) {
+            return Ok(Arc::clone(kept));
+        }
+        if proto.use_proxy_proto.as_ref().is_some_and(|flag| flag.value) {
+            return Err(ConfigError::field("use_proxy_proto", "use the proxy_protocol listener filter"));
+        }
+        let context = CompileContext::new(outer.shared);
+        let tls = match &proto.transport_socket {
+            None => None,
+            Some(socket) => {
+                transport_socket(socket, scope, &context).at(|| "transport_socket").at(|| "typed_config")?
+            }
+        };
+        let filters = network_filters(&proto.filters, scope, &context)?;
+        let connect_timeout = convert::duration(proto.transport_socket_connect_timeout.as_ref())
+            .at(|| "transport_socket_connect_timeout")?;
+        Ok(Arc::new(Self {
+            name: proto.name.as_str().into(),
+            hash,
+            tls,
+            connect_timeout: connect_timeout.filter(|timeout| !timeout.is_zero()),
+            filters,
+            metadata: proto.metadata.as_ref().map(Metadata::from_proto).unwrap_or_default(),
+            needs: context.into_needs(),
+        }))
+    }
+}
+
+fn transport_socket(
+    socket: &core::TransportSocket,
+    scope: &Scope,
+    context: &CompileContext<'_>,
+) -> Result<Option<ServerContext>, ConfigError> {
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
+        return Err(ConfigError::new("is required"));
+    };
+    match type_name(any) {
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => {
+            let proto: tls::DownstreamTlsContext = decode(any)?;
+            ServerContext::compile(&proto, context, scope).map(Some)
+        }
+        "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(None),
+        other => Err(ConfigError::new(format!("unknown downstream transport socket type '{other}'"))),
+    }
+}
+
+fn network_filters(
+    protos: &[pb::Filter],
+    scope: &Scope,
+    context: &CompileContext<'_>,
+) -> Result<NetworkFilter, ConfigError> {
+    let Some((terminal, before)) = protos.split_last() else {
+        return Ok(NetworkFilter::None);
+    };
+    // Every network filter of this version is terminal.
+    if let Some(first) = before.first() {
+        let path = named("filters", &first.name, 0);
+        return Err(ConfigError::field(path, "a terminal network filter must be the last in a filter chain"));
+    }
+    let any = match &terminal.config_type {
+        Some(pb::filter::ConfigType::TypedConfig(any)) => any,
+        Some(pb::filter::ConfigType::ConfigDiscovery(_)) => {
+            let path = named("filters", &terminal.name, 0);
+            return Err(ConfigError::field("config_discovery", "not supported for network filters").at(path));
+        }
+        None => return Err(ConfigError::field(named("filters", &terminal.name, 0), "has no typed_config")),
+    };
+    let compile = || match type_name(any) {
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+            HttpConnectionManager::compile(&decode(any)?, scope, context)
+                .map(|manager| NetworkFilter::Http(Arc::new(manager)))
+        }
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
+            TcpProxy::compile(&decode(any)?, context).map(|proxy| NetworkFilter::Tcp(Arc::new(proxy)))
+        }
+        "envoy.extensions.filters.network.echo.v3.Echo" => Ok(NetworkFilter::Echo),
+        "envoy.extensions.filters.network.direct_response.v3.Config" => {
+            let proto: network::direct_response::v3::Config = decode(any)?;
+            let body = convert::data_source(proto.response.as_ref()).at(|| "response")?;
+            Ok(NetworkFilter::DirectResponse(body.into()))
+        }
+        other => Err(ConfigError::new(format!("unknown network filter type '{other}'"))),
+    };
+    compile().at(|| "typed_config").at(|| named("filters", &terminal.name, 0))
+}
+
+/// The message name of an `Any`.
+pub fn type_name(any: &Any) -> &str {
+    any.type_url.strip_prefix(TYPE_PREFIX).unwrap_or(&any.type_url)
+}
+
+/// Decodes an `Any` whose type URL was looked at.
+pub fn decode<M: prost::Message + Default>(any: &Any) -> Result<M, ConfigError> {
+    M::decode(&*any.value).map_err(|error| ConfigError::new(format!("malformed {}: {error}", any.type_url)))
+}
+
+fn named(list: &str, name: &str, index: usize) -> String {
+    if name.is_empty() { format!("{list}[{index}]") } else { format!("{list}[{name}]") }
+}
+
+/// What must be equal for an update to keep the sockets and the connections of unchanged chains.
+fn frame_hash(proto: &pb::Listener) -> u64 {
+    let frame = pb::Listener {
+        filter_chains: Vec::new(),
+        default_filter_chain: None,
+        ..proto.clone()
+    };
+    xxh64(&frame.encode_to_vec(), 0)
+}

@@ -1,0 +1,443 @@
+//! Listeners: added, warmed, updated in place or replaced, drained, removed.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use prost::Message as _;
+use waystation_schema::ConfigError;
+use waystation_stats::stats_group;
+use waystation_xds::Client;
+use xxhash_rust::xxh64::xxh64;
+
+use super::dump::Dumped;
+use super::needs::Needs;
+use crate::context::{CompileContext, Shared};
+use crate::listener::config::Listener;
+use crate::listener::sockets::Sockets;
+
+stats_group! {
+    /// `listener_manager.`
+    pub struct ListenerManagerStats {
+        counters {
+            listener_added,
+            listener_create_failure,
+            listener_create_success,
+            listener_in_place_updated,
+            listener_modified,
+            listener_removed,
+            listener_stopped,
+        }
+        gauges {
+            total_filter_chains_draining,
+            total_listeners_active,
+            total_listeners_draining,
+            total_listeners_warming,
+            workers_started,
+        }
+        histograms {}
+    }
+}
+
+/// What the workers are to do about listeners.
+#[derive(Debug)]
+pub enum Order {
+    /// Accept on these sockets with this configuration.
+    Start {
+        /// Names the running listener.
+        id: u64,
+        /// Its configuration.
+        listener: Arc<Listener>,
+        /// Its sockets.
+        sockets: Arc<Sockets>,
+    },
+    /// Go on with another configuration of which only filter chains differ.
+    Update {
+        /// The running listener.
+        id: u64,
+        /// The new configuration.
+        listener: Arc<Listener>,
+    },
+    /// Stop accepting and drain the connections.
+    Drain {
+        /// The running listener.
+        id: u64,
+    },
+    /// Close what is left.
+    Remove {
+        /// The running listener.
+        id: u64,
+    },
+}
+
+/// A listener that workers serve.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Names it towards the workers.
+    pub id: u64,
+    /// Its configuration.
+    pub listener: Arc<Listener>,
+    /// Its sockets; `None` with `bind_to_port: false`.
+    pub sockets: Option<Arc<Sockets>>,
+}
+
+#[derive(Debug)]
+struct Warming {
+    listener: Arc<Listener>,
+    sockets: Option<Arc<Sockets>>,
+    wire: Bytes,
+    version: Arc<str>,
+    hash: u64,
+}
+
+/// One name.
+#[derive(Debug, Default)]
+struct Entry {
+    active: Option<Running>,
+    hash: u64,
+    warming: Option<Warming>,
+    dumped: Option<Dumped>,
+    dynamic: bool,
+}
+
+/// A listener, or a set of filter chains, on its way out.
+#[derive(Debug)]
+struct Draining {
+    /// `None` when only filter chains of a listener that goes on are drained.
+    id: Option<u64>,
+    until: Instant,
+    listener: Arc<Listener>,
+    chains: i64,
+    dumped: Option<Dumped>,
+}
+
+/// All listeners.
+#[derive(Debug)]
+pub struct Listeners {
+    shared: Arc<Shared>,
+    workers: u32,
+    entries: BTreeMap<String, Entry>,
+    draining: Vec<Draining>,
+    stats: ListenerManagerStats,
+    next_id: u64,
+    stopped: bool,
+}
+
+impl Listeners {
+    /// None yet.
+    pub fn new(shared: &Arc<Shared>, workers: u32) -> Self {
+        Self {
+            stats: shared.stats.root().scope("listener_manager").group(),
+            shared: Arc::clone(shared),
+            workers,
+            entries: BTreeMap::new(),
+            draining: Vec::new(),
+            next_id: 1,
+            stopped: false,
+        }
+    }
+
+    /// What they count.
+    pub fn stats(&self) -> &ListenerManagerStats {
+        &self.stats
+    }
+
+    /// Adds or updates a listener. It starts, or takes over, once what it needs has arrived: see [`Self::activate`].
+    pub fn add(
+        &mut self,
+        proto: &pb::Listener,
+        version: &Arc<str>,
+        dynamic: bool,
+        needs: &mut Needs,
+        client: &mut Client,
+    ) -> Result<(), ConfigError> {
+        let wire = Bytes::from(proto.encode_to_vec());
+        let hash = xxh64(&wire, 0);
+        if self.stopped {
+            return Ok(());
+        }
+        if let Some(entry) = self.entries.get(&proto.name) {
+            if dynamic && !entry.dynamic {
+                // Envoy: a static listener cannot be updated; the update is ignored.
+                return Ok(());
+            }
+            let current = entry.warming.as_ref().map_or(entry.hash, |warming| warming.hash);
+            if current == hash {
+                return Ok(());
+            }
+        }
+        let result = self.compile(proto, needs, client);
+        let entry = self.entries.entry(proto.name.clone()).or_default();
+        entry.dynamic = dynamic;
+        match result {
+            Ok((listener, sockets)) => {
+                self.stats.listener_create_success().inc();
+                if entry.active.is_some() || entry.warming.is_some() {
+                    self.stats.listener_modified().inc();
+                } else {
+                    self.stats.listener_added().inc();
+                }
+                if let Some(replaced) = entry.warming.take() {
+                    needs.release(&replaced.listener.needs, client);
+                } else {
+                    self.stats.total_listeners_warming().add(1);
+                }
+                let version = Arc::clone(version);
+                entry.warming = Some(Warming { listener, sockets, wire, version, hash });
+                Ok(())
+            }
+            Err(error) => {
+                self.stats.listener_create_failure().inc();
+                Dumped::refuse(&mut entry.dumped, wire, Arc::clone(version), error.to_string());
+                if entry.active.is_none() && entry.warming.is_none() && !dynamic {
+                    self.entries.remove(&proto.name);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn compile(
+        &mut self,
+        proto: &pb::Listener,
+        needs: &mut Needs,
+        client: &mut Client,
+    ) -> Result<(Arc<Listener>, Option<Arc<Sockets>>), ConfigError> {
+        let active = self.entries.get(&proto.name).and_then(|entry| entry.active.as_ref());
+        let context = CompileContext::new(&self.shared);
+        let previous = active.map(|running| &*running.listener);
+        let listener = Listener::compile(proto, previous, &context, self.workers)?;
+        let kept = active.and_then(|running| running.sockets.clone()).filter(|kept| kept.fit(&listener));
+        let sockets = match kept {
+            _ if !listener.bind_to_port => None,
+            Some(kept) => Some(kept),
+            None => {
+                let opened = Sockets::open(&listener, self.workers).map_err(ConfigError::new)?;
+                Some(Arc::new(opened))
+            }
+        };
+        needs.hold(&listener.needs, client)?;
+        Ok((Arc::new(listener), sockets))
+    }
+
+    /// Starts, or updates, every listener whose needs have settled.
+    pub fn activate(&mut self, now: Instant, needs: &mut Needs, client: &mut Client) -> Vec<Order> {
+        let mut orders = Vec::new();
+        for entry in self.entries.values_mut() {
+            let ready = entry.warming.as_ref().is_some_and(|warming| needs.settled(&warming.listener.needs));
+            let Some(warming) = entry.warming.take_if(|_| ready) else {
+                continue;
+            };
+            self.stats.total_listeners_warming().sub(1);
+            let Warming { listener, sockets, wire, version, hash } = warming;
+            let old = entry.active.take();
+            let old_dump = entry.dumped.replace(Dumped::accepted(wire, version));
+            entry.hash = hash;
+            let in_place = old.as_ref().filter(|old| old.listener.frame_hash == listener.frame_hash);
+            let id = match in_place {
+                Some(old) => {
+                    self.stats.listener_in_place_updated().inc();
+                    orders.push(Order::Update { id: old.id, listener: Arc::clone(&listener) });
+                    old.id
+                }
+                None => {
+                    let id = self.next_id;
+                    self.next_id += 1;
+                    let start = match &sockets {
+                        Some(sockets) => Arc::clone(sockets),
+                        None => Arc::new(Sockets::none()),
+                    };
+                    orders.push(Order::Start { id, listener: Arc::clone(&listener), sockets: start });
+                    id
+                }
+            };
+            let replaced_in_place = in_place.is_some();
+            match old {
+                Some(old) if replaced_in_place => {
+                    let kept: HashSet<*const _> = listener.all_chains().map(Arc::as_ptr).collect();
+                    let gone = old.listener.all_chains().filter(|chain| !kept.contains(&Arc::as_ptr(chain)));
+                    let chains = i64::try_from(gone.count()).unwrap_or(i64::MAX);
+                    self.stats.total_filter_chains_draining().add(chains.unsigned_abs());
+                    self.draining.push(Draining {
+                        id: None,
+                        until: now + self.shared.drain_time,
+                        listener: old.listener,
+                        chains,
+                        dumped: None,
+                    });
+                }
+                Some(old) => {
+                    orders.push(Order::Drain { id: old.id });
+                    self.stats.total_listeners_draining().add(1);
+                    self.draining.push(Draining {
+                        id: Some(old.id),
+                        until: now + self.shared.drain_time,
+                        listener: old.listener,
+                        chains: 0,
+                        dumped: old_dump,
+                    });
+                }
+                None => self.stats.total_listeners_active().add(1),
+            }
+            entry.active = Some(Running { id, listener, sockets });
+        }
+        let _ = client;
+        orders
+    }
+
+    /// Removes a dynamic listener: it drains, and keeps its route subscription while it does.
+    pub fn remove(&mut self, name: &str, now: Instant, needs: &mut Needs, client: &mut Client) -> Vec<Order> {
+        if self.entries.get(name).is_none_or(|entry| !entry.dynamic) {
+            return Vec::new();
+        }
+        let Some(entry) = self.entries.remove(name) else {
+            return Vec::new();
+        };
+        if entry.active.is_some() || entry.warming.is_some() {
+            self.stats.listener_removed().inc();
+        }
+        if let Some(warming) = entry.warming {
+            self.stats.total_listeners_warming().sub(1);
+            needs.release(&warming.listener.needs, client);
+        }
+        let Some(active) = entry.active else {
+            return Vec::new();
+        };
+        self.stats.total_listeners_active().sub(1);
+        self.stats.total_listeners_draining().add(1);
+        let order = Order::Drain { id: active.id };
+        self.draining.push(Draining {
+            id: Some(active.id),
+            until: now + self.shared.drain_time,
+            listener: active.listener,
+            chains: 0,
+            dumped: entry.dumped,
+        });
+        vec![order]
+    }
+
+    /// Ends the drains whose time is over.
+    pub fn expire(&mut self, now: Instant, needs: &mut Needs, client: &mut Client) -> Vec<Order> {
+        let mut orders = Vec::new();
+        let (over, still) = std::mem::take(&mut self.draining).into_iter().partition(|drain| drain.until <= now);
+        self.draining = still;
+        let over: Vec<Draining> = over;
+        for drain in over {
+            needs.release(&drain.listener.needs, client);
+            match drain.id {
+                Some(id) => {
+                    self.stats.total_listeners_draining().sub(1);
+                    orders.push(Order::Remove { id });
+                }
+                None => self.stats.total_filter_chains_draining().sub(drain.chains.unsigned_abs()),
+            }
+        }
+        orders
+    }
+
+    /// When [`Self::expire`] has something to do.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.draining.iter().map(|drain| drain.until).min()
+    }
+
+    /// Stops accepting on all listeners, or on inbound ones only (`/drain_listeners`). Existing connections are drained
+    /// by the caller's choice of orders.
+    pub fn stop(&mut self, inbound_only: bool) -> Vec<Order> {
+        if !inbound_only {
+            self.stopped = true;
+        }
+        let mut orders = Vec::new();
+        for entry in self.entries.values_mut() {
+            let stop = entry.active.as_ref().is_some_and(|active| !inbound_only || active.listener.inbound);
+            if stop && let Some(active) = entry.active.take() {
+                self.stats.listener_stopped().inc();
+                self.stats.total_listeners_active().sub(1);
+                orders.push(Order::Drain { id: active.id });
+            }
+        }
+        orders
+    }
+
+    /// Whether no listener waits for anything.
+    pub fn all_warm(&self) -> bool {
+        self.entries.values().all(|entry| entry.warming.is_none())
+    }
+
+    /// Names of dynamic listeners, for a state-of-the-world update.
+    pub fn dynamic_names(&self) -> Vec<String> {
+        let dynamic = self.entries.iter().filter(|(_, entry)| entry.dynamic);
+        dynamic.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The listeners that serve.
+    pub fn active(&self) -> impl Iterator<Item = &Running> {
+        self.entries.values().filter_map(|entry| entry.active.as_ref())
+    }
+
+    /// What still waits, and for which resources, for `/init_dump`.
+    pub fn unready<'a>(&'a self, needs: &'a Needs) -> impl Iterator<Item = (&'a str, Vec<&'a str>)> {
+        self.entries.iter().filter_map(move |(name, entry)| {
+            let warming = entry.warming.as_ref()?;
+            Some((name.as_str(), needs.unsettled(&warming.listener.needs).collect()))
+        })
+    }
+
+    /// For `/config_dump`: name, whether dynamic, active state, warming state, draining state.
+    pub fn dump(&self) -> ListenersDump {
+        ListenersDump {
+            entries: self
+                .entries
+                .iter()
+                .map(|(name, entry)| ListenerDump {
+                    name: name.clone(),
+                    dynamic: entry.dynamic,
+                    active: entry.dumped.clone().filter(|dumped| !dumped.wire.is_empty()),
+                    error: entry.dumped.as_ref().and_then(|dumped| dumped.error.clone()),
+                    warming: entry.warming.as_ref().map(|warming| {
+                        Dumped::accepted(warming.wire.clone(), Arc::clone(&warming.version))
+                    }),
+                    draining: None,
+                })
+                .chain(self.draining.iter().filter(|drain| drain.id.is_some()).map(|drain| ListenerDump {
+                    name: drain.listener.name.to_string(),
+                    dynamic: true,
+                    active: None,
+                    error: None,
+                    warming: None,
+                    draining: drain.dumped.clone(),
+                }))
+                .collect(),
+        }
+    }
+
+    /// How long listeners drain.
+    pub fn drain_time(&self) -> Duration {
+        self.shared.drain_time
+    }
+}
+
+/// Listeners for `/config_dump`.
+#[derive(Debug)]
+pub struct ListenersDump {
+    /// One for each name, and one for each that drains.
+    pub entries: Vec<ListenerDump>,
+}
+
+/// One listener for `/config_dump`.
+#[derive(Debug)]
+pub struct ListenerDump {
+    /// Its name.
+    pub name: String,
+    /// By LDS rather than from the bootstrap.
+    pub dynamic: bool,
+    /// In force.
+    pub active: Option<Dumped>,
+    /// The last refusal.
+    pub error: Option<super::dump::Refused>,
+    /// Waiting to take over.
+    pub warming: Option<Dumped>,
+    /// On its way out.
+    pub draining: Option<Dumped>,
+}

@@ -1,0 +1,245 @@
+//! The layers of `layered_runtime`: static, disk, admin, RTDS.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use envoy_types::pb::envoy::config::bootstrap::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::google::protobuf as wkt;
+use waystation_filter_api::runtime::{Layer, Runtime};
+use waystation_filter_api::value::Value;
+use waystation_schema::{At as _, ConfigError};
+
+/// What one layer is made of.
+#[derive(Clone, Debug)]
+enum Source {
+    Static(BTreeMap<String, Value>),
+    Disk(PathBuf),
+    Admin(BTreeMap<String, Value>),
+    Rtds { name: String, source: core::ConfigSource, values: BTreeMap<String, Value> },
+}
+
+/// The configured layers in order; each change puts the merged whole in force.
+#[derive(Debug)]
+pub struct RuntimeLayers {
+    layers: Vec<(String, Source)>,
+}
+
+impl RuntimeLayers {
+    /// Compiles the layers. Without a `layered_runtime` there is none, not even an admin layer.
+    pub fn compile(proto: Option<&pb::LayeredRuntime>, service_cluster: &str) -> Result<Self, ConfigError> {
+        use pb::runtime_layer::LayerSpecifier;
+        let Some(proto) = proto else {
+            return Ok(Self { layers: Vec::new() });
+        };
+        let mut layers: Vec<(String, Source)> = Vec::with_capacity(proto.layers.len());
+        for (i, layer) in proto.layers.iter().enumerate() {
+            let compile = || {
+                if layers.iter().any(|(name, _)| *name == layer.name) {
+                    return Err(ConfigError::new(format!("Duplicate layer name: {}", layer.name)));
+                }
+                Ok(match &layer.layer_specifier {
+                    Some(LayerSpecifier::StaticLayer(values)) => Source::Static(flatten(values)),
+                    Some(LayerSpecifier::AdminLayer(_)) => {
+                        if layers.iter().any(|(_, source)| matches!(source, Source::Admin(_))) {
+                            return Err(ConfigError::new(
+                                "Too many admin layers specified in LayeredRuntime, at most one may be specified",
+                            ));
+                        }
+                        Source::Admin(BTreeMap::new())
+                    }
+                    Some(LayerSpecifier::DiskLayer(disk)) => {
+                        let mut path = PathBuf::from(&disk.symlink_root);
+                        path.push(&disk.subdirectory);
+                        if disk.append_service_cluster {
+                            path.push(service_cluster);
+                        }
+                        Source::Disk(path)
+                    }
+                    Some(LayerSpecifier::RtdsLayer(rtds)) => Source::Rtds {
+                        name: rtds.name.clone(),
+                        source: rtds
+                            .rtds_config
+                            .clone()
+                            .ok_or_else(|| ConfigError::field("rtds_layer.rtds_config", "is required"))?,
+                        values: BTreeMap::new(),
+                    },
+                    None => return Err(ConfigError::field("layer_specifier", "is required")),
+                })
+            };
+            let source = compile().at(|| format!("layers[{i}]")).at(|| "layered_runtime")?;
+            layers.push((layer.name.clone(), source));
+        }
+        Ok(Self { layers })
+    }
+
+    /// Puts the layers in force; disk layers are read anew.
+    pub fn apply(&self, runtime: &Runtime) {
+        let layers = self.layers.iter().map(|(name, source)| Layer {
+            name: name.clone(),
+            values: match source {
+                Source::Static(values) | Source::Admin(values) | Source::Rtds { values, .. } => values.clone(),
+                Source::Disk(path) => read_disk(path),
+            },
+        });
+        runtime.set_layers(layers.collect());
+    }
+
+    /// The RTDS layers: resource name and source.
+    pub fn rtds(&self) -> impl Iterator<Item = (&str, &core::ConfigSource)> {
+        self.layers.iter().filter_map(|(_, source)| match source {
+            Source::Rtds { name, source, .. } => Some((name.as_str(), source)),
+            _ => None,
+        })
+    }
+
+    /// New values for the RTDS layers of this resource name.
+    pub fn set_rtds(&mut self, resource: &str, new: Option<&wkt::Struct>) {
+        for (_, source) in &mut self.layers {
+            if let Source::Rtds { name, values, .. } = source
+                && name == resource
+            {
+                *values = new.map(flatten).unwrap_or_default();
+            }
+        }
+    }
+
+    /// `/runtime_modify`: an empty value removes the key. `false` when there is no admin layer.
+    pub fn modify(&mut self, changes: &[(String, String)]) -> bool {
+        let admin = self.layers.iter_mut().find_map(|(_, source)| match source {
+            Source::Admin(values) => Some(values),
+            _ => None,
+        });
+        let Some(values) = admin else {
+            return false;
+        };
+        for (key, value) in changes {
+            if value.is_empty() {
+                values.remove(key);
+            } else {
+                values.insert(key.clone(), Value::String(value.as_str().into()));
+            }
+        }
+        true
+    }
+
+    /// Folders to watch for a new disk layer (the symbolic link's folder: Envoy watches for the link being moved).
+    pub fn disk_roots(&self) -> impl Iterator<Item = &Path> {
+        self.layers.iter().filter_map(|(_, source)| match source {
+            Source::Disk(path) => path.parent(),
+            _ => None,
+        })
+    }
+}
+
+/// Nested objects become dotted keys; an object with a numerator or denominator is a fraction and stays whole.
+fn flatten(proto: &wkt::Struct) -> BTreeMap<String, Value> {
+    fn walk(prefix: &str, value: Value, out: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Struct(fields)
+                if !fields.contains_key("numerator") && !fields.contains_key("denominator") =>
+            {
+                for (key, value) in fields {
+                    let path = if prefix.is_empty() { key.to_string() } else { format!("{prefix}.{key}") };
+                    walk(&path, value, out);
+                }
+            }
+            value => {
+                out.insert(prefix.to_owned(), value);
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk("", Value::Struct(waystation_filter_api::value::struct_from_proto(proto)), &mut out);
+    out
+}
+
+/// One file per key, folders are dots; `#` starts a comment line. A layer that cannot be read is empty, as in Envoy.
+fn read_disk(root: &Path) -> BTreeMap<String, Value> {
+    /// Envoy's bound, against links that lead in circles.
+    const MAX_DEPTH: usize = 16;
+    fn walk(folder: &Path, prefix: &str, depth: usize, out: &mut BTreeMap<String, Value>) {
+        let Ok(entries) = fs::read_dir(folder) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+            let Ok(metadata) = fs::metadata(entry.path()) else {
+                continue;
+            };
+            if metadata.is_dir() {
+                if depth < MAX_DEPTH {
+                    walk(&entry.path(), &path, depth + 1, out);
+                }
+            } else if let Ok(text) = fs::read_to_string(entry.path()) {
+                let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+                out.insert(path, Value::String(lines.join("\n").trim_end().into()));
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk(root, "", 1, &mut out);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RuntimeLayers;
+    use envoy_types::pb::envoy::config::bootstrap::v3 as pb;
+    use envoy_types::pb::google::protobuf as wkt;
+    use waystation_filter_api::runtime::Runtime;
+
+    fn number(value: f64) -> wkt::Value {
+        wkt::Value { kind: Some(wkt::value::Kind::NumberValue(value)) }
+    }
+
+    fn object(fields: Vec<(&str, wkt::Value)>) -> wkt::Struct {
+        wkt::Struct { fields: fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() }
+    }
+
+    fn layer(name: &str, specifier: pb::runtime_layer::LayerSpecifier) -> pb::RuntimeLayer {
+        pb::RuntimeLayer { name: name.into(), layer_specifier: Some(specifier) }
+    }
+
+    #[test]
+    fn static_disk_and_admin_layers_merge_in_order() {
+        use pb::runtime_layer::LayerSpecifier;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("current/health")).unwrap();
+        std::fs::write(folder.path().join("current/health/min"), "# comment\n5\n").unwrap();
+        let nested = wkt::Value { kind: Some(wkt::value::Kind::StructValue(object(vec![("min", number(1.0))]))) };
+        let disk = pb::runtime_layer::DiskLayer {
+            symlink_root: folder.path().join("current").to_string_lossy().into_owned(),
+            ..Default::default()
+        };
+        let proto = pb::LayeredRuntime {
+            layers: vec![
+                layer("s", LayerSpecifier::StaticLayer(object(vec![("health", nested)]))),
+                layer("d", LayerSpecifier::DiskLayer(disk)),
+                layer("a", LayerSpecifier::AdminLayer(Default::default())),
+            ],
+        };
+        let mut layers = RuntimeLayers::compile(Some(&proto), "").unwrap();
+        let runtime = Runtime::new();
+        let min = runtime.integer("health.min", 0);
+        layers.apply(&runtime);
+        assert_eq!(min.get(), 5);
+        assert!(layers.modify(&[("health.min".into(), "9".into())]));
+        layers.apply(&runtime);
+        assert_eq!(min.get(), 9);
+        layers.modify(&[("health.min".into(), String::new())]);
+        layers.apply(&runtime);
+        assert_eq!(min.get(), 5);
+    }
+
+    #[test]
+    fn a_second_admin_layer_is_refused() {
+        use pb::runtime_layer::LayerSpecifier;
+        let admin = |name| layer(name, LayerSpecifier::AdminLayer(Default::default()));
+        let proto = pb::LayeredRuntime { layers: vec![admin("a"), admin("b")] };
+        let error = RuntimeLayers::compile(Some(&proto), "").unwrap_err();
+        assert_eq!(error.path(), "layered_runtime.layers[1]");
+    }
+}
