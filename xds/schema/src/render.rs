@@ -10,6 +10,7 @@ use crate::message::{Field, Kind, Message, Type};
 use crate::wire::{DEPTH_LIMIT, Raw, Reader, WireError};
 
 pub(crate) use scalar::write_string;
+pub(crate) use wkt::{any_parts, struct_entries, time_parts};
 
 /// How JSON is written.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -353,7 +354,7 @@ fn bytes_of(raw: Raw<'_>) -> Result<&[u8], WireError> {
 }
 
 /// The next element of a packed list.
-fn packed_value<'a>(ty: Type, reader: &mut Reader<'a>) -> Result<Raw<'a>, WireError> {
+pub(crate) fn packed_value<'a>(ty: Type, reader: &mut Reader<'a>) -> Result<Raw<'a>, WireError> {
     match ty {
         Type::Double | Type::Fixed64 | Type::Sfixed64 => {
             reader.array().map(|bytes| Raw::Fixed64(u64::from_le_bytes(bytes)))
