@@ -64,17 +64,6 @@ pub enum StatsMatcher {
     Keep(NamePredicate),
 }
 
-impl StatsMatcher {
-    /// Whether a stat of this full name exists.
-    pub fn accepts(&self, name: &str) -> bool {
-        match self {
-            Self::AcceptAll => true,
-            Self::RejectAll => false,
-            Self::Keep(keep) => keep(name),
-        }
-    }
-}
-
 impl fmt::Debug for StatsMatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -81,11 +81,14 @@ impl<T: ?Sized> Sharded<T> {
     #[inline]
     pub(crate) fn mine(&self, init: impl FnOnce() -> Box<T>) -> Option<(&T, Writer)> {
         let current = CURRENT.get();
-        match self.shards.get(current) {
-            Some(shard) if current != SHARED => Some((shard.get_or_init(init), Writer::Sole)),
-            // A thread that is a worker of a store with more workers than this one has, or no worker at all.
-            _ => Some((self.shards.get(SHARED)?.get_or_init(init), Writer::Shared)),
+        if current != SHARED
+            && let Some(shard) = self.shards.get(current)
+        {
+            return Some((shard.get().map_or_else(|| allocated(shard, init), Box::as_ref), Writer::Sole));
         }
+        // No worker at all, or one of a store with more workers than this one has.
+        let shard = self.shards.first()?;
+        Some((shard.get().map_or_else(|| allocated(shard, init), Box::as_ref), Writer::Shared))
     }
 
     /// The shards that have been written to.
@@ -93,6 +96,11 @@ impl<T: ?Sized> Sharded<T> {
     pub(crate) fn written(&self) -> impl Iterator<Item = &T> {
         self.shards.iter().filter_map(|shard| shard.get().map(Box::as_ref))
     }
+}
+
+#[cold]
+fn allocated<T: ?Sized>(shard: &OnceLock<Box<T>>, init: impl FnOnce() -> Box<T>) -> &T {
+    shard.get_or_init(init)
 }
 
 /// How the current thread may write to a shard.

@@ -7,10 +7,12 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use crate::cells::{Cells, Leaf};
 use crate::config::{StatsConfig, TagRule};
 use crate::histogram::{DEFAULT_BUCKETS, Summary, Unit};
 use crate::scope::{Scope, ScopeNode, TagSpan};
 use crate::shard::{ShardClaims, WorkerShard};
+use crate::tags::View;
 
 /// All stats of a process. Clones share them.
 #[derive(Clone, Debug)]
@@ -95,12 +97,23 @@ impl Store {
         let mut name = String::new();
         for node in self.inner.live_scopes() {
             for cells in node.live() {
-                for leaf in cells.listed() {
-                    name.clear();
-                    cells.write_name(leaf, &mut name);
-                    let (value, used) = cells.value(leaf);
-                    visit(Stat { name: &name, kind: cells.kind(leaf), used, value });
-                }
+                let listed = cells.listed();
+                cells.each_view(|view| {
+                    for leaf in listed.iter().copied().filter(|leaf| view.shows(*leaf)) {
+                        name.clear();
+                        cells.write_name(leaf, &mut name);
+                        let (value, used) = cells.value(leaf);
+                        visit(Stat {
+                            name: &name,
+                            kind: cells.kind(leaf),
+                            used,
+                            value,
+                            cells: &cells,
+                            leaf,
+                            view,
+                        });
+                    }
+                });
             }
         }
     }
@@ -159,6 +172,16 @@ pub struct Stat<'a> {
     pub used: bool,
     /// Its value now.
     pub value: Value,
+    cells: &'a Cells,
+    leaf: Leaf,
+    view: &'a View,
+}
+
+impl Stat<'_> {
+    /// The name without its tags, and the tags: for sinks that know tags.
+    pub fn tag_extracted(&self) -> (String, Vec<(String, String)>) {
+        self.view.tag_extracted(self.cells, self.leaf)
+    }
 }
 
 /// What scopes and cells refer back to.

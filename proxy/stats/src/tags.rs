@@ -50,6 +50,31 @@ impl LeafTag<'_> {
     }
 }
 
+impl View {
+    /// Whether this is how `leaf` looks.
+    pub(crate) fn shows(&self, leaf: Leaf) -> bool {
+        self.leaves.as_ref().is_none_or(|leaves| leaves.contains(&leaf))
+    }
+
+    /// A leaf's name without tags, and all its tags.
+    pub(crate) fn tag_extracted(&self, cells: &Cells, leaf: Leaf) -> (String, Vec<Tag>) {
+        let leaf_name = cells.leaf_name(leaf);
+        let own = cells.scope().store.leaf_tag(&leaf_name);
+        let mut name = match &self.name {
+            ViewName::Exact(name) => name.clone(),
+            ViewName::Prefix(prefix) => match &own {
+                Some(own) => format!("{prefix}{}", own.without(&leaf_name)),
+                None => format!("{prefix}{leaf_name}"),
+            },
+        };
+        if name.ends_with('.') {
+            name.pop();
+        }
+        let own = own.map(|own| (own.tag.to_owned(), own.value.to_owned()));
+        (name, own.into_iter().chain(self.tags.iter().cloned()).collect())
+    }
+}
+
 impl StoreInner {
     /// `*_rq_200` is `*_rq` with a response code, `*_rq_2xx` is `*_rq_xx` with a class: Envoy's default tags that are
     /// found in the last segment.

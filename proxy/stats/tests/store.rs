@@ -366,5 +366,19 @@ fn a_sink_sees_every_stat() {
     let mut seen = Vec::new();
     store.visit(&mut |stat| seen.push((stat.name.to_owned(), stat.used)));
     assert_eq!(seen.len(), 5);
+    let codes = cluster(&store, "up").response_codes("upstream_rq_");
+    codes.record(200);
+    let mut tagged = Vec::new();
+    store.visit(&mut |stat| {
+        tagged.extend((stat.name == "cluster.up.upstream_rq_200").then(|| stat.tag_extracted()))
+    });
+    let tag = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(
+        tagged,
+        [(
+            "cluster.upstream_rq".to_owned(),
+            vec![tag("envoy.response_code", "200"), tag("envoy.cluster_name", "up")]
+        )]
+    );
     assert!(seen.contains(&("cluster.up.upstream_cx_total".to_owned(), true)));
 }
