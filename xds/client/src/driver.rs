@@ -19,7 +19,7 @@ use crate::{
 
 mod file;
 mod grpc;
-mod raw_codec;
+pub(crate) mod raw_codec;
 mod rest;
 
 /// A byte stream.

@@ -37,3 +37,6 @@ pub use source::{
     BackoffSpec, GrpcService, GrpcSource, Interest, PathSource, Protocol, RateLimit, RestSource, Source,
     SubscriptionSpec,
 };
+
+#[cfg(test)]
+mod tests;
