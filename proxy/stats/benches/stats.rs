@@ -1,6 +1,7 @@
 //! What a request pays for its stats, and what a scrape of 10 000 clusters costs.
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use waystation_stats::render::{Format, Options, Renderer};
@@ -31,6 +32,16 @@ fn writes(c: &mut Criterion) {
     let codes = store.root().scope("cluster").tag("envoy.cluster_name", "up").response_codes("upstream_rq_");
     let histogram = store.root().histogram("time", Unit::Milliseconds);
 
+    let bare = AtomicU64::new(0);
+    c.bench_function("a bare atomic add, for comparison", |b| {
+        b.iter(|| black_box(&bare).fetch_add(1, Ordering::Relaxed));
+    });
+    c.bench_function("a bare load and store, for comparison", |b| {
+        b.iter(|| {
+            let bare = black_box(&bare);
+            bare.store(bare.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        });
+    });
     c.bench_function("counter/shared", |b| b.iter(|| black_box(&counter).inc()));
     let _worker = store.register_worker(0);
     c.bench_function("counter/worker", |b| b.iter(|| black_box(&counter).inc()));
@@ -53,12 +64,10 @@ fn writes(c: &mut Criterion) {
 fn scrapes(c: &mut Criterion) {
     const CLUSTERS: usize = 10_000;
     let store = Store::default();
-    let before = resident();
     let scope = store.root().scope("cluster");
     let clusters: Vec<Cluster> = (0..CLUSTERS)
         .map(|at| scope.tag("envoy.cluster_name", &format!("outbound_8080__service-{at}")).group())
         .collect();
-    eprintln!("bytes per idle group: {}", (resident() - before) / CLUSTERS);
 
     let mut group = c.benchmark_group("10 000 clusters");
     group.sample_size(10);
@@ -66,19 +75,11 @@ fn scrapes(c: &mut Criterion) {
     {
         let scrape =
             || Renderer::new(&store, format, Options::default()).map(|chunk| chunk.len() as u64).sum::<u64>();
-        let before = resident();
         group.throughput(Throughput::Bytes(scrape()));
-        eprintln!("{name}: {} bytes, resident +{} KB", scrape(), (resident().saturating_sub(before)) / 1024);
         group.bench_function(name, |b| b.iter(scrape));
     }
     group.finish();
     drop(clusters);
-}
-
-/// Resident bytes of this process.
-fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").ok();
-    pages.and_then(|line| line.split(' ').nth(1)?.parse::<usize>().ok()).unwrap_or(0) * 4096
 }
 
 criterion_group!(benches, writes, scrapes);

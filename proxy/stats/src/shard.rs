@@ -58,43 +58,51 @@ impl ShardClaims {
 /// One `T` per worker and one for everybody else, each allocated by its first writer.
 #[derive(Debug)]
 pub(crate) struct Sharded<T: ?Sized> {
-    /// Empty when the stats matcher rejected every name stored here: writes then go nowhere.
-    shards: Box<[OnceLock<Box<T>>]>,
+    /// Made by the first write: most clusters of a large configuration never see one.
+    shards: OnceLock<Box<[OnceLock<Box<T>>]>>,
+    /// 0 when the stats matcher rejected every name stored here: writes then go nowhere.
+    count: usize,
 }
 
 impl<T: ?Sized> Sharded<T> {
     /// Shards for `workers` workers and the shared one.
     pub(crate) fn new(workers: usize) -> Self {
-        Self { shards: (0..=workers).map(|_| OnceLock::new()).collect() }
+        Self { shards: OnceLock::new(), count: workers + 1 }
     }
 
     /// Storage that forgets what is written to it.
     pub(crate) fn discarding() -> Self {
-        Self { shards: Box::default() }
+        Self { shards: OnceLock::new(), count: 0 }
     }
 
     pub(crate) fn is_discarding(&self) -> bool {
-        self.shards.is_empty()
+        self.count == 0
     }
 
     /// This thread's shard, and how it may write to it.
     #[inline]
     pub(crate) fn mine(&self, init: impl FnOnce() -> Box<T>) -> Option<(&T, Writer)> {
         let current = CURRENT.get();
+        let shards = self.shards.get().map_or_else(|| self.unallocated(), Box::as_ref);
         if current != SHARED
-            && let Some(shard) = self.shards.get(current)
+            && let Some(shard) = shards.get(current)
         {
             return Some((shard.get().map_or_else(|| allocated(shard, init), Box::as_ref), Writer::Sole));
         }
         // No worker at all, or one of a store with more workers than this one has.
-        let shard = self.shards.first()?;
+        let shard = shards.first()?;
         Some((shard.get().map_or_else(|| allocated(shard, init), Box::as_ref), Writer::Shared))
     }
 
     /// The shards that have been written to.
     #[inline]
     pub(crate) fn written(&self) -> impl Iterator<Item = &T> {
-        self.shards.iter().filter_map(|shard| shard.get().map(Box::as_ref))
+        self.shards.get().into_iter().flatten().filter_map(|shard| shard.get().map(Box::as_ref))
+    }
+
+    #[cold]
+    fn unallocated(&self) -> &[OnceLock<Box<T>>] {
+        self.shards.get_or_init(|| (0..self.count).map(|_| OnceLock::new()).collect())
     }
 }
 
