@@ -326,6 +326,54 @@ impl Headers {
         known
     }
 
+    /// Adds `:authority` from a `host` header, keeping how the peer spelled that name if `keep_case`.
+    pub(crate) fn append_authority(&mut self, spelled: &[u8], value: &[u8], keep_case: bool) {
+        self.append(Known::Authority, value);
+        if keep_case
+            && spelled != b"host"
+            && let Some(index) = self.find(Name::Known(Known::Authority), 0)
+        {
+            let name_off = self.arena.len() as u32;
+            self.arena.extend_from_slice(spelled);
+            let entry = &mut self.entries[index];
+            (entry.name_off, entry.name_len, entry.flags) = (name_off, spelled.len() as u16, ORIGINAL_CASE);
+        }
+    }
+
+    /// How the peer spelled the `host` header that became `:authority`.
+    pub(crate) fn authority_name(&self) -> &[u8] {
+        match self.find(Name::Known(Known::Authority), 0).map(|index| self.entries[index]) {
+            Some(entry) if entry.flags & ORIGINAL_CASE != 0 => {
+                let start = entry.name_off as usize;
+                &self.arena[start..start + usize::from(entry.name_len)]
+            }
+            _ => b"host",
+        }
+    }
+
+    /// The known names present now.
+    #[inline]
+    pub(crate) fn bits(&self) -> Present {
+        Present(self.present)
+    }
+
+    /// Takes back the newest entry, which must not be a pseudo-header; a known name stays marked as present only if
+    /// another entry has it.
+    pub(crate) fn pop(&mut self) {
+        let Some(entry) = self.entries.pop() else { return };
+        let end = self.arena.len() - stored_len(&entry);
+        self.arena.truncate(end);
+        if !self.entries.iter().any(|other| other.id == entry.id) {
+            self.unmark(entry.id);
+        }
+    }
+
+    /// The size of all text held, for sizing an output buffer.
+    #[inline]
+    pub(crate) fn arena_len(&self) -> usize {
+        self.arena.len()
+    }
+
     /// The regular entries with their names as the peer spelled them, where that was kept.
     pub(crate) fn iter_original_case(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.entries[self.pseudo_count()..].iter().map(|entry| {
@@ -484,6 +532,18 @@ impl Headers {
         }
         self.arena = arena;
         self.wasted = 0;
+    }
+}
+
+/// A set of known names.
+#[derive(Clone, Copy)]
+pub(crate) struct Present([u64; 4]);
+
+impl Present {
+    #[inline]
+    pub(crate) fn has(&self, known: Known) -> bool {
+        let id = known.id();
+        self.0[usize::from(id >> 6)] & (1 << (id & 63)) != 0
     }
 }
 

@@ -1,0 +1,168 @@
+//! HTTP/1.0 and HTTP/1.1 without I/O: bytes in, events out; heads and data in, bytes out.
+//!
+//! [`ServerConn`] is the side that reads requests, [`ClientConn`] the side that reads responses. A driver owns the
+//! socket and both buffers: it appends what it reads to a `BytesMut`, calls `receive` until that says
+//! [`NeedMore`](Received::NeedMore), and writes out what the `send_*` methods append. The states hold no buffer, so
+//! an idle connection costs its state alone.
+//!
+//! # Framing
+//!
+//! RFC 9112 section 6, with the choices of Envoy 1.40 (its Balsa parser) where the RFC leaves one: `transfer-encoding`
+//! is exactly `chunked`; it never stands beside `content-length` unless
+//! [`allow_chunked_length`](Config::allow_chunked_length) says that the length is to be dropped; one `content-length`
+//! of digits only. Heads are read leniently as Envoy does (bare LF, tabs, obs-fold, bare CR), since that cannot move
+//! a message boundary; chunk framing is read strictly, since it can. Two spots are stricter than Envoy 1.40 on
+//! purpose: the data of a chunk must be followed by CRLF (Envoy skips to the next LF), and a chunk extension is at
+//! most 16 KiB.
+
+mod body;
+mod client;
+mod encode;
+mod error;
+mod head;
+mod lenient;
+mod server;
+mod target;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use client::{ClientConn, ResponseHead};
+pub use encode::DataFrame;
+pub use error::Error;
+pub use server::{RequestHead, ServerConn};
+
+/// Says whether an `upgrade` token is to be ignored.
+pub type UpgradeMatcher = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+/// What a codec allows: `Http1ProtocolOptions` and the header limits of `HttpProtocolOptions`.
+#[derive(Clone)]
+pub struct Config {
+    /// Most header lines in a head (`max_headers_count`).
+    pub max_headers: u32,
+    /// Most bytes in a head (`max_request_headers_kb`, in bytes here).
+    pub max_head_bytes: u32,
+    /// Serve HTTP/1.0 and unversioned requests instead of answering 426.
+    pub accept_http_10: bool,
+    /// The authority of HTTP/1.0 requests that name none.
+    pub default_host_for_http_10: Option<Box<str>>,
+    /// Pass trailers on instead of dropping them.
+    pub enable_trailers: bool,
+    /// Drop `content-length` beside `transfer-encoding: chunked` instead of refusing the message.
+    pub allow_chunked_length: bool,
+    /// Split absolute-form targets into scheme, authority and path.
+    pub allow_absolute_url: bool,
+    /// Take any token as a method instead of the registered ones.
+    pub allow_custom_methods: bool,
+    /// What to do with header names that hold an underscore.
+    pub underscores: Underscores,
+    /// Keep the case of header names beside the lower-case form, and write names as they were read.
+    pub preserve_case: bool,
+    /// `upgrade` tokens that are removed on arrival, so that the request is served as plain HTTP/1.1.
+    pub ignored_upgrades: Option<UpgradeMatcher>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_headers: 100,
+            max_head_bytes: 60 * 1024,
+            accept_http_10: false,
+            default_host_for_http_10: None,
+            enable_trailers: false,
+            allow_chunked_length: false,
+            allow_absolute_url: true,
+            allow_custom_methods: false,
+            underscores: Underscores::Allow,
+            preserve_case: false,
+            ignored_upgrades: None,
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("max_headers", &self.max_headers)
+            .field("max_head_bytes", &self.max_head_bytes)
+            .field("accept_http_10", &self.accept_http_10)
+            .field("enable_trailers", &self.enable_trailers)
+            .field("allow_chunked_length", &self.allow_chunked_length)
+            .field("allow_custom_methods", &self.allow_custom_methods)
+            .field("underscores", &self.underscores)
+            .field("preserve_case", &self.preserve_case)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `headers_with_underscores_action`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Underscores {
+    /// Keep them.
+    #[default]
+    Allow,
+    /// Answer 400.
+    Reject,
+    /// Leave them out, silently.
+    Drop,
+}
+
+/// The protocol version of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0, and anything else that is not HTTP/1.1.
+    Http10,
+    /// HTTP/1.1
+    Http11,
+}
+
+/// What the next bytes of the input meant. `H` is the head: [`RequestHead`] or [`ResponseHead`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received<H> {
+    /// Nothing complete; read more, or wait for the other direction.
+    NeedMore,
+    /// A head; the headers are in the map that was passed in.
+    Head(H),
+    /// Part of the body, or of the tunnel's bytes.
+    Data(Bytes),
+    /// The trailers are in the map that was passed in; nothing follows in this message.
+    Trailers,
+    /// The message is complete. Not reported when the head or the trailers said so already.
+    End,
+}
+
+/// How the body of a message is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// There is none.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// `transfer-encoding: chunked`
+    Chunked,
+    /// Up to the end of the connection: responses only.
+    UntilClose,
+    /// Not HTTP any more: CONNECT or an upgrade.
+    Tunnel,
+}
+
+impl Framing {
+    /// Whether the message is complete with its head.
+    pub fn is_end_stream(self) -> bool {
+        matches!(self, Framing::None | Framing::Length(0))
+    }
+}
+
+/// What becomes of a connection once a message has been exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// It can carry another.
+    KeepAlive,
+    /// It has to be closed.
+    Close,
+}
+
+#[cfg(test)]
+mod tests;
