@@ -236,6 +236,8 @@ struct Outstanding {
     /// Serial of the response; `None` when it did not come straight from one (held resources, expiry).
     response: Option<u64>,
     version: Arc<str>,
+    /// Names and hashes of the bodies, when the update came out of the inventory.
+    reviewed: Vec<(Arc<str>, u64)>,
     since: Instant,
 }
 
@@ -327,9 +329,15 @@ impl Core {
         let dropped = state.feeds[sub.feed].remove_subscriber(id, sub.names.iter());
         self.forget_expiry(sub.mux, sub.feed, dropped);
         // An update that its subscriber will never answer must not hold the acknowledgement back.
+        if let Some(feed) = self.feed(sub.mux, sub.feed) {
+            feed.abandon(id);
+        }
         let orphans: Vec<_> =
             self.outstanding.iter().filter(|(_, update)| update.sub == id).map(|(token, _)| *token).collect();
         for token in orphans {
+            if let Some(update) = self.outstanding.get_mut(&token) {
+                update.reviewed.clear();
+            }
             self.applied(token, Vec::new(), now);
         }
         if self
@@ -375,10 +383,17 @@ impl Core {
             }
             self.changed_stats.insert(update.sub);
         }
-        let Some(serial) = update.response else { return };
-        let Some(state) = self.muxes.get_mut(&update.mux) else { return };
-        if state.feeds[update.feed].answered(serial, rejected) {
-            self.complete(update.mux, update.feed, now);
+        let Some(feed) = self.feed(update.mux, update.feed) else { return };
+        match update.response {
+            Some(serial) => {
+                if feed.answered(serial, rejected) {
+                    self.complete(update.mux, update.feed, now);
+                }
+            }
+            None => {
+                let dropped = feed.reviewed(update.reviewed, &rejected);
+                self.forget_expiry(update.mux, update.feed, dropped);
+            }
         }
     }
 
@@ -459,7 +474,7 @@ impl Core {
     pub fn held<'a>(&'a self, kind: &'a ResourceType) -> impl Iterator<Item = HeldResource<'a>> {
         self.muxes.iter().flat_map(move |(id, state)| {
             state.feeds.iter().filter(move |feed| feed.kind == *kind).flat_map(move |feed| {
-                feed.inventory.iter().map(move |held| HeldResource {
+                feed.inventory.iter().filter(|held| held.accepted).map(move |held| HeldResource {
                     mux: *id,
                     resource: &held.resource,
                     updated_unix_ms: held.updated_unix_ms,

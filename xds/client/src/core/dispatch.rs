@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use xxhash_rust::xxh64::xxh64;
+
 use super::envelope::Envelope;
 use super::feed::{Delivery, Dropped};
 use super::mux::MuxKind;
@@ -36,28 +38,13 @@ impl Core {
             return;
         };
         let broad = names.is_none();
-        let names = match names {
-            Some(names) => names,
-            None => {
-                let interest = &feed.interest;
-                let mut all =
-                    feed.inventory.names_where(|held| interest.is_wanted_by(id, &held.resource.name));
-                all.extend(feed.names_in_work(id));
-                all.dedup();
-                all
-            }
-        };
-        let mut delivery = Delivery::default();
-        for name in &names {
-            if let Some(held) = feed.inventory.get(name) {
-                delivery.resources.push(held.resource.clone());
-            }
-            feed.note_late(id, name);
-        }
+        let names = names.unwrap_or_else(|| feed.names_for(id));
+        let (resources, response) = feed.catch_up(id, &names);
         // A wildcard to which the server has already answered "nothing" need not wait for it again.
-        if !delivery.resources.is_empty() || (broad && feed.settled) {
+        if !resources.is_empty() || (broad && feed.settled) {
             let version = feed.version.clone();
-            self.hand_out(mux, index, id, delivery, None, version, now);
+            let delivery = Delivery { resources, removed: Vec::new() };
+            self.hand_out(mux, index, id, delivery, response, version, now);
         }
     }
 
@@ -151,9 +138,6 @@ impl Core {
         let children = feed.kind.children();
         let Some(mut outcome) = feed.complete(unix_ms) else { return };
         self.restart_ttls(mux, index, std::mem::take(&mut outcome.ttls), now);
-        for (sub, name) in std::mem::take(&mut outcome.late) {
-            self.deliver_late(mux, index, sub, &name, &outcome.version, now);
-        }
         for child in children {
             self.resume(child, now);
         }
@@ -161,24 +145,6 @@ impl Core {
             feed.answer(outcome);
         }
         self.flush(mux, now);
-    }
-
-    /// A resource was accepted for others while `sub` came for it.
-    fn deliver_late(
-        &mut self,
-        mux: MuxId,
-        index: usize,
-        sub: SubId,
-        name: &Arc<str>,
-        version: &Arc<str>,
-        now: Instant,
-    ) {
-        let Some(feed) = self.feed(mux, index).filter(|feed| feed.interest.is_wanted_by(sub, name)) else {
-            return;
-        };
-        let Some(held) = feed.inventory.get(name) else { return };
-        let delivery = Delivery { resources: vec![held.resource.clone()], removed: Vec::new() };
-        self.hand_out(mux, index, sub, delivery, None, version.clone(), now);
     }
 
     #[expect(
@@ -202,9 +168,15 @@ impl Core {
             self.timers.clear(at, &Timer::Fetch(id));
         }
         let Some(kind) = self.feed(mux, feed).map(|feed| feed.kind.clone()) else { return };
-        let outstanding = Outstanding { mux, feed, sub: id, response, version: version.clone(), since: now };
-        self.outstanding.insert(token, outstanding);
         let Delivery { resources, removed } = delivery;
+        let reviewed = match response {
+            Some(_) => Vec::new(),
+            None => resources.iter().map(|one| (one.name.clone(), xxh64(&one.body, 0))).collect(),
+        };
+        let version_text = version.clone();
+        let outstanding =
+            Outstanding { mux, feed, sub: id, response, version: version_text, reviewed, since: now };
+        self.outstanding.insert(token, outstanding);
         self.events.push_back(Event::Update(Update { sub: id, kind, token, version, resources, removed }));
     }
 

@@ -7,7 +7,7 @@ use prost::Message as _;
 use xxhash_rust::xxh64::xxh64;
 
 use super::envelope::{Envelope, Item, Text};
-use super::interest::Interests;
+use super::interest::{Interests, Subscribers};
 use super::inventory::{Held, Inventory};
 use super::{Rejection, Resource, SubId};
 use crate::{Protocol, ResourceType, wire};
@@ -57,8 +57,6 @@ struct InWork {
     changed: HashMap<Arc<str>, Changed>,
     unanswered: usize,
     rejections: Vec<Rejection>,
-    /// Subscribers that came for a changed resource while it was being applied by others.
-    late: Vec<(SubId, Arc<str>)>,
 }
 
 #[derive(Debug)]
@@ -66,7 +64,8 @@ struct Changed {
     resource: Resource,
     hash: u64,
     ttl: Option<Duration>,
-    handed: usize,
+    /// Who has it, unless they left in the meantime.
+    handed: Subscribers,
     refused: usize,
 }
 
@@ -89,7 +88,6 @@ pub(super) struct Delivery {
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) version: Arc<str>,
-    pub(super) late: Vec<(SubId, Arc<str>)>,
     pub(super) ttls: Vec<(Arc<str>, Option<Instant>, Option<Duration>)>,
     nonce: String,
     error: Option<String>,
@@ -192,7 +190,8 @@ impl Feed {
 
     pub(super) fn wants_to_send(&self) -> bool {
         if !self.started {
-            return !self.interest.is_empty();
+            // What is being applied of the last stream must be held before the new one is told what is.
+            return !self.interest.is_empty() && !self.is_busy();
         }
         // A state-of-the-world request with an old nonce is ignored by the server when a newer response is under
         // way, so a change of names rides on the answer to that one.
@@ -261,7 +260,7 @@ impl Feed {
         let mut versions = BTreeMap::new();
         if first && resume {
             // A disputed resource is left out: the server shall send it again.
-            let held = self.inventory.iter().filter(|held| !held.disputed);
+            let held = self.inventory.iter().filter(|held| held.accepted && !held.disputed);
             versions
                 .extend(held.map(|held| (held.resource.name.to_string(), held.resource.version.to_string())));
         }
@@ -317,15 +316,7 @@ impl Feed {
         for name in removed {
             self.remove(&Arc::from(name.as_str()), &mut findings);
         }
-        let in_work = InWork {
-            serial,
-            nonce,
-            version,
-            changed,
-            unanswered: 0,
-            rejections: Vec::new(),
-            late: Vec::new(),
-        };
+        let in_work = InWork { serial, nonce, version, changed, unanswered: 0, rejections: Vec::new() };
         self.in_work = Some(in_work);
         Ok(findings)
     }
@@ -357,12 +348,14 @@ impl Feed {
         let work = self.in_work.take()?;
         let mut ttls = Vec::new();
         for (name, changed) in work.changed {
-            if changed.refused >= changed.handed {
+            let handed = changed.handed.len();
+            if handed > 0 && changed.refused >= handed {
                 continue;
             }
             let held = Held {
                 resource: changed.resource,
                 hash: changed.hash,
+                accepted: handed > 0,
                 disputed: changed.refused > 0,
                 seen: work.serial,
                 expires: None,
@@ -378,7 +371,7 @@ impl Feed {
             self.version = work.version.clone();
             self.settled = true;
         }
-        Some(Outcome { version: work.version, late: work.late, ttls, nonce: work.nonce, error })
+        Some(Outcome { version: work.version, ttls, nonce: work.nonce, error })
     }
 
     /// Queues the answer to a response that was worked on.
@@ -398,21 +391,63 @@ impl Feed {
         }
     }
 
-    /// Notes that `sub` came for `name`; true when a newer one is being applied and will follow.
-    pub(super) fn note_late(&mut self, sub: SubId, name: &Arc<str>) {
-        if let Some(work) = &mut self.in_work
-            && work.changed.contains_key(name)
+    /// What there is of `names` for a subscriber that has just come: what is being applied by others, too. Says which
+    /// response its answer counts for.
+    pub(super) fn catch_up(&mut self, sub: SubId, names: &[Arc<str>]) -> (Vec<Resource>, Option<u64>) {
+        let mut resources = Vec::new();
+        let mut response = None;
+        for name in names {
+            let changed =
+                self.in_work.as_mut().and_then(|work| Some((work.serial, work.changed.get_mut(name)?)));
+            if let Some((serial, changed)) = changed {
+                changed.handed.push(sub);
+                resources.push(changed.resource.clone());
+                response = Some(serial);
+            } else if let Some(held) = self.inventory.get(name) {
+                resources.push(held.resource.clone());
+            }
+        }
+        if response.is_some()
+            && let Some(work) = &mut self.in_work
         {
-            work.late.push((sub, name.clone()));
+            work.unanswered += 1;
+        }
+        (resources, response)
+    }
+
+    /// Names that `sub` wants, held or being applied.
+    pub(super) fn names_for(&self, sub: SubId) -> Vec<Arc<str>> {
+        let mut names =
+            self.inventory.names_where(|held| self.interest.is_wanted_by(sub, &held.resource.name));
+        let in_work = self.in_work.iter().flat_map(|work| work.changed.keys());
+        names.extend(in_work.filter(|name| self.interest.is_wanted_by(sub, name)).cloned());
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// A subscriber leaves: it has accepted nothing of what is being applied.
+    pub(super) fn abandon(&mut self, sub: SubId) {
+        for changed in self.in_work.iter_mut().flat_map(|work| work.changed.values_mut()) {
+            changed.handed.retain(|other| *other != sub);
         }
     }
 
-    /// Names of the response in work that `sub` wants.
-    pub(super) fn names_in_work(&self, sub: SubId) -> Vec<Arc<str>> {
-        let names = self.in_work.iter().flat_map(|work| work.changed.keys());
-        let mut names: Vec<_> = names.filter(|name| self.interest.is_wanted_by(sub, name)).cloned().collect();
-        names.sort_unstable();
-        names
+    /// The answer to an update that came out of the inventory.
+    pub(super) fn reviewed(&mut self, handed: Vec<(Arc<str>, u64)>, rejected: &[Rejection]) -> Dropped {
+        let mut dropped = Vec::new();
+        for (name, hash) in handed {
+            let Some(held) = self.inventory.get_mut(&name).filter(|held| held.hash == hash) else { continue };
+            let refused = rejected.iter().any(|rejection| rejection.name == name);
+            if refused && !held.accepted {
+                let held = self.inventory.remove(&name);
+                dropped.extend(held.and_then(|held| held.expires).map(|at| (name, at)));
+            } else {
+                held.disputed |= refused;
+                held.accepted = true;
+            }
+        }
+        dropped
     }
 
     /// The TTL of `name` passed.
@@ -503,7 +538,7 @@ impl Feed {
             findings.deliveries.entry(*sub).or_default();
         }
         let name = match held {
-            Some(held) if held.hash == hash && !held.disputed => {
+            Some(held) if held.hash == hash && held.accepted && !held.disputed => {
                 held.resource.version = version.clone();
                 if held.expires.is_some() || item.ttl.is_some() {
                     findings.ttls.push((held.resource.name.clone(), held.expires, item.ttl));
@@ -532,10 +567,9 @@ impl Feed {
         };
         let wildcards = self.interest.wildcards();
         subscribers.retain(|sub| !wildcards.contains(sub));
-        let mut handed = 0;
-        for sub in wildcards.iter().chain(&subscribers) {
+        let handed: Subscribers = wildcards.iter().chain(&subscribers).copied().collect();
+        for sub in &handed {
             findings.deliveries.entry(*sub).or_default().resources.push(resource.clone());
-            handed += 1;
         }
         changed.insert(name, Changed { resource, hash, ttl: item.ttl, handed, refused: 0 });
     }

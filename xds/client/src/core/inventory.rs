@@ -4,12 +4,15 @@ use std::time::Instant;
 
 use super::Resource;
 
-/// A resource that was accepted.
+/// A resource that was accepted by those who have seen it.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) resource: Resource,
     /// xxHash64 of the body.
     pub(super) hash: u64,
+    /// False when its subscribers left before they had looked at it. It is kept nevertheless while the server
+    /// believes that we want it: whoever comes back for it will not be sent it again.
+    pub(super) accepted: bool,
     /// Some subscriber refused it: the same bytes must be offered again.
     pub(super) disputed: bool,
     /// Serial of the last response that listed it.

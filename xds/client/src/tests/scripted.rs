@@ -296,18 +296,47 @@ fn flood_of_responses_stops_reading() {
 #[test]
 fn late_subscriber_gets_what_is_being_applied() {
     let mut world = World::new(Protocol::Sotw, Manners::default());
-    world.subscribe(named(EDS, &["a"]));
+    let first = world.subscribe(named(EDS, &["a"]));
     world.open();
     world.receive_sotw(&EDS, "1", "n1", &[toy("a", &[], "1")]);
+    world.take_requests();
     world.withhold = true;
-    world.receive_sotw(&EDS, "2", "n2", &[toy("a", &[], "2")]);
+    world.receive_sotw(&EDS, "2", "n2", &[toy("a", &[], BAD)]);
     world.take_updates();
-    world.withhold = false;
     let late = world.subscribe(named(EDS, &["a"]));
+    let update = world.take_updates().remove(0);
+    assert_eq!((update.sub, &*update.resources[0].version), (late, "2"));
+    // Its refusal counts as that of the first, which leaves without having said anything.
+    world.core.unsubscribe(first, world.now);
+    world.settle();
+    assert!(sent(&mut world).is_empty());
     world.answer_withheld();
-    let bodies: Vec<_> =
-        world.take_updates().into_iter().map(|update| (update.sub, update.version)).collect();
-    assert_eq!(bodies, [(late, "1".into()), (late, "2".into())]);
+    assert_eq!(sent(&mut world), ["ClusterLoadAssignment v1 [a] n=n2 NACK"]);
+    assert_eq!(&*world.core.held(&EDS).next().unwrap().resource.version, "1");
+}
+
+#[test]
+fn resource_that_nobody_looked_at_is_not_accepted() {
+    let mut world = World::new(Protocol::Delta, Manners::default());
+    let first = world.subscribe(named(EDS, &["a"]));
+    world.open();
+    world.withhold = true;
+    world.receive_delta(&EDS, "1", "n1", &[toy("a", &[], BAD)], &[]);
+    world.core.pause(&EDS);
+    world.core.unsubscribe(first, world.now);
+    world.withheld.clear();
+    world.withhold = false;
+    assert_eq!(world.core.held(&EDS).count(), 0);
+    // The server was not told, and will not send it again: who comes back for it must judge it.
+    world.subscribe(named(EDS, &["a"]));
+    assert_eq!(world.take_updates().len(), 2);
+    assert_eq!(world.core.held(&EDS).count(), 0);
+    world.core.resume(&EDS, world.now);
+    world.settle();
+    world.take_requests();
+    world.close();
+    world.reopen();
+    assert_eq!(sent(&mut world), ["ClusterLoadAssignment +[a]"]);
 }
 
 #[test]
@@ -399,9 +428,10 @@ fn answer_of_an_old_stream_is_not_sent_on_the_new_one() {
     world.receive_sotw(&CDS, "1", "n1", &[toy("a", &[], "1")]);
     world.close();
     world.reopen();
-    assert_eq!(sent(&mut world), ["Cluster"]);
-    world.answer_withheld();
+    // First it is settled what we hold, then the new server is told.
     assert!(sent(&mut world).is_empty());
+    world.answer_withheld();
+    assert_eq!(sent(&mut world), ["Cluster v1"]);
     assert_eq!(world.core.held(&CDS).count(), 1);
 }
 
