@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(document.text(elements[1]), "-2.5e3");
         assert_eq!(document.kind(elements[2]), NodeKind::String);
         let place = document.position(elements[2]);
-        assert_eq!((place.line, place.column), (2, 25));
+        assert_eq!((place.line, place.column), (2, 26));
     }
 
     #[test]

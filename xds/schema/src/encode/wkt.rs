@@ -35,6 +35,9 @@ impl Encoder<'_> {
         put_bytes(out, 1, url.as_bytes());
         let start = out.len();
         put_nested(out, 2, |out| {
+            if self.is_empty_with_value(message, node) {
+                return Ok(());
+            }
             if matches!(message.kind(), Kind::Plain | Kind::TypedStruct) {
                 return self.object(message, node, out, depth + 1, true);
             }
@@ -66,6 +69,17 @@ impl Encoder<'_> {
             out.truncate(start);
         }
         Ok(())
+    }
+
+    /// `{"@type": ".../google.protobuf.Empty", "value": {}}`, as Go writes it.
+    fn is_empty_with_value(&self, message: Message, node: usize) -> bool {
+        let document = self.document;
+        message.full_name() == "google.protobuf.Empty"
+            && document.members(node).all(|(key, value)| match document.text(key) {
+                "@type" => true,
+                "value" => document.kind(value) == NodeKind::Object && document.count(value) == 0,
+                _ => false,
+            })
     }
 
     pub(super) fn duration(&mut self, node: usize, out: &mut Vec<u8>) -> Result<(), TextError> {
