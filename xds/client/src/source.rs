@@ -83,7 +83,9 @@ pub struct GrpcService {
     pub timeout: Option<Duration>,
     /// Added to the headers of each stream, in order.
     pub initial_metadata: Vec<(Arc<str>, Arc<str>)>,
-    /// Interval of HTTP/2 pings that find a dead connection.
+    /// Interval of HTTP/2 pings that find a dead connection (`connection_keepalive` of the cluster, or the channel
+    /// arguments of `google_grpc`). Off unless configured, as with Envoy: gRPC servers hang up on clients that ping
+    /// more often than they allow.
     pub keepalive_interval: Option<Duration>,
     /// How long a ping may stay unanswered.
     pub keepalive_timeout: Duration,

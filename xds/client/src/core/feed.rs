@@ -18,6 +18,9 @@ const REJECTED: i32 = 13;
 /// Longest `error_detail`: enough to read, and never more than a server's header or message limits.
 const MAX_DETAIL: usize = 32 << 10;
 
+/// Refusals named in one `error_detail`; who has more of them has another problem.
+const MAX_LISTED: usize = 256;
+
 /// One type on one stream.
 #[derive(Debug)]
 pub(super) struct Feed {
@@ -87,7 +90,6 @@ pub(super) struct Delivery {
 /// What became of a response when all its updates were answered.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    pub(super) version: Arc<str>,
     pub(super) ttls: Vec<(Arc<str>, Option<Instant>, Option<Duration>)>,
     nonce: String,
     error: Option<String>,
@@ -130,8 +132,7 @@ impl Feed {
         for name in &names {
             self.interest.remove_name(sub, name);
         }
-        if self.interest.wildcards().contains(&sub) || self.interest.everyone().contains(&sub) {
-            self.interest.remove_broad(sub);
+        if self.interest.remove_broad(sub) {
             let all = self.inventory.names_where(|_| true);
             return self.drop_unwanted(all);
         }
@@ -335,7 +336,8 @@ impl Feed {
             if let Some(changed) = work.changed.get_mut(&rejection.name) {
                 changed.refused += 1;
             }
-            if !work.rejections.contains(&rejection) {
+            let listed = work.rejections.len() == MAX_LISTED || work.rejections.contains(&rejection);
+            if !listed {
                 work.rejections.push(rejection);
             }
         }
@@ -368,10 +370,10 @@ impl Feed {
         }
         let error = (!work.rejections.is_empty()).then(|| self.kind.rejection_message(&work.rejections));
         if error.is_none() {
-            self.version = work.version.clone();
+            self.version = work.version;
             self.settled = true;
         }
-        Some(Outcome { version: work.version, ttls, nonce: work.nonce, error })
+        Some(Outcome { ttls, nonce: work.nonce, error })
     }
 
     /// Queues the answer to a response that was worked on.

@@ -53,15 +53,16 @@ impl Interests {
         }
     }
 
-    /// Takes a subscriber's wildcard or namespace back.
-    pub(super) fn remove_broad(&mut self, sub: SubId) {
+    /// Takes a subscriber's wildcard or namespace back, if it has one.
+    pub(super) fn remove_broad(&mut self, sub: SubId) -> bool {
+        let before = self.wildcards.len() + self.namespaces.len();
+        let was_wildcard = self.is_wildcard();
         self.namespaces.retain(|(other, _)| *other != sub);
-        if self.wildcards.contains(&sub) {
-            self.wildcards.retain(|other| *other != sub);
-            if self.wildcards.is_empty() {
-                self.note_removed(WILDCARD.into());
-            }
+        self.wildcards.retain(|other| *other != sub);
+        if was_wildcard && self.wildcards.is_empty() {
+            self.note_removed(WILDCARD.into());
         }
+        self.wildcards.len() + self.namespaces.len() < before
     }
 
     pub(super) fn wildcards(&self) -> &[SubId] {

@@ -6,13 +6,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -31,7 +32,7 @@ pub(super) struct Dial(pub(super) Arc<Mutex<SocketAddr>>);
 
 impl Connect for Dial {
     fn connect(&self, _: &str, _: bool) -> Pin<Box<dyn Future<Output = io::Result<BoxedIo>> + Send>> {
-        let address = *self.0.lock().expect("no panics");
+        let address = *self.0.lock();
         Box::pin(async move { TcpStream::connect(address).await.map(|stream| Box::new(stream) as BoxedIo) })
     }
 }
@@ -240,7 +241,7 @@ fn aggregated_state_of_the_world() {
         drop(stream);
         drop(server);
         let mut server = Server::start(Protocol::Sotw).await;
-        *address.lock().unwrap() = server.address;
+        *address.lock() = server.address;
         let (mut stream, ()) = tokio::join!(server.stream(), async {
             while !matches!(client.next().await, Event::Connected { .. }) {}
         });
