@@ -15,6 +15,49 @@
 //!   same response down; the response is still refused as a whole towards the server.
 //! * A resource whose bytes have not changed is not handed out again.
 //!
+//! A configuration plane on the main thread, in short:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use waystation_xds::{
+//!     Client, Event, Interest, Options, Rejection, ResourceType, Source, SubscriptionSpec, Transport,
+//! };
+//!
+//! # trait Manager { fn apply(&mut self, client: &mut Client, resource: &waystation_xds::Resource) -> Result<(), String>;
+//! #     fn remove(&mut self, name: &str); }
+//! async fn run(options: Options, transport: Transport, mut clusters: impl Manager) {
+//!     let mut client = Client::new(options, transport);
+//!     let cds = SubscriptionSpec {
+//!         kind: ResourceType::Cluster,
+//!         source: Source::Ads,
+//!         interest: Interest::Wildcard,
+//!         init_fetch_timeout: Some(Duration::from_secs(15)),
+//!     };
+//!     let _cds = client.subscribe(cds).expect("the bootstrap has ads_config");
+//!     loop {
+//!         match client.next().await {
+//!             Event::Update(update) => {
+//!                 let mut rejected = Vec::new();
+//!                 for resource in &update.resources {
+//!                     // May subscribe, e.g. to the endpoints of this cluster: their request goes out before the
+//!                     // acknowledgement of this update.
+//!                     if let Err(reason) = clusters.apply(&mut client, resource) {
+//!                         rejected.push(Rejection { name: resource.name.clone(), reason });
+//!                     }
+//!                 }
+//!                 update.removed.iter().for_each(|name| clusters.remove(name));
+//!                 client.applied(update.token, rejected);
+//!             }
+//!             Event::Failed { sub, failure } => tracing::warn!(?sub, ?failure, "initialised without"),
+//!             Event::Connected { .. } => {}
+//!             Event::Disconnected { target, code, message, .. } => {
+//!                 tracing::warn!("gRPC config stream to {target} closed: {code}, {message}");
+//!             }
+//!         }
+//!     }
+//! }
+//! ```
+//!
 //! Memory: each accepted resource is held once, copied out of its response, and shared with the consumer as
 //! [`bytes::Bytes`]. Queues towards the server are never materialised: a request is built from the state of its
 //! type at the moment when it can be sent.
