@@ -204,6 +204,11 @@ impl Known {
     /// How many known names there are; ids run from 1 to this, 0 means "not known".
     pub const COUNT: usize = ALL.len();
 
+    /// All known names, in the order of their discriminants.
+    pub fn all() -> &'static [Known] {
+        ALL
+    }
+
     /// Finds the id of a lower-case name.
     #[inline]
     pub fn lookup(name: &[u8]) -> Option<Self> {
