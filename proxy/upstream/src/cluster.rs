@@ -1,0 +1,253 @@
+//! Clusters: `envoy.config.cluster.v3.Cluster`, compiled, together with its live endpoints.
+
+use std::any::Any;
+use std::fmt;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use waystation_filter_api::cell::{Cell, Held};
+use waystation_filter_api::runtime::Runtime;
+use waystation_filter_api::stream::ClusterView;
+use waystation_filter_api::value::Metadata;
+use waystation_schema::ConfigError;
+use waystation_stats::{ResponseCodes, Scope};
+
+use crate::admission::Admission;
+use crate::discovery::{DnsSettings, OriginalDst};
+use crate::host::Locality;
+use crate::load_balancer::LbPolicy;
+use crate::stats::{ClusterStats, RequestSizeStats, TimeoutBudgetStats};
+
+mod compile;
+mod connection;
+mod endpoints;
+mod http;
+mod transport;
+
+pub use connection::{BindOptions, ConnectionOptions, SocketOption, TcpKeepalive};
+pub use endpoints::{Applied, Endpoints};
+pub use http::{
+    HeaderCase, Http1Options, Http2Options, HttpOptions, Keepalive, Underscores, UpstreamProtocol,
+};
+pub use transport::TransportSockets;
+
+/// What the caller's factory makes of a transport socket; the pool casts it back. One value per distinct socket, shared by
+/// the hosts that use it.
+pub type TransportFactory = Arc<dyn Any + Send + Sync>;
+
+/// Compiles a transport socket. A cluster without one asks for `envoy.transport_sockets.raw_buffer`.
+pub type TransportCompiler<'a> = dyn Fn(&core::TransportSocket) -> Result<TransportFactory, ConfigError> + 'a;
+
+/// What all clusters of a process share; made once.
+pub struct Environment {
+    /// The layered runtime.
+    pub runtime: Runtime,
+    /// The locality of this node (`node.locality`), for zone-aware routing.
+    pub locality: Locality,
+    /// `cluster_manager.local_cluster_name`: the cluster that this proxy is a member of.
+    pub local_cluster: Option<Arc<Cell<Cluster>>>,
+    /// `cluster_manager.upstream_bind_config`, for clusters without their own.
+    pub bind: Option<BindOptions>,
+}
+
+/// What compiling one cluster needs.
+pub struct CompileContext<'a> {
+    /// What all clusters share.
+    pub environment: &'a Arc<Environment>,
+    /// The root of the stats; the cluster's are `cluster.<name>.` below it.
+    pub stats: &'a Scope,
+    /// Compiles transport sockets.
+    pub transport: &'a TransportCompiler<'a>,
+    /// Whether the cluster came by CDS.
+    pub added_via_api: bool,
+    /// The time.
+    pub now: Instant,
+}
+
+/// A compiled cluster.
+pub struct Cluster {
+    name: Box<str>,
+    alt_stat_name: Option<Box<str>>,
+    /// Whether it came by CDS.
+    pub added_via_api: bool,
+    /// Where its endpoints come from.
+    pub discovery: Discovery,
+    /// How long a connection may take, TLS handshake included.
+    pub connect_timeout: Duration,
+    /// `per_connection_buffer_limit_bytes`.
+    pub buffer_limit: u32,
+    /// HTTP options.
+    pub http: Arc<HttpOptions>,
+    /// `TcpProtocolOptions.idle_timeout` of pooled TCP connections; `None` is never.
+    pub tcp_idle_timeout: Option<Duration>,
+    /// Sockets of upstream connections.
+    pub connection: Option<Box<ConnectionOptions>>,
+    /// `common_lb_config.close_connections_on_host_set_change`.
+    pub close_connections_on_host_set_change: bool,
+    /// `connection_pool_per_downstream_connection`.
+    pub pool_per_downstream_connection: bool,
+    /// `wait_for_warm_on_init`.
+    pub wait_for_warm_on_init: bool,
+    /// Circuit breakers.
+    pub admission: Arc<Admission>,
+    /// Statistics.
+    pub stats: ClusterStats,
+    /// `track_cluster_stats.timeout_budgets`.
+    pub timeout_budget: Option<TimeoutBudgetStats>,
+    /// `track_cluster_stats.request_response_sizes`.
+    pub request_sizes: Option<RequestSizeStats>,
+    pub(crate) scope: Scope,
+    pub(crate) response_codes: OnceLock<Box<ResponseCodes>>,
+    pub(crate) metadata: Option<Box<Metadata>>,
+    pub(crate) policy: LbPolicy,
+    pub(crate) sockets: TransportSockets,
+    pub(crate) endpoints: Endpoints,
+    pub(crate) environment: Arc<Environment>,
+}
+
+/// Where endpoints come from.
+#[derive(Debug)]
+pub enum Discovery {
+    /// The configuration itself.
+    Static,
+    /// EDS.
+    Eds(Box<EdsSettings>),
+    /// DNS: [`DnsSettings::logical`] tells STRICT_DNS from LOGICAL_DNS.
+    Dns(Box<DnsSettings>),
+    /// The address that the downstream connection was meant for, or that a header names.
+    OriginalDst(Box<OriginalDst>),
+}
+
+/// `eds_cluster_config`.
+#[derive(Debug)]
+pub struct EdsSettings {
+    /// Where assignments come from.
+    pub source: core::ConfigSource,
+    /// `service_name`, or the cluster's name.
+    pub resource_name: Box<str>,
+}
+
+/// A cluster as streams of one worker refer to it (`UpstreamInfo.cluster` wants an `Rc` of it).
+#[derive(Clone, Debug)]
+pub struct ClusterRef(pub Held<Cluster>);
+
+impl Cluster {
+    /// Compiles a cluster. One with static endpoints is ready; the others wait for their first assignment.
+    ///
+    /// # Errors
+    /// When a field is invalid, or set but not supported; the path starts below the cluster.
+    pub fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Self, ConfigError> {
+        compile::compile(proto, cx)
+    }
+
+    /// The cluster's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `alt_stat_name`, or the name.
+    pub fn observability_name(&self) -> &str {
+        self.alt_stat_name.as_deref().unwrap_or(&self.name)
+    }
+
+    /// The cluster's metadata.
+    pub fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_deref()
+    }
+
+    /// The scope of its statistics, for groups that other crates keep below `cluster.<name>.`.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// `upstream_rq_<code>` and its classes, made on first use.
+    pub fn response_codes(&self) -> &ResponseCodes {
+        self.response_codes.get_or_init(|| Box::new(self.scope.response_codes("upstream_rq_")))
+    }
+
+    /// The live endpoints.
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// The balancing policy, for admin pages.
+    pub fn policy(&self) -> &LbPolicy {
+        &self.policy
+    }
+}
+
+impl ClusterView for ClusterRef {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn observability_name(&self) -> &str {
+        self.0.observability_name()
+    }
+
+    fn metadata(&self) -> Option<&Metadata> {
+        self.0.metadata()
+    }
+}
+
+impl ClusterView for Cluster {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn observability_name(&self) -> &str {
+        Cluster::observability_name(self)
+    }
+
+    fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_deref()
+    }
+}
+
+impl ClusterRef {
+    /// A reference that stream information can hold.
+    pub fn new(held: Held<Cluster>) -> Rc<Self> {
+        Rc::new(Self(held))
+    }
+}
+
+impl Deref for ClusterRef {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.0
+    }
+}
+
+impl Environment {
+    /// An environment without zone-aware routing.
+    pub fn new(runtime: Runtime) -> Arc<Self> {
+        Arc::new(Self { runtime, locality: Locality::default(), local_cluster: None, bind: None })
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Environment")
+            .field("locality", &self.locality)
+            .field("local_cluster", &self.local_cluster)
+            .field("bind", &self.bind)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for CompileContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompileContext").field("added_via_api", &self.added_via_api).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("name", &self.name).finish_non_exhaustive()
+    }
+}
