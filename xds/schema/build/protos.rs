@@ -104,15 +104,16 @@ fn parse_tree(root: &Path, files: &mut BTreeMap<String, FileDescriptorProto>) {
     }
 }
 
-/// Adds the `google/protobuf` files that the others import.
+/// Adds the well-known types, any of which may stand in an `Any`, and the imports of other `google/protobuf` files.
 fn open_well_known(files: &mut BTreeMap<String, FileDescriptorProto>) {
+    const TYPES: [&str; 7] = ["any", "duration", "empty", "field_mask", "struct", "timestamp", "wrappers"];
     let resolver = GoogleFileResolver::new();
     loop {
         let missing: HashSet<String> = files
             .values()
-            .flat_map(|file| &file.dependency)
-            .filter(|name| !files.contains_key(*name))
-            .cloned()
+            .flat_map(|file| file.dependency.iter().cloned())
+            .chain(TYPES.iter().map(|name| format!("google/protobuf/{name}.proto")))
+            .filter(|name| !files.contains_key(name))
             .collect();
         if missing.is_empty() {
             return;

@@ -13,6 +13,7 @@ mod merge;
 mod message;
 mod render;
 mod table;
+mod text_format;
 mod typed_struct;
 mod walk;
 mod wire;
@@ -29,6 +30,32 @@ pub use typed_struct::typed_struct_to_wire;
 pub use walk::{Finding, Place, Violation, Visitor, walk};
 pub use wire::WireError;
 
+/// The formats in which a configuration is written.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Format {
+    /// `.json`
+    Json,
+    /// `.yaml`, `.yml`
+    Yaml,
+    /// `.pb_text`: the protobuf text format.
+    ProtoText,
+    /// `.pb`: the wire format.
+    ProtoBinary,
+}
+
+impl Format {
+    /// The format that a file name's extension stands for, if any.
+    pub fn of_path(path: &std::path::Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            "json" => Some(Self::Json),
+            "yaml" | "yml" => Some(Self::Yaml),
+            "pb_text" => Some(Self::ProtoText),
+            "pb" => Some(Self::ProtoBinary),
+            _ => None,
+        }
+    }
+}
+
 /// Reads JSON (RFC 8259, the proto3 mapping) as a message and writes it in wire form.
 pub fn json_to_wire(message: Message, text: &str, options: TextOptions) -> Result<Encoded, TextError> {
     encode::encode(message, &json::parse(text)?, options)
@@ -37,6 +64,39 @@ pub fn json_to_wire(message: Message, text: &str, options: TextOptions) -> Resul
 /// Reads one YAML document as a message, plain scalars as Envoy takes them, and writes it in wire form.
 pub fn yaml_to_wire(message: Message, text: &str, options: TextOptions) -> Result<Encoded, TextError> {
     encode::encode(message, &yaml::parse(text)?, options)
+}
+
+/// Reads the protobuf text format as a message and writes it in wire form.
+///
+/// An unknown field is always an error: the format has no way to skip its value.
+pub fn pb_text_to_wire(message: Message, text: &str) -> Result<Vec<u8>, TextError> {
+    text_format::encode(message, text)
+}
+
+/// Reads the content of a file in any format as a message and writes it in wire form.
+///
+/// [`Format::ProtoBinary`] passes unread: [`check`] finds what is wrong with it.
+pub fn to_wire(
+    message: Message,
+    format: Format,
+    content: &[u8],
+    options: TextOptions,
+) -> Result<Encoded, ConfigError> {
+    if format == Format::ProtoBinary {
+        return Ok(Encoded { wire: content.to_vec(), unknown: Vec::new() });
+    }
+    let text = std::str::from_utf8(content).map_err(|error| {
+        ConfigError::new(format!("the text is not UTF-8 from byte {} on", error.valid_up_to()))
+    })?;
+    // Editors leave byte order marks.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    match format {
+        Format::Json => Ok(json_to_wire(message, text, options)?),
+        Format::Yaml => Ok(yaml_to_wire(message, text, options)?),
+        Format::ProtoText | Format::ProtoBinary => {
+            Ok(Encoded { wire: pb_text_to_wire(message, text)?, unknown: Vec::new() })
+        }
+    }
 }
 
 /// The size of the tables in bytes: all there is, and all of it read-only.
