@@ -239,7 +239,8 @@ mod tests {
 
     #[test]
     fn what_http_refuses_is_an_error() {
-        let mut headers: Headers = [(":method", "GET"), (":authority", "a b"), (":path", "/")].into_iter().collect();
+        let mut headers: Headers =
+            [(":method", "GET"), (":authority", "a b"), (":path", "/")].into_iter().collect();
         assert_eq!(write_request(&headers).unwrap_err(), InvalidHead(":authority"));
         headers.set(Known::Authority, "a");
         headers.append("x", [b'a', 1]);

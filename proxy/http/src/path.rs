@@ -77,7 +77,8 @@ pub fn normalize_path(path: &[u8], options: PathOptions) -> PathOutcome {
 fn is_plain(path: &[u8]) -> bool {
     let mut after_slash = false;
     for &byte in path {
-        if byte == b'\\' || byte == b'%' || (after_slash && matches!(byte, b'/' | b'.')) || needs_escape(byte) {
+        if byte == b'\\' || byte == b'%' || (after_slash && matches!(byte, b'/' | b'.')) || needs_escape(byte)
+        {
             return false;
         }
         after_slash = byte == b'/';

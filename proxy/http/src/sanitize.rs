@@ -129,8 +129,12 @@ mod tests {
 
     #[test]
     fn nominated_headers_go() {
-        let mut headers =
-            request(&[("connection", "close, X-Hop, keep-alive"), ("x-hop", "1"), ("cookie", "c"), ("x-b", "2")]);
+        let mut headers = request(&[
+            ("connection", "close, X-Hop, keep-alive"),
+            ("x-hop", "1"),
+            ("cookie", "c"),
+            ("x-b", "2"),
+        ]);
         remove_nominated(&mut headers).unwrap();
         assert!(!headers.contains("x-hop"));
         assert!(headers.contains(Known::Cookie) && headers.contains("x-b"));

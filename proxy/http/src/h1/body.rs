@@ -67,16 +67,31 @@ impl Body {
 /// RFC 9112 section 7.1, strictly: a size of hexadecimal digits, CRLF and no other line end.
 #[derive(Debug)]
 pub(super) enum Chunked {
-    Size { size: u64, digits: u8 },
+    Size {
+        size: u64,
+        digits: u8,
+    },
     /// White space that Envoy allows behind the size, then the end of the line or an extension.
-    AfterSize { size: u64 },
-    Extension { size: u64, length: u16 },
-    SizeLf { size: u64 },
-    Data { left: u64 },
+    AfterSize {
+        size: u64,
+        length: u16,
+    },
+    Extension {
+        size: u64,
+        length: u16,
+    },
+    SizeLf {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataCr,
     DataLf,
     /// So many bytes have been searched for the end of the trailers.
-    Trailers { searched: u32 },
+    Trailers {
+        searched: u32,
+    },
 }
 
 impl Chunked {
@@ -102,13 +117,15 @@ impl Chunked {
                     }
                     (None, b'\r') if digits > 0 => (Chunked::SizeLf { size }, 1),
                     (None, b';') if digits > 0 => (Chunked::Extension { size, length: 0 }, 1),
-                    (None, b' ' | b'\t') if digits > 0 => (Chunked::AfterSize { size }, 1),
+                    (None, b' ' | b'\t') if digits > 0 => (Chunked::AfterSize { size, length: 1 }, 1),
                     _ => return Err(Error::Codec),
                 },
-                (&Chunked::AfterSize { size }, Some(byte)) => match byte {
+                (&Chunked::AfterSize { size, length }, Some(byte)) => match byte {
                     b'\r' => (Chunked::SizeLf { size }, 1),
-                    b';' => (Chunked::Extension { size, length: 0 }, 1),
-                    b' ' | b'\t' => (Chunked::Extension { size, length: 0 }, 0),
+                    b';' => (Chunked::Extension { size, length }, 1),
+                    b' ' | b'\t' if length < MAX_EXTENSION => {
+                        (Chunked::AfterSize { size, length: length + 1 }, 1)
+                    }
                     _ => return Err(Error::Codec),
                 },
                 (&Chunked::Extension { size, length }, Some(_)) => {

@@ -116,11 +116,13 @@ impl ClientConn {
         let received = match &mut self.incoming {
             Incoming::Idle | Incoming::Complete if !input.is_empty() => Err(Error::Codec),
             Incoming::Idle | Incoming::Complete | Incoming::Failed => Ok(Received::NeedMore),
-            Incoming::Head { searched } => match head::receive_response(input, searched, headers, &self.config) {
-                Ok(None) => Ok(Received::NeedMore),
-                Ok(Some(line)) => self.begin(&line, headers).map(Received::Head),
-                Err(error) => Err(error),
-            },
+            Incoming::Head { searched } => {
+                match head::receive_response(input, searched, headers, &self.config) {
+                    Ok(None) => Ok(Received::NeedMore),
+                    Ok(Some(line)) => self.begin(&line, headers).map(Received::Head),
+                    Err(error) => Err(error),
+                }
+            }
             Incoming::Body(body) => match body.receive(input, headers, &self.config) {
                 Ok(Piece::NeedMore) => Ok(Received::NeedMore),
                 Ok(Piece::Data(data)) => Ok(Received::Data(data)),

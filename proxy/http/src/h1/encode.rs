@@ -204,7 +204,9 @@ pub(super) fn fields(headers: &Headers, start: Start, preserve_case: bool, out: 
     }
     match start {
         Start::Response { close: Close::Close, .. } => out.extend_from_slice(b"connection: close\r\n"),
-        Start::Response { close: Close::KeepAlive, .. } => out.extend_from_slice(b"connection: keep-alive\r\n"),
+        Start::Response { close: Close::KeepAlive, .. } => {
+            out.extend_from_slice(b"connection: keep-alive\r\n")
+        }
         _ => {}
     }
 }
@@ -215,7 +217,11 @@ pub(super) fn framing(headers: &Headers, start: Start, end_stream: bool, out: &m
     let length = headers.content_length();
     match start {
         Start::Request { tunnel: true, .. } => {
-            if end_stream { Outgoing::Done } else { Outgoing::Tunnel }
+            if end_stream {
+                Outgoing::Done
+            } else {
+                Outgoing::Tunnel
+            }
         }
         Start::Request { bodiless, .. } => match length {
             Some(0) if end_stream => Outgoing::Done,
@@ -229,10 +235,18 @@ pub(super) fn framing(headers: &Headers, start: Start, end_stream: bool, out: &m
             None => chunked(out),
         },
         Start::Response { tunnel: true, .. } => {
-            if end_stream { Outgoing::Done } else { Outgoing::Tunnel }
+            if end_stream {
+                Outgoing::Done
+            } else {
+                Outgoing::Tunnel
+            }
         }
         Start::Response { status, .. } if status < 200 || status == 204 || status == 304 => {
-            if end_stream { Outgoing::Done } else { Outgoing::Discard }
+            if end_stream {
+                Outgoing::Done
+            } else {
+                Outgoing::Discard
+            }
         }
         Start::Response { head: true, version, .. } => {
             // What GET would have been answered, as far as it can be known.

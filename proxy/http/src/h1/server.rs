@@ -82,11 +82,13 @@ impl ServerConn {
         headers: &mut Headers,
     ) -> Result<Received<RequestHead>, Error> {
         let received = match &mut self.incoming {
-            Incoming::Head { searched } => match head::receive_request(input, searched, headers, &self.config) {
-                Ok(None) => Ok(Received::NeedMore),
-                Ok(Some(line)) => self.begin(&line, headers).map(Received::Head),
-                Err(error) => Err(error),
-            },
+            Incoming::Head { searched } => {
+                match head::receive_request(input, searched, headers, &self.config) {
+                    Ok(None) => Ok(Received::NeedMore),
+                    Ok(Some(line)) => self.begin(&line, headers).map(Received::Head),
+                    Err(error) => Err(error),
+                }
+            }
             Incoming::Body(body) => match body.receive(input, headers, &self.config) {
                 Ok(Piece::NeedMore) => Ok(Received::NeedMore),
                 Ok(Piece::Data(data)) => Ok(Received::Data(data)),
@@ -157,7 +159,13 @@ impl ServerConn {
         let connect = self.request.connect && (200..300).contains(&status);
         let tunnel = connect || (self.request.upgrade && status == 101);
         let closes = headers.get(Known::Connection).is_some_and(|value| has_token(value, b"close"));
-        if closes || (!tunnel && !matches!(self.incoming, Incoming::Complete)) {
+        // To HTTP/1.0, a body of unknown length ends with the connection.
+        let until_close = self.request.version == Version::Http10
+            && !end_stream
+            && !self.request.head
+            && !matches!(status, 100..200 | 204 | 304)
+            && headers.content_length().is_none();
+        if closes || until_close || (!tunnel && !matches!(self.incoming, Incoming::Complete)) {
             self.request.keep_alive = false;
         }
         let close = match (tunnel, self.request.version, self.request.keep_alive) {
@@ -177,9 +185,6 @@ impl ServerConn {
         encode::fields(headers, start, self.config.preserve_case, out);
         self.outgoing = encode::framing(headers, start, end_stream, out);
         out.extend_from_slice(b"\r\n");
-        if let Outgoing::UntilClose = self.outgoing {
-            self.request.keep_alive = false;
-        }
         if tunnel && !matches!(self.incoming, Incoming::Body(Body::Unbounded)) {
             self.incoming = Incoming::Body(Body::Unbounded);
         }
@@ -322,7 +327,8 @@ fn ignore_upgrade(headers: &mut Headers, config: &Config) -> bool {
     if !h2c && config.ignored_upgrades.is_none() {
         return false;
     }
-    let ignored = |token: &[u8]| h2c || config.ignored_upgrades.as_ref().is_some_and(|ignores| ignores(token));
+    let ignored =
+        |token: &[u8]| h2c || config.ignored_upgrades.as_ref().is_some_and(|ignores| ignores(token));
     let kept = sanitize::filter_tokens(value, |token| !ignored(token));
     if !kept.is_empty() {
         headers.set(Known::Upgrade, kept);

@@ -53,7 +53,8 @@ fn split_host_port(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
     let (host, rest) = if authority.first() == Some(&b'[') {
         let end = memchr::memchr(b']', authority)?;
         let host = &authority[1..end];
-        if host.is_empty() || !host.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.')) {
+        if host.is_empty() || !host.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'))
+        {
             return None;
         }
         (host, &authority[end + 1..])

@@ -83,7 +83,9 @@ fn typed_helpers() {
     assert_eq!(headers.status(), Some(204));
     headers.set(Known::Status, "2x4");
     assert_eq!(headers.status(), None);
-    for (text, want) in [("0", Some(0)), ("42", Some(42)), ("+1", None), ("", None), ("18446744073709551616", None)] {
+    for (text, want) in
+        [("0", Some(0)), ("42", Some(42)), ("+1", None), ("", None), ("18446744073709551616", None)]
+    {
         headers.set(Known::ContentLength, text);
         assert_eq!(headers.content_length(), want, "{text}");
     }

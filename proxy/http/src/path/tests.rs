@@ -25,7 +25,11 @@ fn check(options: PathOptions, rows: &[(&str, Want)]) {
 
 #[test]
 fn everything_on() {
-    let options = PathOptions { normalize: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndRedirect };
+    let options = PathOptions {
+        normalize: true,
+        merge_slashes: true,
+        escaped_slashes: EscapedSlashes::UnescapeAndRedirect,
+    };
     check(
         options,
         &[
@@ -102,7 +106,11 @@ fn everything_on() {
 
 #[test]
 fn without_merging() {
-    let options = PathOptions { normalize: true, merge_slashes: false, escaped_slashes: EscapedSlashes::UnescapeAndForward };
+    let options = PathOptions {
+        normalize: true,
+        merge_slashes: false,
+        escaped_slashes: EscapedSlashes::UnescapeAndForward,
+    };
     check(
         options,
         &[
@@ -179,7 +187,8 @@ fn without_merging() {
 
 #[test]
 fn merging_only() {
-    let options = PathOptions { normalize: false, merge_slashes: true, escaped_slashes: EscapedSlashes::Reject };
+    let options =
+        PathOptions { normalize: false, merge_slashes: true, escaped_slashes: EscapedSlashes::Reject };
     check(
         options,
         &[
@@ -267,8 +276,11 @@ fn everything_off_changes_nothing_but_refuses_fragments() {
 
 #[test]
 fn normalizing_twice_changes_nothing_more() {
-    let options =
-        PathOptions { normalize: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndForward };
+    let options = PathOptions {
+        normalize: true,
+        merge_slashes: true,
+        escaped_slashes: EscapedSlashes::UnescapeAndForward,
+    };
     let mut rng = fastrand::Rng::with_seed(7);
     let parts = ["/", "a", ".", "..", "%2e", "%2F", "%5c", "\\", ";", "%41", "%", "b", "{", "?"];
     for _ in 0..20_000 {
