@@ -42,7 +42,10 @@ impl Core {
         let (resources, response) = feed.catch_up(id, &names);
         // A wildcard to which the server has already answered "nothing" need not wait for it again.
         if !resources.is_empty() || (broad && feed.settled) {
-            let version = feed.version.clone();
+            let (response, version) = match response {
+                Some((serial, version)) => (Some(serial), version),
+                None => (None, feed.version.clone()),
+            };
             let delivery = Delivery { resources, removed: Vec::new() };
             self.hand_out(mux, index, id, delivery, response, version, now);
         }

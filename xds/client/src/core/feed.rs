@@ -393,27 +393,28 @@ impl Feed {
         }
     }
 
-    /// What there is of `names` for a subscriber that has just come: what is being applied by others, too. Says which
-    /// response its answer counts for.
-    pub(super) fn catch_up(&mut self, sub: SubId, names: &[Arc<str>]) -> (Vec<Resource>, Option<u64>) {
+    /// What there is of `names` for a subscriber that has just come: what is being applied by others, too, and then
+    /// its answer counts for that response (serial and version).
+    pub(super) fn catch_up(
+        &mut self,
+        sub: SubId,
+        names: &[Arc<str>],
+    ) -> (Vec<Resource>, Option<(u64, Arc<str>)>) {
         let mut resources = Vec::new();
-        let mut response = None;
+        let mut joins = false;
         for name in names {
-            let changed =
-                self.in_work.as_mut().and_then(|work| Some((work.serial, work.changed.get_mut(name)?)));
-            if let Some((serial, changed)) = changed {
+            if let Some(changed) = self.in_work.as_mut().and_then(|work| work.changed.get_mut(name)) {
                 changed.handed.push(sub);
                 resources.push(changed.resource.clone());
-                response = Some(serial);
+                joins = true;
             } else if let Some(held) = self.inventory.get(name) {
                 resources.push(held.resource.clone());
             }
         }
-        if response.is_some()
-            && let Some(work) = &mut self.in_work
-        {
+        let response = self.in_work.as_mut().filter(|_| joins).map(|work| {
             work.unanswered += 1;
-        }
+            (work.serial, work.version.clone())
+        });
         (resources, response)
     }
 

@@ -12,7 +12,7 @@ use super::harness::{
 use crate::wire;
 use crate::{
     Action, BackoffSpec, Core, Event, Failure, GrpcService, GrpcSource, Interest, Options, Protocol,
-    RateLimit, ResourceType, Source, SubscribeError, SubscriptionSpec,
+    RateLimit, Rejection, ResourceType, Source, SubscribeError, SubscriptionSpec,
 };
 
 fn wildcard_world(protocol: Protocol) -> World {
@@ -305,7 +305,7 @@ fn late_subscriber_gets_what_is_being_applied() {
     world.take_updates();
     let late = world.subscribe(named(EDS, &["a"]));
     let update = world.take_updates().remove(0);
-    assert_eq!((update.sub, &*update.resources[0].version), (late, "2"));
+    assert_eq!((update.sub, &*update.version, &*update.resources[0].version), (late, "2", "2"));
     // Its refusal counts as that of the first, which leaves without having said anything.
     world.core.unsubscribe(first, world.now);
     world.settle();
@@ -313,6 +313,29 @@ fn late_subscriber_gets_what_is_being_applied() {
     world.answer_withheld();
     assert_eq!(sent(&mut world), ["ClusterLoadAssignment v1 [a] n=n2 NACK"]);
     assert_eq!(&*world.core.held(&EDS).next().unwrap().resource.version, "1");
+}
+
+#[test]
+fn resource_that_only_some_accept_is_offered_again() {
+    let mut world = World::new(Protocol::Delta, Manners::default());
+    let pair = [world.subscribe(named(EDS, &["a"])), world.subscribe(named(EDS, &["a"]))];
+    world.open();
+    for round in ["n1", "n2"] {
+        world.withhold = true;
+        world.receive_delta(&EDS, "1", round, &[toy("a", &[], "1")], &[]);
+        let offered: Vec<_> = world.take_updates().iter().map(|update| update.sub).collect();
+        assert_eq!(offered, pair);
+        let rejection = Rejection { name: "a".into(), reason: "not for me".into() };
+        world.withheld[1].1.push(rejection);
+        world.answer_withheld();
+    }
+    let requests = sent(&mut world);
+    assert_eq!(requests[1..], ["ClusterLoadAssignment n=n1 NACK", "ClusterLoadAssignment n=n2 NACK"]);
+    // The one that accepted it has it, but a new stream must bring it again.
+    assert_eq!(world.core.held(&EDS).count(), 1);
+    world.close();
+    world.reopen();
+    assert_eq!(sent(&mut world), ["ClusterLoadAssignment +[a]"]);
 }
 
 #[test]
