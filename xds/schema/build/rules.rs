@@ -82,67 +82,142 @@ impl Rules {
     ) -> u32 {
         match extension(&self.pool, &field.options(), "validate.rules") {
             Some(Value::Message(rules)) => {
-                let ops = field_rules(&rules, &field.kind(), field.full_name(), program, strings);
-                program.append(ops)
+                let mut compiler = Compiler { at: field.full_name(), program, strings };
+                let ops = compiler.field_rules(&rules, &field.kind());
+                compiler.program.append(ops)
             }
             _ => 0,
         }
     }
 }
 
-fn field_rules(
-    rules: &DynamicMessage,
-    kind: &Kind,
-    at: &str,
-    program: &mut Program,
-    strings: &mut Strings,
-) -> Vec<u8> {
-    let mut ops = Vec::new();
-    for (field, value) in rules.fields() {
-        let Value::Message(set) = value else { panic!("{at}: unexpected rule {}", field.name()) };
-        match field.name() {
-            "message" => {
-                flag(set, "required", rule::REQUIRED, &mut ops);
-                flag(set, "skip", rule::SKIP, &mut ops);
+/// Compiles the rules of one field.
+struct Compiler<'a> {
+    at: &'a str,
+    program: &'a mut Program,
+    strings: &'a mut Strings,
+}
+
+impl Compiler<'_> {
+    fn field_rules(&mut self, rules: &DynamicMessage, kind: &Kind) -> Vec<u8> {
+        let at = self.at;
+        let mut ops = Vec::new();
+        for (field, value) in rules.fields() {
+            let Value::Message(set) = value else { panic!("{at}: unexpected rule {}", field.name()) };
+            match field.name() {
+                "message" => {
+                    flag(set, "required", rule::REQUIRED, &mut ops);
+                    flag(set, "skip", rule::SKIP, &mut ops);
+                }
+                "string" | "bytes" => self.string_rules(set, &mut ops),
+                "enum" => {
+                    flag(set, "defined_only", rule::ENUM_DEFINED, &mut ops);
+                    numbers(set, &mut ops);
+                }
+                "repeated" => {
+                    flag(set, "ignore_empty", rule::IGNORE_EMPTY, &mut ops);
+                    bounds(set, "min_items", "max_items", None, rule::ITEMS_COUNT, &mut ops);
+                    flag(set, "unique", rule::ITEMS_UNIQUE, &mut ops);
+                    self.nested(set, "items", rule::ITEMS, kind, &mut ops);
+                }
+                "map" => {
+                    flag(set, "ignore_empty", rule::IGNORE_EMPTY, &mut ops);
+                    bounds(set, "min_pairs", "max_pairs", None, rule::PAIRS_COUNT, &mut ops);
+                    assert!(!set.has_field_by_name("no_sparse"), "{at}: the wire has no sparse maps");
+                    let Kind::Message(entry) = kind else { panic!("{at}: map rules on a scalar") };
+                    let (key, value) =
+                        (entry.map_entry_key_field().kind(), entry.map_entry_value_field().kind());
+                    self.nested(set, "keys", rule::MAP_KEYS, &key, &mut ops);
+                    self.nested(set, "values", rule::MAP_VALUES, &value, &mut ops);
+                }
+                "any" => {
+                    flag(set, "required", rule::REQUIRED, &mut ops);
+                    list(set, "in", rule::ANY_IN, &mut ops, |item| text_operand(item, self.strings));
+                    list(set, "not_in", rule::ANY_NOT_IN, &mut ops, |item| text_operand(item, self.strings));
+                }
+                "duration" => durations(set, at, &mut ops),
+                "timestamp" => {
+                    flag(set, "required", rule::REQUIRED, &mut ops);
+                    let others = set.fields().filter(|(field, _)| field.name() != "required").count();
+                    assert!(others == 0, "{at}: a timestamp rule that the walk does not know");
+                }
+                _ => {
+                    flag(set, "ignore_empty", rule::IGNORE_EMPTY, &mut ops);
+                    numbers(set, &mut ops);
+                }
             }
-            "string" | "bytes" => string_rules(set, at, program, strings, &mut ops),
-            "enum" => {
-                flag(set, "defined_only", rule::ENUM_DEFINED, &mut ops);
-                numbers(set, &mut ops);
-            }
-            "repeated" => {
-                flag(set, "ignore_empty", rule::IGNORE_EMPTY, &mut ops);
-                bounds(set, "min_items", "max_items", None, rule::ITEMS_COUNT, &mut ops);
-                flag(set, "unique", rule::ITEMS_UNIQUE, &mut ops);
-                nested(set, "items", rule::ITEMS, kind, at, program, strings, &mut ops);
-            }
-            "map" => {
-                flag(set, "ignore_empty", rule::IGNORE_EMPTY, &mut ops);
-                bounds(set, "min_pairs", "max_pairs", None, rule::PAIRS_COUNT, &mut ops);
-                assert!(!set.has_field_by_name("no_sparse"), "{at}: the wire has no sparse maps");
-                let Kind::Message(entry) = kind else { panic!("{at}: map rules on a scalar") };
-                let (key, value) = (entry.map_entry_key_field().kind(), entry.map_entry_value_field().kind());
-                nested(set, "keys", rule::MAP_KEYS, &key, at, program, strings, &mut ops);
-                nested(set, "values", rule::MAP_VALUES, &value, at, program, strings, &mut ops);
-            }
-            "any" => {
-                flag(set, "required", rule::REQUIRED, &mut ops);
-                list(set, "in", rule::ANY_IN, &mut ops, |item| text_operand(item, strings));
-                list(set, "not_in", rule::ANY_NOT_IN, &mut ops, |item| text_operand(item, strings));
-            }
-            "duration" => durations(set, at, &mut ops),
-            "timestamp" => {
-                flag(set, "required", rule::REQUIRED, &mut ops);
-                let others = set.fields().filter(|(field, _)| field.name() != "required").count();
-                assert!(others == 0, "{at}: a timestamp rule that the walk does not know");
-            }
-            _ => {
-                flag(set, "ignore_empty", rule::IGNORE_EMPTY, &mut ops);
-                numbers(set, &mut ops);
+        }
+        ops
+    }
+
+    fn nested(&mut self, set: &DynamicMessage, name: &str, op: u8, kind: &Kind, ops: &mut Vec<u8>) {
+        if let Some(Value::Message(rules)) = get(set, name) {
+            let inner = self.field_rules(&rules, kind);
+            let offset = self.program.append(inner);
+            if offset != 0 {
+                ops.push(op);
+                ops.extend(offset.to_le_bytes());
             }
         }
     }
-    ops
+
+    fn string_rules(&mut self, set: &DynamicMessage, ops: &mut Vec<u8>) {
+        let (at, strings) = (self.at, &mut *self.strings);
+        let bytes = set.descriptor().name() == "BytesRules";
+        flag(set, "ignore_empty", rule::IGNORE_EMPTY, ops);
+        let mut single = |name: &str, op: u8, ops: &mut Vec<u8>| {
+            if let Some(value) = get(set, name) {
+                ops.push(op);
+                ops.extend(text_operand(&value, strings));
+            }
+        };
+        single("const", rule::STR_CONST, ops);
+        single("prefix", rule::STR_PREFIX, ops);
+        single("suffix", rule::STR_SUFFIX, ops);
+        single("contains", rule::STR_CONTAINS, ops);
+        if bytes {
+            bounds(set, "min_len", "max_len", Some("len"), rule::STR_BYTES, ops);
+        } else {
+            single("not_contains", rule::STR_NOT_CONTAINS, ops);
+            bounds(set, "min_len", "max_len", Some("len"), rule::STR_CHARS, ops);
+            bounds(set, "min_bytes", "max_bytes", Some("len_bytes"), rule::STR_BYTES, ops);
+        }
+        list(set, "in", rule::STR_IN, ops, |item| text_operand(item, strings));
+        list(set, "not_in", rule::STR_NOT_IN, ops, |item| text_operand(item, strings));
+        if let Some(value) = get(set, "pattern") {
+            let text = value.as_str().expect("a pattern is a string");
+            ops.push(rule::STR_PATTERN);
+            ops.extend(self.program.pattern(text).to_le_bytes());
+            ops.extend(strings.add(text).to_le_bytes());
+            ops.extend(strings.add(&go_quoted(text)).to_le_bytes());
+        }
+        let forms = [
+            ("email", form::EMAIL),
+            ("hostname", form::HOSTNAME),
+            ("ip", form::IP),
+            ("ipv4", form::IPV4),
+            ("ipv6", form::IPV6),
+            ("uri", form::URI),
+            ("uri_ref", form::URI_REF),
+            ("address", form::ADDRESS),
+            ("uuid", form::UUID),
+        ];
+        for (name, form) in forms {
+            if get(set, name).and_then(|value| value.as_bool()).unwrap_or(false) {
+                ops.extend([rule::STR_FORM, form]);
+            }
+        }
+        if let Some(Value::EnumNumber(known)) = get(set, "well_known_regex") {
+            let strict = get(set, "strict").and_then(|value| value.as_bool()).unwrap_or(true);
+            let form = match (known, strict) {
+                (1, true) => form::HEADER_NAME,
+                (2, true) => form::HEADER_VALUE,
+                (1 | 2, false) => form::HEADER_LOOSE,
+                _ => panic!("{at}: unknown regex {known}"),
+            };
+            ops.extend([rule::STR_FORM, form]);
+        }
+    }
 }
 
 fn flag(set: &DynamicMessage, name: &str, op: u8, ops: &mut Vec<u8>) {
@@ -267,89 +342,6 @@ fn bounds(set: &DynamicMessage, min: &str, max: &str, exact: Option<&str>, op: u
         ops.push(op);
         ops.extend(low.unwrap_or(0).to_le_bytes());
         ops.extend(high.unwrap_or(u64::MAX).to_le_bytes());
-    }
-}
-
-fn nested(
-    set: &DynamicMessage,
-    name: &str,
-    op: u8,
-    kind: &Kind,
-    at: &str,
-    program: &mut Program,
-    strings: &mut Strings,
-    ops: &mut Vec<u8>,
-) {
-    if let Some(Value::Message(rules)) = get(set, name) {
-        let inner = field_rules(&rules, kind, at, program, strings);
-        let offset = program.append(inner);
-        if offset != 0 {
-            ops.push(op);
-            ops.extend(offset.to_le_bytes());
-        }
-    }
-}
-
-fn string_rules(
-    set: &DynamicMessage,
-    at: &str,
-    program: &mut Program,
-    strings: &mut Strings,
-    ops: &mut Vec<u8>,
-) {
-    let bytes = set.descriptor().name() == "BytesRules";
-    flag(set, "ignore_empty", rule::IGNORE_EMPTY, ops);
-    let mut single = |name: &str, op: u8, ops: &mut Vec<u8>| {
-        if let Some(value) = get(set, name) {
-            ops.push(op);
-            ops.extend(text_operand(&value, strings));
-        }
-    };
-    single("const", rule::STR_CONST, ops);
-    single("prefix", rule::STR_PREFIX, ops);
-    single("suffix", rule::STR_SUFFIX, ops);
-    single("contains", rule::STR_CONTAINS, ops);
-    if bytes {
-        bounds(set, "min_len", "max_len", Some("len"), rule::STR_BYTES, ops);
-    } else {
-        single("not_contains", rule::STR_NOT_CONTAINS, ops);
-        bounds(set, "min_len", "max_len", Some("len"), rule::STR_CHARS, ops);
-        bounds(set, "min_bytes", "max_bytes", Some("len_bytes"), rule::STR_BYTES, ops);
-    }
-    list(set, "in", rule::STR_IN, ops, |item| text_operand(item, strings));
-    list(set, "not_in", rule::STR_NOT_IN, ops, |item| text_operand(item, strings));
-    if let Some(value) = get(set, "pattern") {
-        let text = value.as_str().expect("a pattern is a string");
-        ops.push(rule::STR_PATTERN);
-        ops.extend(program.pattern(text).to_le_bytes());
-        ops.extend(strings.add(text).to_le_bytes());
-        ops.extend(strings.add(&go_quoted(text)).to_le_bytes());
-    }
-    let forms = [
-        ("email", form::EMAIL),
-        ("hostname", form::HOSTNAME),
-        ("ip", form::IP),
-        ("ipv4", form::IPV4),
-        ("ipv6", form::IPV6),
-        ("uri", form::URI),
-        ("uri_ref", form::URI_REF),
-        ("address", form::ADDRESS),
-        ("uuid", form::UUID),
-    ];
-    for (name, form) in forms {
-        if get(set, name).and_then(|value| value.as_bool()).unwrap_or(false) {
-            ops.extend([rule::STR_FORM, form]);
-        }
-    }
-    if let Some(Value::EnumNumber(known)) = get(set, "well_known_regex") {
-        let strict = get(set, "strict").and_then(|value| value.as_bool()).unwrap_or(true);
-        let form = match (known, strict) {
-            (1, true) => form::HEADER_NAME,
-            (2, true) => form::HEADER_VALUE,
-            (1 | 2, false) => form::HEADER_LOOSE,
-            _ => panic!("{at}: unknown regex {known}"),
-        };
-        ops.extend([rule::STR_FORM, form]);
     }
 }
 

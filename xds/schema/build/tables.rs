@@ -283,7 +283,7 @@ impl Writer {
         ];
         for (name, section, width) in words {
             constant(name, blob.len());
-            if matches!(name, "MESSAGES" | "FIELDS" | "ENUMS") {
+            if matches!(name, "MESSAGES" | "ENUMS") {
                 constant(&format!("{}_COUNT", name.trim_end_matches('S')), section.len() / width);
             }
             blob.extend(section.iter().flat_map(|word| word.to_le_bytes()));

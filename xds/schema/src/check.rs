@@ -40,60 +40,29 @@ struct Checker {
 
 impl Visitor for Checker {
     fn found(&mut self, place: &Place<'_>, finding: &Finding<'_>) -> Result<(), ConfigError> {
-        let unknown = self.policy.allow_unknown;
-        let (list, reason) = match finding {
-            Finding::Malformed(error) => return Err(place.error(format!("not a protobuf message: {error}"))),
-            Finding::Constraint(violation) => return Err(place.error(violation.to_string())),
-            Finding::Rejected { reason } => return Err(place.error(format!("not supported: {reason}"))),
-            Finding::TypedStruct(error) => return Err(place.error(error.to_string())),
-            Finding::RejectedType { message, reason } if reason.is_empty() => {
-                return Err(place.error(format!("{} is not accepted here", message.full_name())));
-            }
-            Finding::RejectedType { message, reason } => {
-                return Err(place.error(format!("{} is not supported: {reason}", message.full_name())));
-            }
-            Finding::UnknownType { url } => {
-                let reason = format!("unknown type {url:?}");
-                if !unknown {
-                    return Err(place.error(reason));
+        let error = place.error(finding.to_string());
+        let list = match finding {
+            Finding::Malformed(_)
+            | Finding::Constraint(_)
+            | Finding::Rejected { .. }
+            | Finding::RejectedType { .. }
+            | Finding::TypedStruct(_) => return Err(error),
+            Finding::UnknownType { .. } | Finding::UnknownField { .. } | Finding::Unclaimed => {
+                if !self.policy.allow_unknown {
+                    return Err(error);
                 }
-                (&mut self.report.unknown, reason)
+                &mut self.report.unknown
             }
-            Finding::UnknownField { message, number } => {
-                let reason = format!("{} has no field with number {number}", message.full_name());
-                if !unknown {
-                    return Err(place.error(reason));
-                }
-                (&mut self.report.unknown, reason)
-            }
-            Finding::Unclaimed => {
-                let reason = "not supported: the ledger has no entry for it".to_owned();
-                if !unknown {
-                    return Err(place.error(reason));
-                }
-                (&mut self.report.unknown, reason)
-            }
-            Finding::Deprecated { message, field, value } => {
+            Finding::Deprecated { field, value, .. } => {
                 let disallowed = value.map_or_else(|| field.is_disallowed(), |value| value.is_disallowed());
-                let reason = match value {
-                    None => {
-                        format!("Using deprecated option '{}.{}'", message.full_name(), field.name())
-                    }
-                    Some(value) => format!(
-                        "Using deprecated value {} for enum '{}.{}'",
-                        value.name(),
-                        message.full_name(),
-                        field.name()
-                    ),
-                };
                 if disallowed && !self.policy.allow_disallowed {
-                    return Err(place.error(format!("{reason}, which is refused by default")));
+                    return Err(error);
                 }
-                (&mut self.report.deprecated, reason)
+                &mut self.report.deprecated
             }
-            Finding::Ignored { reason } => (&mut self.report.ignored, format!("ignored: {reason}")),
+            Finding::Ignored { .. } => &mut self.report.ignored,
         };
-        list.push(place.error(reason).to_string());
+        list.push(error.to_string());
         Ok(())
     }
 }

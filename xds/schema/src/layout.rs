@@ -115,7 +115,8 @@ pub(crate) mod value {
 
 /// A ledger word: the state in the low two bits, the reason's string offset above.
 pub(crate) mod ledger {
-    /// Nobody claims the field.
+    /// Nobody claims the field: what the reader takes any other value for.
+    #[allow(dead_code, reason = "only the build script writes it")]
     pub(crate) const UNCLAIMED: u32 = 0;
     /// Implemented.
     pub(crate) const IMPLEMENTED: u32 = 1;
@@ -127,6 +128,7 @@ pub(crate) mod ledger {
 
 /// Message kinds: the well-known types have their own JSON form.
 pub(crate) mod kind {
+    #[allow(dead_code, reason = "only the build script writes it")]
     pub(crate) const PLAIN: u8 = 0;
     pub(crate) const ANY: u8 = 1;
     pub(crate) const DURATION: u8 = 2;

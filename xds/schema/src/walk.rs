@@ -10,6 +10,8 @@ mod program;
 mod rules;
 mod violation;
 
+use std::fmt;
+
 use crate::error::ConfigError;
 use crate::ledger::{self, State};
 use crate::merge;
@@ -71,6 +73,40 @@ pub enum Finding<'a> {
     Unclaimed,
     /// The value of a `TypedStruct` is not the message it says it is.
     TypedStruct(&'a ConfigError),
+}
+
+/// The reason, without the path.
+impl fmt::Display for Finding<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(error) => write!(f, "not a protobuf message: {error}"),
+            Self::Constraint(violation) => violation.fmt(f),
+            Self::UnknownField { message, number } => {
+                write!(f, "{} has no field with number {number}", message.full_name())
+            }
+            Self::UnknownType { url } => write!(f, "unknown type {url:?}"),
+            Self::Deprecated { message, field, value: None } => {
+                write!(f, "Using deprecated option '{}.{}'", message.full_name(), field.name())?;
+                if field.is_disallowed() { f.write_str(", which is refused by default") } else { Ok(()) }
+            }
+            Self::Deprecated { message, field, value: Some(value) } => {
+                let (value, disallowed) = (value.name(), value.is_disallowed());
+                let (message, field) = (message.full_name(), field.name());
+                write!(f, "Using deprecated value {value} for enum '{message}.{field}'")?;
+                if disallowed { f.write_str(", which is refused by default") } else { Ok(()) }
+            }
+            Self::Rejected { reason } => write!(f, "not supported: {reason}"),
+            Self::RejectedType { message, reason: "" } => {
+                write!(f, "{} is not accepted here", message.full_name())
+            }
+            Self::RejectedType { message, reason } => {
+                write!(f, "{} is not supported: {reason}", message.full_name())
+            }
+            Self::Ignored { reason } => write!(f, "ignored: {reason}"),
+            Self::Unclaimed => f.write_str("not supported: the ledger has no entry for it"),
+            Self::TypedStruct(error) => error.fmt(f),
+        }
+    }
 }
 
 /// Takes the findings of a walk.

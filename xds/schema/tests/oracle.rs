@@ -89,7 +89,7 @@ fn check(index: usize, seed: u64) {
     let what = || format!("{} with seed {seed}: {original}", descriptor.full_name());
 
     for (proto_names, with_defaults) in [(false, false), (true, false), (true, true)] {
-        let style = JsonStyle { proto_names, with_defaults, pretty: seed % 2 == 0, redact: false };
+        let style = JsonStyle { proto_names, with_defaults, pretty: seed.is_multiple_of(2), redact: false };
         let mut ours = String::new();
         wire_to_json(*message, &wire, &mut ours, style).unwrap_or_else(|error| panic!("{}: {error}", what()));
         let ours_value: serde_json::Value =

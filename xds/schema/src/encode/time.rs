@@ -125,9 +125,9 @@ fn parse_fraction(digits: &str) -> Result<i32, &'static str> {
 fn format_fraction(nanos: u32, out: &mut dyn Write) -> fmt::Result {
     if nanos == 0 {
         Ok(())
-    } else if nanos % 1_000_000 == 0 {
+    } else if nanos.is_multiple_of(1_000_000) {
         write!(out, ".{:03}", nanos / 1_000_000)
-    } else if nanos % 1000 == 0 {
+    } else if nanos.is_multiple_of(1000) {
         write!(out, ".{:06}", nanos / 1000)
     } else {
         write!(out, ".{nanos:09}")

@@ -185,9 +185,12 @@ pub(crate) fn time_parts(bytes: &[u8]) -> Result<(i64, i32), WireError> {
     Ok((seconds, nanos))
 }
 
+/// A member of a struct: its name, and its `google.protobuf.Value` on the wire.
+pub(crate) type Member<'a> = (&'a str, Cow<'a, [u8]>);
+
 /// The members of a `google.protobuf.Struct`; of two with one key the later wins and keeps the first's place.
-pub(crate) fn struct_entries(bytes: &[u8]) -> Result<Vec<(&str, Cow<'_, [u8]>)>, WireError> {
-    let mut entries: Vec<(&str, Cow<'_, [u8]>)> = Vec::new();
+pub(crate) fn struct_entries(bytes: &[u8]) -> Result<Vec<Member<'_>>, WireError> {
+    let mut entries: Vec<Member<'_>> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
     let mut reader = Reader::new(bytes);
     while let Some(record) = reader.next()? {
