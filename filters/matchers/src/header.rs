@@ -1,7 +1,5 @@
 //! `HeaderMatcher`.
 
-use std::borrow::Cow;
-
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use waystation_http::{HeaderName, Headers, Known};
 use waystation_schema::{At, ConfigError};
@@ -9,7 +7,7 @@ use waystation_schema::{At, ConfigError};
 use crate::regex::Regex;
 use crate::string::StringMatcher;
 
-/// Compiled `envoy.config.route.v3.HeaderMatcher`. Several values of one header count as one, joined with `,`.
+/// Compiled `envoy.config.route.v3.HeaderMatcher`. Of several values of one header, one has to match.
 #[derive(Clone, Debug)]
 pub struct HeaderMatcher {
     name: HeaderName,
@@ -90,22 +88,26 @@ impl HeaderMatcher {
     pub fn is_match(&self, headers: &Headers) -> bool {
         let outcome = match &self.condition {
             Condition::Present(wanted) => (self.missing_is_empty || headers.contains(&self.name)) == *wanted,
-            Condition::Text(text) => match self.value(headers) {
-                Some(value) => text.is_match(&value),
-                None => return false,
-            },
-            Condition::Range(start, end) => match self.value(headers) {
-                Some(value) => integer(&value).is_some_and(|number| (*start..*end).contains(&number)),
-                None => return false,
-            },
+            condition => {
+                let mut values = headers.get_all(&self.name).peekable();
+                match values.peek() {
+                    None if self.missing_is_empty => condition.is_match(&[]),
+                    None => return false,
+                    Some(_) => values.any(|value| condition.is_match(value)),
+                }
+            }
         };
         outcome != self.invert
     }
+}
 
-    #[inline]
-    fn value<'a>(&self, headers: &'a Headers) -> Option<Cow<'a, [u8]>> {
-        let value = headers.get_joined(&self.name);
-        if value.is_none() && self.missing_is_empty { Some(Cow::Borrowed(&[])) } else { value }
+impl Condition {
+    fn is_match(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Present(wanted) => *wanted,
+            Self::Text(text) => text.is_match(value),
+            Self::Range(start, end) => integer(value).is_some_and(|number| (*start..*end).contains(&number)),
+        }
     }
 }
 
@@ -140,15 +142,16 @@ mod tests {
         let one: Headers = [("x", "5")].into_iter().collect();
         let two: Headers = [("x", "a"), ("y", "z"), ("x", "b")].into_iter().collect();
         let range = || Specifier::RangeMatch(Int64Range { start: 5, end: 7 });
-        // specifier, invert, missing as empty; expected for: absent, `5`, `a,b`
+        // specifier, invert, missing as empty; expected for: absent, `5`, `a` and `b`
         for (specifier, invert, empty, expected) in [
             (None, false, false, [false, true, true]),
             (None, true, false, [true, false, false]),
             (Some(Specifier::PresentMatch(false)), false, false, [true, false, false]),
             (Some(Specifier::PresentMatch(true)), false, true, [true, true, true]),
-            (Some(text(Exact("a,b".into()))), false, false, [false, false, true]),
-            (Some(text(Exact("a".into()))), true, false, [false, true, true]),
-            (Some(text(Exact("a".into()))), true, true, [true, true, true]),
+            (Some(text(Exact("a,b".into()))), false, false, [false, false, false]),
+            (Some(text(Exact("b".into()))), false, false, [false, false, true]),
+            (Some(text(Exact("a".into()))), true, false, [false, true, false]),
+            (Some(text(Exact("a".into()))), true, true, [true, true, false]),
             (Some(text(Prefix("".into()))), false, true, [true, true, true]),
             (Some(range()), false, false, [false, true, false]),
             (Some(range()), true, true, [true, false, true]),

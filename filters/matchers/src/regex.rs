@@ -75,7 +75,8 @@ impl fmt::Debug for Regex {
 pub struct Substitution {
     regex: bytes::Regex,
     pattern: Box<str>,
-    parts: Box<[Part]>,
+    /// Nothing when a part refers to a group that the pattern does not have: RE2 then replaces nothing.
+    parts: Option<Box<[Part]>>,
 }
 
 #[derive(Clone, Debug)]
@@ -91,15 +92,18 @@ impl Substitution {
         let pattern = pattern.as_ref().ok_or_else(|| ConfigError::field("pattern", "is required"))?;
         let translated = translate(&pattern.regex);
         let regex = build(&translated).at(|| "regex").at(|| "pattern")?;
-        let parts = parse_substitution(substitution, regex.captures_len()).at(|| "substitution")?;
-        Ok(Self { regex, pattern: pattern.regex.as_str().into(), parts })
+        let parts = parse_substitution(substitution);
+        let groups = regex.captures_len();
+        let known = parts.iter().all(|part| !matches!(part, Part::Group(group) if *group >= groups));
+        Ok(Self { regex, pattern: pattern.regex.as_str().into(), parts: known.then_some(parts) })
     }
 
     /// `value` with every match replaced; borrowed when nothing matches.
     pub fn replace_all<'a>(&self, value: &'a [u8]) -> Cow<'a, [u8]> {
+        let Some(parts) = &self.parts else { return Cow::Borrowed(value) };
         self.regex.replace_all(value, |captures: &bytes::Captures<'_>| {
             let mut replacement = Vec::new();
-            for part in &self.parts {
+            for part in parts {
                 match part {
                     Part::Literal(bytes) => replacement.extend_from_slice(bytes),
                     Part::Group(group) => {
@@ -120,7 +124,8 @@ impl fmt::Debug for Substitution {
     }
 }
 
-fn parse_substitution(text: &str, groups: usize) -> Result<Box<[Part]>, ConfigError> {
+/// RE2 notices a `\` before anything but a digit or `\` only while it replaces, and writes no more from there on.
+fn parse_substitution(text: &str) -> Box<[Part]> {
     let mut parts = Vec::new();
     let mut literal = Vec::new();
     let mut bytes = text.bytes();
@@ -132,23 +137,18 @@ fn parse_substitution(text: &str, groups: usize) -> Result<Box<[Part]>, ConfigEr
         match bytes.next() {
             Some(b'\\') => literal.push(b'\\'),
             Some(digit @ b'0'..=b'9') => {
-                let group = usize::from(digit - b'0');
-                if group >= groups {
-                    let reason = format!("refers to group \\{group}, the pattern has {}", groups - 1);
-                    return Err(ConfigError::new(reason));
-                }
                 if !literal.is_empty() {
                     parts.push(Part::Literal(std::mem::take(&mut literal).into()));
                 }
-                parts.push(Part::Group(group));
+                parts.push(Part::Group(usize::from(digit - b'0')));
             }
-            _ => return Err(ConfigError::new("`\\` must be followed by a digit or `\\`")),
+            _ => break,
         }
     }
     if !literal.is_empty() {
         parts.push(Part::Literal(literal.into()));
     }
-    Ok(parts.into())
+    parts.into()
 }
 
 /// RE2's `\d`, `\w`, `\s` and `\b` are ASCII. Matching bytes gives that, at a fraction of the size; only a pattern
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(&*swap.replace_all(b"/service/foo/v1/api"), b"/v1/api/instance/foo");
         assert_eq!(&*compile("one", "two").unwrap().replace_all(b"/one/one"), b"/two/two");
         assert_eq!(&*compile("a", r"\\").unwrap().replace_all(b"a"), b"\\");
-        assert!(compile("a", r"\1").is_err());
-        assert!(compile("a", r"\x").is_err());
+        assert_eq!(&*compile("a", r"b\1").unwrap().replace_all(b"a"), b"a", "no such group");
+        assert_eq!(&*compile("a", r"b\x").unwrap().replace_all(b"a"), b"b");
     }
 }
