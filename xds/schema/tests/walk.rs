@@ -162,6 +162,22 @@ fn constraints_read_as_in_envoy() {
             "BootstrapValidationError.StatsFlushInterval: value must be inside range [1ms, 5m0s)",
         ),
         (
+            r#"{"stats_flush_on_admin":false}"#.to_owned(),
+            "stats_flush_on_admin".to_owned(),
+            "BootstrapValidationError.StatsFlushOnAdmin: value must equal true",
+        ),
+        (
+            in_cluster(
+                r#""transport_socket":{"name":"t","typed_config":{"@type":"type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "common_tls_context":{"validation_context":{"match_typed_subject_alt_names":[{"matcher":{"exact":"a"}}]}}}}"#,
+            ),
+            format!(
+                "{cluster}.transport_socket.typed_config.common_tls_context.validation_context\
+                 .match_typed_subject_alt_names[0].san_type"
+            ),
+            "SubjectAltNameMatcherValidationError.SanType: value must not be in list [SAN_TYPE_UNSPECIFIED]",
+        ),
+        (
             r#"{"layered_runtime":{"layers":[{"name":"a"}]}}"#.to_owned(),
             "layered_runtime.layers[a]".to_owned(),
             "field: \"layer_specifier\", reason: is required",

@@ -141,18 +141,22 @@ fn check_number(program: u32, field: Field, raw: Raw<'_>) -> Option<Fault> {
             Op::IgnoreEmpty if is_zero => return None,
             Op::NumConst(bits) => {
                 let wanted = Number::operand(ty, bits);
-                (value != wanted).then_some(Fault::NumConst(wanted))
+                let fault = match ty {
+                    Type::Bool => Fault::BoolConst(bits != 0),
+                    _ => Fault::NumConst(wanted),
+                };
+                (value != wanted).then_some(fault)
             }
             Op::NumRange { flags, low, high } => {
                 let (low, high) = (Number::operand(ty, low), Number::operand(ty, high));
                 (!in_range(flags, &value, &low, &high)).then_some(Fault::NumRange { flags, low, high })
             }
             Op::NumIn(list) => (!list.numbers().any(|bits| Number::operand(ty, bits) == value))
-                .then_some(Fault::NumIn { list, ty, not: false }),
+                .then_some(Fault::NumIn { list, field, not: false }),
             Op::NumNotIn(list) => list
                 .numbers()
                 .any(|bits| Number::operand(ty, bits) == value)
-                .then_some(Fault::NumIn { list, ty, not: true }),
+                .then_some(Fault::NumIn { list, field, not: true }),
             Op::EnumDefined => {
                 let Number::Signed(number) = value else { continue };
                 let item = field.enumeration()?;

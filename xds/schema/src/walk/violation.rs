@@ -25,9 +25,10 @@ enum Subject {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
     Required,
+    BoolConst(bool),
     NumConst(Number),
     NumRange { flags: u8, low: Number, high: Number },
-    NumIn { list: List, ty: Type, not: bool },
+    NumIn { list: List, field: Field, not: bool },
     DurationConst(Span),
     DurationRange { flags: u8, low: Span, high: Span },
     DurationIn { list: List, not: bool },
@@ -99,15 +100,19 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Required => f.write_str("value is required"),
-            Self::NumConst(Number::Unsigned(value)) => write!(f, "value must equal {value}"),
+            Self::BoolConst(value) => write!(f, "value must equal {value}"),
             Self::NumConst(value) => write!(f, "value must equal {value}"),
             Self::NumRange { flags, low, high } => {
                 let reversed = low.partial_cmp(&high).is_some_and(std::cmp::Ordering::is_gt);
                 write_range(f, flags, &low, &high, reversed)
             }
-            Self::NumIn { list, ty, not } => {
-                write_list(f, not, list.numbers().map(|bits| Number::operand(ty, bits)))
-            }
+            Self::NumIn { list, field, not } => match field.enumeration() {
+                Some(item) => {
+                    let name = |bits| item.value(bits as i32).map_or("?", |value| value.name());
+                    write_list(f, not, list.numbers().map(name))
+                }
+                None => write_list(f, not, list.numbers().map(|bits| Number::operand(field.ty(), bits))),
+            },
             Self::DurationConst(value) => write!(f, "value must equal {}", GoDuration(value)),
             Self::DurationRange { flags, low, high } => {
                 write_range(f, flags, &GoDuration(low), &GoDuration(high), low > high)
@@ -121,6 +126,9 @@ impl fmt::Display for Fault {
                 write!(f, "value length must be at least {low} {unit}")
             }
             Self::Length { low: 0, high, unit } => write!(f, "value length must be at most {high} {unit}"),
+            Self::Length { low, high, unit: "characters" } => {
+                write!(f, "value must have between {low} and {high} characters inclusive")
+            }
             Self::Length { low, high, unit } => {
                 write!(f, "value length must be between {low} and {high} {unit}, inclusive")
             }
