@@ -463,9 +463,11 @@ impl Feed {
         findings
     }
 
+    /// A name that was given up counts as long as the server has not been told: if it is taken again before, what
+    /// came in the meantime will not come a second time.
     fn wants_item(&self, item: &Item) -> bool {
-        self.interest.wants(item.name.as_str())
-            || item.aliases.iter().any(|alias| self.interest.wants(alias.as_str()))
+        let mut names = std::iter::once(&item.name).chain(&item.aliases).map(Text::as_str);
+        names.any(|name| self.interest.wants(name) || self.interest.awaits_unsubscribe(name))
     }
 
     /// Marks what is held as seen on the way.

@@ -316,6 +316,19 @@ fn late_subscriber_gets_what_is_being_applied() {
 }
 
 #[test]
+fn change_that_arrives_while_nobody_wants_the_name_is_not_missed() {
+    let mut world = World::new(Protocol::Delta, Manners::default());
+    let id = world.subscribe(named(EDS, &["a"]));
+    world.open();
+    world.receive_delta(&EDS, "1", "n1", &[toy("a", &[], "1")], &[]);
+    world.core.pause(&EDS);
+    world.core.unsubscribe(id, world.now);
+    world.receive_delta(&EDS, "2", "n2", &[toy("a", &[], "2")], &[]);
+    world.subscribe(named(EDS, &["a"]));
+    assert_eq!(world.consumer.applied_content(&EDS, "a").as_deref(), Some("2"));
+}
+
+#[test]
 fn resource_that_only_some_accept_is_offered_again() {
     let mut world = World::new(Protocol::Delta, Manners::default());
     let pair = [world.subscribe(named(EDS, &["a"])), world.subscribe(named(EDS, &["a"]))];
