@@ -11,9 +11,10 @@
 //! is exactly `chunked`; it never stands beside `content-length` unless
 //! [`allow_chunked_length`](Config::allow_chunked_length) says that the length is to be dropped; one `content-length`
 //! of digits only. Heads are read leniently as Envoy does (bare LF, tabs, obs-fold, bare CR), since that cannot move
-//! a message boundary; chunk framing is read strictly, since it can. Two spots are stricter than Envoy 1.40 on
-//! purpose: the data of a chunk must be followed by CRLF (Envoy skips to the next LF), and a chunk extension is at
-//! most 16 KiB.
+//! a message boundary; chunk framing is read strictly, since it can. Where it is
+//! stricter than Envoy 1.40 on purpose: the data of a chunk must be followed by CRLF (Envoy skips to the next LF),
+//! behind a chunk size only an extension with its semicolon may stand, extensions are at most 16 KiB a chunk, framing
+//! fields hold no bare CR, and a server may not switch protocols unasked.
 
 mod body;
 mod client;

@@ -98,7 +98,7 @@ impl Outgoing {
         preserve_case: bool,
         out: &mut BytesMut,
     ) -> bool {
-        let clean = match std::mem::replace(self, Outgoing::Done) {
+        match std::mem::replace(self, Outgoing::Done) {
             Outgoing::Chunked => {
                 out.extend_from_slice(b"0\r\n");
                 if let Some(trailers) = trailers {
@@ -110,8 +110,7 @@ impl Outgoing {
             Outgoing::Length(left) => left == 0,
             Outgoing::UntilClose | Outgoing::Tunnel => false,
             Outgoing::Idle | Outgoing::Discard | Outgoing::Done => true,
-        };
-        clean
+        }
     }
 }
 
@@ -131,7 +130,7 @@ pub(super) enum Start {
         tunnel: bool,
         /// It accepts a CONNECT.
         connect: bool,
-        close: Close,
+        persistence: Persistence,
     },
     Informational,
     Trailers,
@@ -139,7 +138,7 @@ pub(super) enum Start {
 
 /// What a response says about the connection beyond its own headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Close {
+pub(super) enum Persistence {
     Unsaid,
     KeepAlive,
     Close,
@@ -185,7 +184,7 @@ pub(super) fn fields(headers: &Headers, start: Start, preserve_case: bool, out: 
             !(connect || status < 200 || status == 204)
         }
         (Some(Known::ContentLength), Start::Informational | Start::Trailers) => false,
-        (Some(Known::Connection), Start::Response { close, .. }) => close == Close::Unsaid,
+        (Some(Known::Connection), Start::Response { persistence, .. }) => persistence == Persistence::Unsaid,
         (Some(Known::Host), Start::Request { .. }) => !headers.contains(Known::Authority),
         _ => true,
     };
@@ -203,8 +202,10 @@ pub(super) fn fields(headers: &Headers, start: Start, preserve_case: bool, out: 
         }
     }
     match start {
-        Start::Response { close: Close::Close, .. } => out.extend_from_slice(b"connection: close\r\n"),
-        Start::Response { close: Close::KeepAlive, .. } => {
+        Start::Response { persistence: Persistence::Close, .. } => {
+            out.extend_from_slice(b"connection: close\r\n")
+        }
+        Start::Response { persistence: Persistence::KeepAlive, .. } => {
             out.extend_from_slice(b"connection: keep-alive\r\n")
         }
         _ => {}

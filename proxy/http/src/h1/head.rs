@@ -181,8 +181,7 @@ fn receive<T>(
     match with_slots(input, max_headers, &mut parse) {
         Ok(Some(parsed)) => {
             // The limit counts the raw bytes, and it comes before anything the head says.
-            if let Some(end) = head_len(input, &parsed).filter(|end| *end > max_bytes) {
-                debug_assert!(end > max_bytes);
+            if head_len(input, &parsed).is_some_and(|len| len > max_bytes) {
                 return Err(Error::HeadersTooLarge);
             }
             let (len, line) = parsed?;

@@ -3,7 +3,8 @@
 //!
 //! Accepted as Envoy 1.40 does: bare LF line ends, tabs and repeated blanks between the parts of the first line, CR
 //! anywhere in a value (dropped), continuation lines (only the line end is dropped), versions other than 1.0 and 1.1
-//! (all count as 1.0), and a missing version.
+//! (all count as 1.0), and a missing version. Stricter than Envoy: a bare CR inside `transfer-encoding` or
+//! `content-length` is refused, because the next hop might read the value differently.
 
 use super::Error;
 use crate::name::is_token_byte;
@@ -25,20 +26,23 @@ pub(super) fn canonical(head: &[u8], kind: Kind) -> Result<Vec<u8>, Error> {
         let line = lines.next().unwrap_or_default();
         first_line(line.strip_suffix(b"\r").unwrap_or(line), kind, &mut canonical)?;
     }
-    let mut open = false;
+    // The name of the field that a continuation line would belong to.
+    let mut open: Option<&[u8]> = None;
     for line in lines {
-        let line = trim_end_cr(line);
-        if line.is_empty() {
+        if matches!(line, b"" | b"\r") {
             break;
         }
-        if matches!(line[0], b' ' | b'\t') {
-            if !open {
-                return Err(Error::Codec);
+        let line = trim_end_cr(line);
+        match (line.first(), open) {
+            // Only carriage returns: neither the end of the head nor a field.
+            (None, _) | (Some(b' ' | b'\t'), None) => return Err(Error::Codec),
+            (Some(b' ' | b'\t'), Some(name)) => {
+                push_value(name, line, &mut canonical)?;
+                continue;
             }
-            push_value(line, &mut canonical)?;
-            continue;
+            (Some(_), _) => {}
         }
-        if open {
+        if open.is_some() {
             canonical.extend_from_slice(b"\r\n");
         }
         let colon = memchr::memchr(b':', line).ok_or(Error::Codec)?;
@@ -51,10 +55,10 @@ pub(super) fn canonical(head: &[u8], kind: Kind) -> Result<Vec<u8>, Error> {
         }
         canonical.extend_from_slice(name);
         canonical.push(b':');
-        push_value(value, &mut canonical)?;
-        open = true;
+        push_value(name, value, &mut canonical)?;
+        open = Some(name);
     }
-    if open {
+    if open.is_some() {
         canonical.extend_from_slice(b"\r\n");
     }
     canonical.extend_from_slice(b"\r\n");
@@ -121,7 +125,12 @@ fn trim_end_cr(mut line: &[u8]) -> &[u8] {
     line
 }
 
-fn push_value(value: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+fn push_value(name: &[u8], value: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    let frames =
+        name.eq_ignore_ascii_case(b"transfer-encoding") || name.eq_ignore_ascii_case(b"content-length");
+    if frames && value.contains(&b'\r') {
+        return Err(Error::Codec);
+    }
     for byte in value {
         match byte {
             b'\r' => {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::body::{Body, Piece};
-use super::encode::{self, Close, DataFrame, Outgoing, Start};
+use super::encode::{self, DataFrame, Outgoing, Persistence, Start};
 use super::{After, Config, Error, Framing, Received, Version, head, target};
 use crate::headers::Headers;
 use crate::known::Known;
@@ -168,10 +168,10 @@ impl ServerConn {
         if closes || until_close || (!tunnel && !matches!(self.incoming, Incoming::Complete)) {
             self.request.keep_alive = false;
         }
-        let close = match (tunnel, self.request.version, self.request.keep_alive) {
-            (true, ..) | (false, Version::Http11, true) => Close::Unsaid,
-            (false, Version::Http10, true) => Close::KeepAlive,
-            (false, _, false) => Close::Close,
+        let persistence = match (tunnel, self.request.version, self.request.keep_alive) {
+            (true, ..) | (false, Version::Http11, true) => Persistence::Unsaid,
+            (false, Version::Http10, true) => Persistence::KeepAlive,
+            (false, _, false) => Persistence::Close,
         };
         encode::status_line(self.request.version, status, out);
         let start = Start::Response {
@@ -180,7 +180,7 @@ impl ServerConn {
             head: self.request.head,
             tunnel,
             connect,
-            close,
+            persistence,
         };
         encode::fields(headers, start, self.config.preserve_case, out);
         self.outgoing = encode::framing(headers, start, end_stream, out);
@@ -337,7 +337,8 @@ fn ignore_upgrade(headers: &mut Headers, config: &Config) -> bool {
     headers.remove(Known::Upgrade);
     let connection = headers.get(Known::Connection).unwrap_or_default();
     let rest = sanitize::filter_tokens(connection, |token| {
-        !token.eq_ignore_ascii_case(b"upgrade") && !(h2c && token.eq_ignore_ascii_case(b"http2-settings"))
+        let gone: &[&[u8]] = if h2c { &[b"upgrade", b"http2-settings"] } else { &[b"upgrade"] };
+        !gone.iter().any(|gone| token.eq_ignore_ascii_case(gone))
     });
     if rest.is_empty() {
         headers.remove(Known::Connection);

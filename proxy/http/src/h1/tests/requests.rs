@@ -56,6 +56,12 @@ fn refused_like_envoy() {
         ("name with quote", format!("{GET}x\"y: 1\r\n\r\n"), E::Codec),
         ("name not ASCII", format!("{GET}x\u{e9}y: 1\r\n\r\n"), E::Codec),
         ("CR in name", format!("{GET}x\ry: 1\r\n\r\n"), E::Codec),
+        ("only CRs in a line", format!("{GET}\r\r\nx: y\r\n\r\n"), E::Codec),
+        ("CR before a fold", format!("{GET}x: a\r\n\r b\r\n\r\n"), E::Codec),
+        ("CR before colon", format!("{GET}x\r: a\r\n\r\n"), E::Codec),
+        ("CR in length", format!("{POST}content-length: 1\r2\r\n\r\n"), E::Codec),
+        // Envoy 1.40 takes this as a request without a body.
+        ("CR in coding", format!("{POST}transfer-encoding: chu\rnked\r\n\r\n0\r\n\r\n"), E::Codec),
         ("CTL in name", format!("{GET}x\u{1}: 1\r\n\r\n"), E::InvalidCharacters),
         ("NUL in name", format!("{GET}x\0: 1\r\n\r\n"), E::InvalidCharacters),
         ("DEL in name", format!("{GET}x\u{7f}: 1\r\n\r\n"), E::InvalidCharacters),
@@ -162,7 +168,7 @@ fn refused_chunks() {
         "5\r\nhello\r\n0\r\nbad trailer\r\n\r\n",
         "5 x\r\nhello\r\n0\r\n\r\n",
         "5  x\r\nhello\r\n0\r\n\r\n",
-        // Envoy 1.40 takes these two; see the module's documentation.
+        // Envoy 1.40 takes these; see the module's documentation.
         "5\r\nhello\n0\r\n\r\n",
         "5\r\nhelloX\r\n0\r\n\r\n",
     ] {

@@ -148,7 +148,8 @@ fn written_like_envoy() {
     let unfinished = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";
     let ok = (":status", "200");
     let three = ("content-length", "3");
-    let rows: &[(&str, &[(&str, &str)], bool, &str, After)] = &[
+    type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], bool, &'a str, After);
+    let rows: &[Row<'_>] = &[
         (get, &[ok, three], false, "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc", After::KeepAlive),
         (
             get,
