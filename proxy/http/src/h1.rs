@@ -65,6 +65,13 @@ pub struct Config {
     pub ignored_upgrades: Option<UpgradeMatcher>,
 }
 
+impl Config {
+    /// The defaults of the side that reads responses: Envoy lets a response head be 80 KiB.
+    pub fn upstream() -> Self {
+        Self { max_head_bytes: 80 * 1024, ..Self::default() }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

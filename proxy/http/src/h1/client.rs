@@ -107,14 +107,19 @@ impl ClientConn {
 
     /// Takes the next event off the front of `input`; as [`ServerConn::receive`](super::ServerConn::receive).
     ///
-    /// Bytes that arrive without a request are an error: the connection is not to be used again.
+    /// Bytes that arrive without a request are an error, and those behind a response close the connection: they are
+    /// not an answer to anything.
     pub fn receive(
         &mut self,
         input: &mut BytesMut,
         headers: &mut Headers,
     ) -> Result<Received<ResponseHead>, Error> {
         let received = match &mut self.incoming {
-            Incoming::Idle | Incoming::Complete if !input.is_empty() => Err(Error::Codec),
+            Incoming::Idle if !input.is_empty() => Err(Error::Codec),
+            Incoming::Complete if !input.is_empty() => {
+                self.keep_alive = false;
+                Ok(Received::NeedMore)
+            }
             Incoming::Idle | Incoming::Complete | Incoming::Failed => Ok(Received::NeedMore),
             Incoming::Head { searched } => {
                 match head::receive_response(input, searched, headers, &self.config) {

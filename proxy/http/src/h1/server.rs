@@ -30,6 +30,12 @@ struct RequestState {
     upgrade: bool,
 }
 
+impl RequestState {
+    /// Before anything is known of a request: what an answer to garbage is written by.
+    const NONE: Self =
+        Self { version: Version::Http11, keep_alive: true, head: false, connect: false, upgrade: false };
+}
+
 #[derive(Debug)]
 enum Incoming {
     /// Waiting for a head of which so many bytes have been searched for the end.
@@ -62,14 +68,12 @@ pub struct RequestHead {
 impl ServerConn {
     /// A connection on which nothing has been read.
     pub fn new(config: Arc<Config>) -> Self {
-        let request = RequestState {
-            version: Version::Http11,
-            keep_alive: true,
-            head: false,
-            connect: false,
-            upgrade: false,
-        };
-        Self { config, incoming: Incoming::Head { searched: 0 }, outgoing: Outgoing::Idle, request }
+        Self {
+            config,
+            incoming: Incoming::Head { searched: 0 },
+            outgoing: Outgoing::Idle,
+            request: RequestState::NONE,
+        }
     }
 
     /// Takes the next event off the front of `input`.
@@ -217,6 +221,7 @@ impl ServerConn {
         if complete && self.request.keep_alive && !self.request.upgrade && !self.request.connect {
             self.incoming = Incoming::Head { searched: 0 };
             self.outgoing = Outgoing::Idle;
+            self.request = RequestState::NONE;
             After::KeepAlive
         } else {
             After::Close
@@ -237,7 +242,8 @@ impl ServerConn {
         let connect = headers.method() == Some(b"CONNECT");
         let keep_alive = keeps_alive(line.version, headers, fields.has_connection);
         self.request = RequestState {
-            version: line.version,
+            // A version that is not accepted is answered in the one that is.
+            version: if config.accept_http_10 { line.version } else { Version::Http11 },
             keep_alive,
             head: headers.method() == Some(b"HEAD"),
             connect,

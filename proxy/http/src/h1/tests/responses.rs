@@ -57,7 +57,6 @@ fn refused_like_envoy() {
         ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nabc", Error::Incomplete),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabc", Error::Incomplete),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n", Error::Codec),
-        ("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabcdef", Error::Codec),
         ("HTTP/1.1 204 No\r\ncontent-length: 3\r\n\r\nabc", Error::ContentLengthNotAllowed),
         ("HTTP/1.1 204 No\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", Error::TransferEncodingNotAllowed),
         ("HTTP/1.1 100 Continue\r\ncontent-length: 3\r\n\r\n", Error::ContentLengthNotAllowed),
@@ -72,6 +71,53 @@ fn refused_like_envoy() {
     }
     let lines = format!("{OK}{}\r\n", "x: 1\r\n".repeat(101));
     assert_eq!(error(&read(&lines)), Some(Error::TooManyHeaders));
+}
+
+#[test]
+fn bytes_behind_a_response_close_the_connection() {
+    let mut headers = Headers::new();
+    for (bytes, after) in [("", After::KeepAlive), ("def", After::Close)] {
+        let mut conn = ClientConn::new(Arc::new(Config::upstream()));
+        let request: Headers =
+            [(":method", "GET"), (":path", "/"), (":authority", "a")].into_iter().collect();
+        conn.send_head(&request, true, &mut BytesMut::new());
+        let mut input = BytesMut::from(format!("{OK}content-length: 3\r\n\r\nabc{bytes}").as_bytes());
+        assert!(matches!(conn.receive(&mut input, &mut headers), Ok(Received::Head(_))));
+        assert_eq!(conn.receive(&mut input, &mut headers), Ok(Received::Data("abc".into())));
+        assert_eq!(conn.receive(&mut input, &mut headers), Ok(Received::End));
+        assert_eq!(conn.receive(&mut input, &mut headers), Ok(Received::NeedMore));
+        assert_eq!(conn.after_message(), after);
+    }
+    let mut unused = ClientConn::new(Arc::new(Config::upstream()));
+    assert_eq!(
+        unused.receive(&mut BytesMut::from("HTTP/1.1 408 T\r\n\r\n"), &mut headers),
+        Err(Error::Codec)
+    );
+}
+
+#[test]
+fn garbage_is_answered_in_http_11_and_closes() {
+    for garbage in ["nonsense\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"] {
+        let mut conn = ServerConn::new(Arc::default());
+        let (mut headers, mut out) = (Headers::new(), BytesMut::new());
+        conn.receive(&mut BytesMut::from("HEAD / HTTP/1.1\r\nhost: a\r\n\r\n"), &mut headers).unwrap();
+        conn.send_head(&[(":status", "204")].into_iter().collect(), true, &mut out);
+        assert_eq!(conn.after_message(), After::KeepAlive);
+        let error = conn.receive(&mut BytesMut::from(garbage), &mut headers).unwrap_err();
+        out.clear();
+        headers.clear();
+        headers.set_status(error.status());
+        headers.set_number(Known::ContentLength, error.body().len() as u64);
+        conn.send_head(&headers, false, &mut out);
+        conn.send_data(error.body().as_bytes(), &mut out);
+        let (status, body) = (error.status(), error.body());
+        let length = body.len();
+        let want = format!(
+            "HTTP/1.1 {status} {body}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        );
+        assert_eq!(&out[..], want.as_bytes());
+        assert_eq!(conn.after_message(), After::Close);
+    }
 }
 
 #[test]
