@@ -173,7 +173,9 @@ mod tests {
         let headers: Headers = [(":authority", "a.example")].into_iter().collect();
         let proto = pb::HeaderMatcher {
             name: "Host".into(),
-            header_match_specifier: Some(Specifier::ExactMatch("a.example".into())),
+            header_match_specifier: Some(text(matcher::string_matcher::MatchPattern::Exact(
+                "a.example".into(),
+            ))),
             ..Default::default()
         };
         assert!(HeaderMatcher::compile(&proto).unwrap().is_match(&headers));

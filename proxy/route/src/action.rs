@@ -6,11 +6,10 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::RoutingPriority;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use pb::route_action::{ClusterNotFoundResponseCode, InternalRedirectAction};
-use waystation_filter_api::value::Metadata;
 use waystation_http::Headers;
 use waystation_schema::{At, ConfigError};
 
-use crate::cluster::{ClusterSpecifier, Priority, Target};
+use crate::cluster::{ClusterSpecifier, MetadataMatch, Priority, Target, criteria};
 use crate::direct_response::DirectResponse;
 use crate::filter_config::FilterConfigs;
 use crate::hash::HashPolicy;
@@ -47,7 +46,7 @@ pub struct RouteAction {
     /// The status when the cluster does not exist.
     pub cluster_not_found_status: u16,
     /// Endpoint metadata that the load balancer must match; a weighted cluster has its own, merged.
-    pub metadata_match: Option<Metadata>,
+    pub metadata_match: Option<MetadataMatch>,
     /// The path rewrite, applied by [`Route::rewrite`](crate::Route::rewrite).
     pub path_rewrite: Option<PathRewrite>,
     /// The host rewrite. All but [`HostRewrite::Auto`] are applied by [`Route::rewrite`](crate::Route::rewrite).
@@ -154,9 +153,8 @@ impl RouteAction {
         refuse("rate_limits", !rate_limits.is_empty(), "rate limit actions")?;
         refuse("include_vh_rate_limits", include_vh_rate_limits.is_some(), "rate limit actions")?;
         refuse("cors", cors.is_some(), "use typed_per_filter_config of envoy.filters.http.cors")?;
-        let metadata_match = metadata_match.as_ref().map(Metadata::from_proto);
-        let clusters =
-            ClusterSpecifier::compile(cluster_specifier.as_ref(), metadata_match.as_ref(), levels, compiler)?;
+        let criteria = criteria(metadata_match.as_ref());
+        let clusters = ClusterSpecifier::compile(cluster_specifier.as_ref(), &criteria, levels, compiler)?;
         let hash = hash_policy.iter().enumerate().filter_map(|(index, proto)| {
             HashPolicy::compile(proto).at(|| format!("hash_policy[{index}]")).transpose()
         });
@@ -180,7 +178,7 @@ impl RouteAction {
                 ClusterNotFoundResponseCode::NotFound => 404,
                 ClusterNotFoundResponseCode::InternalServerError => 500,
             },
-            metadata_match,
+            metadata_match: MetadataMatch::compile(&criteria).at(|| "metadata_match")?,
             path_rewrite: PathRewrite::compile(
                 prefix_rewrite,
                 regex_rewrite.as_ref(),
@@ -223,7 +221,7 @@ impl RouteAction {
     }
 
     /// The endpoint metadata that the load balancer must match.
-    pub fn metadata_match<'a>(&'a self, target: &Target<'a>) -> Option<&'a Metadata> {
+    pub fn metadata_match<'a>(&'a self, target: &Target<'a>) -> Option<&'a MetadataMatch> {
         target.weighted.map_or(self.metadata_match.as_ref(), |weighted| weighted.metadata_match.as_ref())
     }
 

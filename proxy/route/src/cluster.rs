@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use pb::route_action::ClusterSpecifier as Proto;
 use pb::weighted_cluster::RandomValueSpecifier;
 use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier;
 use waystation_filter_api::cell::Cell;
 use waystation_filter_api::runtime::RuntimeInteger;
-use waystation_filter_api::value::Metadata;
+use waystation_filter_api::value::{Struct, struct_from_proto};
 use waystation_http::{HeaderName, Headers};
 use waystation_schema::{At, ConfigError};
 
@@ -16,18 +17,7 @@ use crate::filter_config::{FilterConfigs, FilterLevels, FilterSlot};
 use crate::mutations::Mutations;
 use crate::table::Compiler;
 
-/// The cluster type of the upstream crate.
-#[derive(Debug)]
-pub struct Cluster;
-
-/// Placeholder.
-#[derive(Clone, Copy, Debug)]
-pub enum Priority {
-    /// a
-    Default,
-    /// b
-    High,
-}
+pub use waystation_upstream::{Cluster, MetadataMatch, Priority};
 
 /// The cell a route holds: empty while the cluster does not exist.
 pub type ClusterCell = Arc<Cell<Cluster>>;
@@ -81,8 +71,8 @@ pub struct WeightedCluster {
     specifier: WeightedSpecifier,
     weight: RuntimeInteger,
     /// `metadata_match` merged over the route's.
-    pub metadata_match: Option<Metadata>,
-    /// `host_rewrite_literal`, which takes precedence over the route's rewrite.
+    pub metadata_match: Option<MetadataMatch>,
+    /// `host_rewrite_literal`, which a rewrite of the route overrides.
     pub host_rewrite: Option<Box<str>>,
     pub(crate) request_mutations: Mutations,
     pub(crate) response_mutations: Mutations,
@@ -98,7 +88,7 @@ enum WeightedSpecifier {
 impl ClusterSpecifier {
     pub(crate) fn compile(
         proto: Option<&Proto>,
-        metadata_match: Option<&Metadata>,
+        criteria: &Struct,
         levels: &FilterConfigs,
         compiler: &mut Compiler<'_>,
     ) -> Result<Self, ConfigError> {
@@ -107,7 +97,7 @@ impl ClusterSpecifier {
             Some(Proto::Cluster(name)) => Ok(Self::Cluster(compiler.cluster(name).at(|| "cluster")?)),
             Some(Proto::ClusterHeader(name)) => Ok(Self::Header(header("cluster_header", name)?)),
             Some(Proto::WeightedClusters(weighted)) => {
-                let weighted = WeightedClusters::compile(weighted, metadata_match, levels, compiler);
+                let weighted = WeightedClusters::compile(weighted, criteria, levels, compiler);
                 Ok(Self::Weighted(Box::new(weighted.at(|| "weighted_clusters")?)))
             }
             Some(Proto::ClusterSpecifierPlugin(name)) => {
@@ -147,7 +137,7 @@ impl ClusterSpecifier {
 impl WeightedClusters {
     fn compile(
         proto: &pb::WeightedCluster,
-        metadata_match: Option<&Metadata>,
+        criteria: &Struct,
         levels: &FilterConfigs,
         compiler: &mut Compiler<'_>,
     ) -> Result<Self, ConfigError> {
@@ -166,8 +156,7 @@ impl WeightedClusters {
         let mut total = 0u64;
         for (index, cluster) in clusters.iter().enumerate() {
             total += u64::from(cluster.weight.map_or(0, |weight| weight.value));
-            let cluster =
-                WeightedCluster::compile(cluster, runtime_key_prefix, metadata_match, levels, compiler);
+            let cluster = WeightedCluster::compile(cluster, runtime_key_prefix, criteria, levels, compiler);
             compiled.push(cluster.at(|| format!("clusters[{index}]"))?);
         }
         if total == 0 {
@@ -226,7 +215,7 @@ impl WeightedCluster {
     fn compile(
         proto: &pb::weighted_cluster::ClusterWeight,
         runtime_key_prefix: &str,
-        route_metadata_match: Option<&Metadata>,
+        route_criteria: &Struct,
         levels: &FilterConfigs,
         compiler: &mut Compiler<'_>,
     ) -> Result<Self, ConfigError> {
@@ -250,6 +239,8 @@ impl WeightedCluster {
             ("", header_name) => WeightedSpecifier::Header(header("cluster_header", header_name)?),
             _ => return Err(ConfigError::new("Only one of name or cluster_header can be specified")),
         };
+        let mut merged = route_criteria.clone();
+        merged.extend(criteria(metadata_match.as_ref()));
         let weight = u64::from(weight.map_or(0, |weight| weight.value));
         let weight = if runtime_key_prefix.is_empty() {
             RuntimeInteger::fixed(weight)
@@ -259,7 +250,7 @@ impl WeightedCluster {
         Ok(Self {
             specifier,
             weight,
-            metadata_match: merge_metadata_match(route_metadata_match, metadata_match.as_ref()),
+            metadata_match: MetadataMatch::compile(&merged).at(|| "metadata_match")?,
             host_rewrite: host_rewrite_specifier
                 .as_ref()
                 .map(|HostRewriteSpecifier::HostRewriteLiteral(host)| host.as_str().into()),
@@ -283,26 +274,10 @@ impl WeightedCluster {
     }
 }
 
-/// Merges `over` into `base`, key by key within each namespace.
-pub(crate) fn merge_metadata_match(
-    base: Option<&Metadata>,
-    over: Option<&envoy_types::pb::envoy::config::core::v3::Metadata>,
-) -> Option<Metadata> {
-    let Some(over) = over.map(Metadata::from_proto) else { return base.cloned() };
-    let mut merged = base.cloned().unwrap_or_default();
-    for (namespace, value) in over.filter {
-        match value {
-            waystation_filter_api::value::Value::Struct(fields) => {
-                for (key, value) in fields {
-                    merged.set(&namespace, &key, value);
-                }
-            }
-            value => {
-                merged.filter.insert(namespace, value);
-            }
-        }
-    }
-    Some(merged)
+/// The criteria of a `metadata_match`: what the namespace `envoy.lb` asks of endpoints.
+pub(crate) fn criteria(proto: Option<&core::Metadata>) -> Struct {
+    let fields = proto.and_then(|metadata| metadata.filter_metadata.get("envoy.lb"));
+    fields.map(struct_from_proto).unwrap_or_default()
 }
 
 fn named<'a>(headers: &'a Headers, name: &HeaderName) -> ClusterRef<'a> {

@@ -132,7 +132,8 @@ fn compile_one(name: &str, any: &Any, cx: &CompileContext<'_>) -> Result<Option<
             return Ok(Some(Own::Disabled));
         }
         let Some(config) = config else {
-            return Err(ConfigError::field("config", "Empty route/virtual host per filter configuration"));
+            let reason = format!("Empty route/virtual host per filter configuration for {name} filter");
+            return Err(ConfigError::field("config", reason));
         };
         (config, *is_optional)
     } else {

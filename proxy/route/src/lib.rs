@@ -40,7 +40,8 @@ mod virtual_host;
 
 pub use action::{Action, RouteAction};
 pub use cluster::{
-    Cluster, ClusterCell, ClusterRef, ClusterSpecifier, Priority, Target, WeightedCluster, WeightedClusters,
+    Cluster, ClusterCell, ClusterRef, ClusterSpecifier, MetadataMatch, Priority, Target, WeightedCluster,
+    WeightedClusters,
 };
 pub use direct_response::DirectResponse;
 pub use filter_config::{FilterLevels, FilterSlot};
@@ -49,7 +50,8 @@ pub use mutations::Mutations;
 pub use policy::{HedgePolicy, InternalRedirectPolicy, MirrorPolicy, RedirectPredicate, UpgradeConfig};
 pub use redirect::{Redirect, tls_redirect_location};
 pub use retry::{
-    BackOff, RateLimitedBackOff, RequestRetry, ResetHeader, RetryHostPredicate, RetryOn, RetryPolicy,
+    BackOff, HostLabels, RateLimitedBackOff, RequestRetry, ResetHeader, RetryHostPredicate, RetryOn,
+    RetryPolicy,
 };
 pub use rewrite::{HostRewrite, PathRewrite};
 pub use route::Route;

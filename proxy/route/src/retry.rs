@@ -6,12 +6,12 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::extensions::retry;
 use envoy_types::pb::google::protobuf::Any;
 use pb::retry_policy::{ResetHeaderFormat, retry_host_predicate, retry_priority};
-use waystation_filter_api::value::Metadata;
+use waystation_filter_api::value::{Metadata, Struct, Value};
 use waystation_http::{HeaderName, Headers, Known};
 use waystation_matchers::{HeaderMatcher, all_match};
 use waystation_schema::{At, ConfigError};
 
-use crate::cluster::header;
+use crate::cluster::{criteria, header};
 use crate::proto::{duration, refuse, type_name, unpack};
 
 /// Conditions to retry on: a set of bits.
@@ -159,7 +159,26 @@ pub enum RetryHostPredicate {
     /// Not a canary.
     OmitCanary,
     /// Not a host with this metadata.
-    OmitMetadata(Metadata),
+    OmitMetadata(HostLabels),
+}
+
+/// Labels of hosts that a retry avoids: the namespace `envoy.lb` of `OmitHostMetadataConfig.metadata_match`.
+#[derive(Clone, Debug)]
+pub struct HostLabels(Struct);
+
+impl HostLabels {
+    /// Whether a host has all of them; a list at the host has each of its items. No labels match no host.
+    pub fn match_host(&self, host: Option<&Metadata>) -> bool {
+        let Some(Value::Struct(fields)) = host.and_then(|metadata| metadata.filter.get("envoy.lb")) else {
+            return false;
+        };
+        !self.0.is_empty()
+            && self.0.iter().all(|(key, wanted)| match fields.get(key) {
+                Some(Value::List(items)) => items.contains(wanted),
+                Some(found) => found == wanted,
+                None => false,
+            })
+    }
 }
 
 /// What may be retried for one request.
@@ -340,8 +359,7 @@ fn host_predicate(any: &Any) -> Result<RetryHostPredicate, ConfigError> {
         }
         "envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig" => {
             let config: retry::host::omit_host_metadata::v3::OmitHostMetadataConfig = unpack(any)?;
-            let metadata = config.metadata_match.as_ref().map(Metadata::from_proto);
-            Ok(RetryHostPredicate::OmitMetadata(metadata.unwrap_or_default()))
+            Ok(RetryHostPredicate::OmitMetadata(HostLabels(criteria(config.metadata_match.as_ref()))))
         }
         name => Err(ConfigError::new(format!("not supported: retry host predicate {name}"))),
     }

@@ -65,7 +65,7 @@ impl PathRewrite {
                 template_rewrite(policy, pattern).at(|| "typed_config").at(|| "path_rewrite_policy")?,
             ))
         } else if !format.is_empty() {
-            Kind::Format(Box::new(Formatter::compile(format).at(|| "path_rewrite")?))
+            Kind::Format(Box::new(Formatter::compile_omitting_empty(format).at(|| "path_rewrite")?))
         } else {
             return Ok(None);
         };

@@ -149,13 +149,12 @@ impl Route {
     ) {
         let Action::Route(action) = &self.action else { return };
         let facts = RequestFacts { info, now };
-        let weighted_host = weighted.and_then(|weighted| weighted.host_rewrite.as_deref());
-        let host = match (weighted_host, &action.host_rewrite) {
-            (Some(host), _) => Some(host.as_bytes().to_vec()),
-            (None, Some(rewrite)) => rewrite.apply(headers, facts).map(|host| host.into_owned()),
-            (None, None) => None,
-        };
-        if let Some(host) = host {
+        // The weighted cluster's rewrite comes first, so a rewrite of the route overrides it.
+        if let Some(host) = weighted.and_then(|weighted| weighted.host_rewrite.as_deref()) {
+            update_authority(headers, host.as_bytes(), action.append_x_forwarded_host);
+        }
+        let host = action.host_rewrite.as_ref().and_then(|rewrite| rewrite.apply(headers, facts));
+        if let Some(host) = host.map(|host| host.into_owned()) {
             update_authority(headers, &host, action.append_x_forwarded_host);
         }
         let path = action

@@ -344,18 +344,8 @@ fn compile_hosts(
     config: &TableConfig,
     compiler: &mut Compiler<'_>,
 ) -> Result<Vec<Arc<VirtualHost>>, ConfigError> {
-    let mut names = HashSet::new();
     let mut hosts = Vec::with_capacity(protos.len());
     for (index, proto) in protos.iter().enumerate() {
-        if !names.insert(&proto.name) {
-            return Err(ConfigError::field(
-                segment("virtual_hosts", index, &proto.name),
-                format!(
-                    "Only unique names for virtual hosts are permitted. Duplicate entry of virtual host {}",
-                    proto.name
-                ),
-            ));
-        }
         let host = VirtualHost::compile(proto, config, compiler);
         hosts.push(Arc::new(host.at(|| segment("virtual_hosts", index, &proto.name))?));
     }

@@ -39,6 +39,8 @@ pub fn resolve(action: &RouteAction, headers: &mut Headers, options: RouterOptio
     let mut timeouts = RequestTimeouts {
         global: match legacy_grpc {
             Some(max) => legacy_grpc_timeout(action, headers, max),
+            // With `max_stream_duration` a route has no response timeout of its own.
+            None if action.max_stream_duration.is_some() => Duration::ZERO,
             None => action.timeout,
         },
         per_try: retry.map_or(Duration::ZERO, |retry| retry.per_try_timeout),
@@ -98,32 +100,33 @@ pub fn set_headers(
     }
 }
 
-/// How long a stream may take as a whole.
+/// How long a stream may take as a whole, from its route's `max_stream_duration`, or else from
+/// `connection_manager`'s. Zero has run out already: `grpc-timeout` and its offset can say so.
+///
+/// A gRPC request tells upstream: the caller sets [`set_grpc_timeout`] when `tells_upstream`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct StreamDuration {
     /// The bound, if there is one.
     pub max: Option<Duration>,
-    /// Whether it comes from `grpc-timeout`, which then must be set to it for upstream
-    /// ([`set_grpc_timeout`]).
-    pub from_grpc_timeout: bool,
+    /// Whether `grpc-timeout` has to be set to it.
+    pub tells_upstream: bool,
 }
 
-/// The bound of a stream from its route's `max_stream_duration`, or else `connection_manager`'s.
+/// The bound of a stream.
 pub fn stream_duration(
     action: &RouteAction,
     headers: &Headers,
     connection_manager: Option<Duration>,
 ) -> StreamDuration {
     let own = action.max_stream_duration.unwrap_or_default();
-    if let (Some(timeout), Some(max)) = (grpc_timeout(headers), own.grpc_header_max) {
-        let mut timeout = if max.is_zero() { timeout } else { timeout.min(max) };
-        if let Some(offset) = own.grpc_header_offset {
-            timeout = timeout.saturating_sub(offset);
+    let max = match (grpc_timeout(headers), own.grpc_header_max) {
+        (Some(timeout), Some(max)) => {
+            let timeout = if max.is_zero() { timeout } else { timeout.min(max) };
+            Some(timeout.saturating_sub(own.grpc_header_offset.unwrap_or_default()))
         }
-        return StreamDuration { max: Some(timeout), from_grpc_timeout: true };
-    }
-    let max = own.max.or(connection_manager).filter(|max| !max.is_zero());
-    StreamDuration { max, from_grpc_timeout: false }
+        _ => own.max.or(connection_manager).filter(|max| !max.is_zero()),
+    };
+    StreamDuration { max, tells_upstream: max.is_some() && is_grpc(headers) }
 }
 
 /// Reads `grpc-timeout`: up to eight digits and a unit. Fractions of a millisecond round up.

@@ -237,7 +237,10 @@ fn compile_tree(
             "envoy.config.route.v3.Route" => vec![unpack::<pb::Route>(any).at(|| "typed_config")?],
             "envoy.config.route.v3.RouteList" => unpack::<pb::RouteList>(any).at(|| "typed_config")?.routes,
             name => {
-                return Err(ConfigError::field("typed_config", format!("not supported: route action {name}")));
+                return Err(ConfigError::field(
+                    "typed_config",
+                    format!("not supported: route action {name}"),
+                ));
             }
         };
         let base = routes.len();
