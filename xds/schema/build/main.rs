@@ -17,13 +17,15 @@ fn main() {
     for path in ["build", "src/layout.rs", "ledger.txt"] {
         println!("cargo::rerun-if-changed={path}");
     }
-    let pool = protos::compile();
+    let protos = protos::compile();
+    let pool = protos.pool;
     let ledger = ledger::read("ledger.txt", &pool).unwrap_or_else(|error| {
         println!("cargo::error=ledger.txt:{error}");
         std::process::exit(1);
     });
     let tables = tables::build(&pool, &ledger);
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    println!("cargo::rustc-env=ENVOY_TYPES_VERSION={}", protos.version);
     fs::write(out.join("schema.bin"), &tables.blob).expect("OUT_DIR is writable");
     fs::write(out.join("sections.rs"), &tables.sections).expect("OUT_DIR is writable");
     // The oracle of the tests.

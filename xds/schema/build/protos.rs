@@ -22,14 +22,22 @@ const ROOTS: [&str; 8] = [
     "xds",
 ];
 
+/// What the protos compile to, and where they come from.
+pub(crate) struct Protos {
+    pub(crate) pool: DescriptorPool,
+    /// The version of `envoy-types`.
+    pub(crate) version: String,
+}
+
 /// Compiles every proto file into one pool.
 ///
 /// Type names are qualified here, each in the scope of its own file's imports as `protoc` does it. Left relative,
 /// they would be resolved against the whole pool, where `config.core.v3.X` in one package meets the `config`
 /// of another.
-pub(crate) fn compile() -> DescriptorPool {
+pub(crate) fn compile() -> Protos {
     let mut files = BTreeMap::new();
-    let shipped = envoy_types_dir().join("proto");
+    let (folder, version) = envoy_types();
+    let shipped = folder.join("proto");
     for root in ROOTS {
         parse_tree(&shipped.join(root), &mut files);
     }
@@ -50,11 +58,11 @@ pub(crate) fn compile() -> DescriptorPool {
     if let Err(error) = pool.add_file_descriptor_protos(files.into_values()) {
         panic!("the protos of envoy-types do not compile: {error:?}");
     }
-    pool
+    Protos { pool, version }
 }
 
-/// The source folder of the `envoy-types` crate in the dependency graph being built.
-fn envoy_types_dir() -> PathBuf {
+/// The source folder and the version of the `envoy-types` crate in the dependency graph being built.
+fn envoy_types() -> (PathBuf, String) {
     let cargo = env::var_os("CARGO").expect("cargo sets it");
     let target = env::var("TARGET").expect("cargo sets it");
     let manifest =
@@ -70,14 +78,15 @@ fn envoy_types_dir() -> PathBuf {
     }
     let metadata: serde_json::Value =
         serde_json::from_slice(&output.stdout).expect("cargo metadata writes JSON");
-    let manifest = metadata["packages"]
+    let package = metadata["packages"]
         .as_array()
         .into_iter()
         .flatten()
         .find(|package| package["name"] == "envoy-types")
-        .and_then(|package| package["manifest_path"].as_str())
         .expect("envoy-types is in the dependency graph");
-    Path::new(manifest).parent().expect("a manifest has a folder").to_owned()
+    let text = |key: &str| package[key].as_str().expect("cargo metadata describes packages so");
+    let folder = Path::new(text("manifest_path")).parent().expect("a manifest has a folder");
+    (folder.to_owned(), text("version").to_owned())
 }
 
 fn parse_tree(root: &Path, files: &mut BTreeMap<String, FileDescriptorProto>) {

@@ -81,8 +81,9 @@ pub fn support_markdown() -> String {
     }
     let mut first = true;
     for message in Message::all() {
+        // A message inside another shares its fate.
         if let State::Rejected(reason) = message_state(message)
-            && !message.is_map_entry()
+            && !message.name().contains('.')
         {
             if first {
                 out.push_str("\n## Rejected messages\n\n");

@@ -1,4 +1,28 @@
-//! The compact schema: JSON/YAML to wire bytes and back, the validating walk, the ledger.
+//! The compact schema of the Envoy API: everything this project knows about protobuf messages at run time.
+//!
+//! The build script compiles the protos that `envoy-types` ships to one read-only table: messages, fields, enums,
+//! `protoc-gen-validate` rules, deprecations, and the ledger of what we implement (`ledger.txt`). Nothing happens
+//! at start and nothing lives on the heap; a type is a two-byte [`Message`], a field a four-byte [`Field`].
+//!
+//! Messages stay what they are on the wire. On the wire bytes work
+//! - [`json_to_wire`], [`yaml_to_wire`], [`pb_text_to_wire`], and [`to_wire`] over all formats: a text becomes wire
+//!   bytes, with Envoy's reading of each; an error names the message path, line and column;
+//! - [`wire_to_json`]: the way back, for the admin endpoints;
+//! - [`walk`]: one pass that reports every [`Finding`] with its [`Place`]; [`check`] is the walk with a policy;
+//! - [`merge`]: protobuf's `MergeFrom`;
+//! - [`typed_struct_to_wire`]: a message that travels as a `google.protobuf.Struct`.
+//!
+//! ```
+//! use waystation_schema::{Message, Policy, TextOptions, check, yaml_to_wire};
+//!
+//! let cluster = Message::find("envoy.config.cluster.v3.Cluster").unwrap();
+//! let encoded = yaml_to_wire(cluster, "{name: backend, connect_timeout: 0s}", TextOptions::default()).unwrap();
+//! assert_eq!(
+//!     check(cluster, &encoded.wire, Policy::default()).unwrap_err().to_string(),
+//!     "connect_timeout: Proto constraint validation failed \
+//!      (ClusterValidationError.ConnectTimeout: value must be greater than 0s)"
+//! );
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -98,6 +122,9 @@ pub fn to_wire(
         }
     }
 }
+
+/// The version of the `envoy-types` crate whose protos the tables describe.
+pub const ENVOY_TYPES_VERSION: &str = env!("ENVOY_TYPES_VERSION");
 
 /// The size of the tables in bytes: all there is, and all of it read-only.
 pub fn table_size() -> usize {

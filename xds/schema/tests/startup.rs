@@ -57,6 +57,18 @@ fn looking_a_type_up_allocates_nothing() {
 }
 
 #[test]
+fn the_tables_are_of_the_locked_protos() {
+    let lock = include_str!("../../../Cargo.lock");
+    let package = lock.split("[[package]]").find(|package| package.contains("\nname = \"envoy-types\"\n"));
+    let version = format!("\nversion = \"{}\"\n", waystation_schema::ENVOY_TYPES_VERSION);
+    // Cargo does not run the build script again for another version of a crate that it only reads.
+    assert!(
+        package.is_some_and(|package| package.contains(&version)),
+        "touch xds/schema/ledger.txt and build again"
+    );
+}
+
+#[test]
 fn a_walk_without_findings_allocates_nothing() {
     static WIRE: OnceLock<Vec<u8>> = OnceLock::new();
     let bootstrap = Message::find("envoy.config.bootstrap.v3.Bootstrap").expect("it exists");
