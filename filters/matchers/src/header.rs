@@ -72,14 +72,6 @@ impl HeaderMatcher {
         &self.name
     }
 
-    /// The method this asks for, when it is a plain test of `:method`.
-    pub fn as_exact(&self) -> Option<&[u8]> {
-        match &self.condition {
-            Condition::Text(text) if !self.invert => text.as_exact(),
-            _ => None,
-        }
-    }
-
     /// Whether `headers` match.
     ///
     /// A missing header matches only a test for absence, or as an empty value when the configuration says so;

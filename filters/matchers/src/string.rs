@@ -111,14 +111,6 @@ impl StringMatcher {
             (Pattern::Regex(regex), _) => regex.is_match(value),
         }
     }
-
-    /// The text when this matches one exact value, in its case.
-    pub fn as_exact(&self) -> Option<&[u8]> {
-        match &self.pattern {
-            Pattern::Exact(text) if !self.ignore_case => Some(text),
-            _ => None,
-        }
-    }
 }
 
 fn contains(text: &str, ignore_case: bool) -> Pattern {

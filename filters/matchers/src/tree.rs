@@ -476,7 +476,7 @@ fn compile_tree<A>(
 ) -> Result<Kind<A>, ConfigError> {
     use pb::matcher::matcher_tree::{MatchMap, TreeType};
     let input = compile_input(proto.input.as_ref(), cx.scope)?;
-    let entries = |map: &MatchMap| -> Result<Vec<(Vec<u8>, OnMatch<A>)>, ConfigError> {
+    let entries = |map: &MatchMap| -> Result<Vec<_>, ConfigError> {
         let compile = |(key, on_match): (&String, _)| {
             let on_match = OnMatch::compile(on_match, cx, depth).at(|| format!("map[{key}]"))?;
             Ok((key.as_bytes().to_vec(), on_match))

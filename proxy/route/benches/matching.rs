@@ -85,5 +85,13 @@ fn matching(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, matching);
+fn compiling(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("compile");
+    group.sample_size(10);
+    for kind in ["prefix", "mixed"] {
+        group.bench_function(format!("{kind}/10000"), |bencher| bencher.iter(|| table(kind, 10_000, false)));
+    }
+}
+
+criterion_group!(benches, matching, compiling);
 criterion_main!(benches);

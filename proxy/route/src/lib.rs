@@ -56,5 +56,5 @@ pub use retry::{
 pub use rewrite::{HostRewrite, PathRewrite};
 pub use route::Route;
 pub use scoped::{ScopeKey, ScopeKeyBuilder, ScopedTable};
-pub use table::{CompileContext, Lookup, RouteTable};
+pub use table::{CompileContext, FilterConfigCompiler, Lookup, RouteTable};
 pub use virtual_host::{RequireTls, VirtualHost};

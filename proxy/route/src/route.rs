@@ -168,12 +168,6 @@ impl Route {
         }
     }
 
-    /// The request target that [`rewrite`](Self::rewrite) would set, for logs and mirrors.
-    pub fn rewritten_path(&self, headers: &Headers, info: &StreamInfo, now: Instant) -> Option<Vec<u8>> {
-        let Action::Route(action) = &self.action else { return None };
-        action.path_rewrite.as_ref()?.apply(headers, &self.matcher.path, RequestFacts { info, now })
-    }
-
     /// `auto_host_rewrite`: the host becomes the upstream host's name once that is known. Does nothing on other
     /// routes and for hosts without a name.
     pub fn rewrite_host_to_upstream(&self, headers: &mut Headers, hostname: &str) {

@@ -27,6 +27,9 @@ use crate::virtual_host::{Domains, RequireTls, VirtualHost, segment};
 /// The bound of direct response bodies where none is configured.
 const DEFAULT_MAX_DIRECT_RESPONSE: usize = 4096;
 
+/// Compiles a filter's per-route configuration from the filter's name and message; `None` when nobody knows the message.
+pub type FilterConfigCompiler<'a> = dyn Fn(&str, &Any) -> Result<Option<FilterConfig>, ConfigError> + 'a;
+
 /// What a route configuration refers to.
 pub struct CompileContext<'a> {
     /// The cells of clusters.
@@ -36,9 +39,8 @@ pub struct CompileContext<'a> {
     /// Whether clusters must exist when the configuration does not say: true for a table in a bootstrap or listener,
     /// false for one from RDS.
     pub validate_clusters: bool,
-    /// Compiles a filter's per-route configuration from the filter's name and message; `None` when nobody knows the
-    /// message.
-    pub filter_config: &'a dyn Fn(&str, &Any) -> Result<Option<FilterConfig>, ConfigError>,
+    /// Compiles per-route configurations of filters.
+    pub filter_config: &'a FilterConfigCompiler<'a>,
 }
 
 impl fmt::Debug for CompileContext<'_> {

@@ -18,7 +18,7 @@ use waystation_filter_api::stream::{RouteView, StreamInfo};
 use waystation_http::Headers;
 use waystation_schema::ConfigError;
 
-use super::{CompileContext, Lookup, Request, Route, RouteTable};
+use super::{CompileContext, FilterConfigCompiler, Lookup, Request, Route, RouteTable};
 use crate::{Action, HashPolicy, RouteAction, timeouts, tls_redirect_location};
 
 fn info() -> StreamInfo {
@@ -35,7 +35,7 @@ fn compile(proto: &pb::RouteConfiguration) -> Result<RouteTable, ConfigError> {
 
 fn context<'a>(clusters: &'a CellTable<crate::Cluster>, runtime: &'a Runtime) -> CompileContext<'a> {
     // A filter's configuration is its bytes; nobody knows the type `unknown`.
-    let filter_config: &dyn Fn(&str, &wkt::Any) -> Result<Option<FilterConfig>, ConfigError> =
+    let filter_config: &FilterConfigCompiler<'_> =
         &|_, any| Ok((any.type_url != "unknown").then(|| Arc::new(any.value.to_vec()) as FilterConfig));
     CompileContext { clusters, runtime, validate_clusters: false, filter_config }
 }
