@@ -22,6 +22,19 @@ pub enum AccessLogType {
     DownstreamEnd,
 }
 
+impl AccessLogType {
+    /// As `%ACCESS_LOG_TYPE%` prints it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSet => "NotSet",
+            Self::TcpConnectionEnd => "TcpConnectionEnd",
+            Self::DownstreamStart => "DownstreamStart",
+            Self::DownstreamPeriodic => "DownstreamPeriodic",
+            Self::DownstreamEnd => "DownstreamEnd",
+        }
+    }
+}
+
 /// Files and streams that access logs write to, shared by all logs of the process.
 #[derive(Debug)]
 pub struct AccessLogSinks {}
@@ -40,7 +53,11 @@ pub struct AccessLog {}
 
 impl AccessLog {
     /// Compiles it and opens its sink.
-    pub fn compile(proto: &pb::AccessLog, sinks: &AccessLogSinks, runtime: &Runtime) -> Result<Self, ConfigError> {
+    pub fn compile(
+        proto: &pb::AccessLog,
+        sinks: &AccessLogSinks,
+        runtime: &Runtime,
+    ) -> Result<Self, ConfigError> {
         let _ = (proto, sinks, runtime);
         Ok(Self {})
     }

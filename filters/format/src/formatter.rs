@@ -1,12 +1,28 @@
 //! Command operators.
 
+mod address;
+mod coalesce;
+mod command;
+mod grpc;
+mod header;
+mod json;
+mod operator;
+mod parse;
+mod substitution;
+mod time;
+mod xfcc;
+
 use std::time::Instant;
 
 use waystation_filter_api::stream::StreamInfo;
 use waystation_http::Headers;
 use waystation_schema::ConfigError;
 
+pub(crate) use grpc::grpc_status;
+pub use substitution::SubstitutionFormat;
+
 use crate::access_log::AccessLogType;
+use operator::Operator;
 
 /// What operators read.
 #[derive(Clone, Copy, Debug)]
@@ -27,26 +43,89 @@ pub struct FormatContext<'a> {
     pub now: Instant,
 }
 
+/// Formatter extensions that a format string may use (`SubstitutionFormatString.formatters`).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Extensions {
+    /// `envoy.formatter.req_without_query`.
+    pub(crate) req_without_query: bool,
+}
+
 /// A compiled text with command operators.
 #[derive(Clone, Debug)]
 pub struct Formatter {
-    text: Box<str>,
+    segments: Box<[Segment]>,
+    /// What stands for a missing value.
+    missing: &'static str,
 }
+
+#[derive(Clone, Debug)]
+enum Segment {
+    Literal(Box<str>),
+    Operator(Operator),
+}
+
+/// The line of an access log that has no format of its own.
+pub(crate) const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
+     %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
+     %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \
+     \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"\n";
 
 impl Formatter {
     /// Compiles a format string; an unknown operator is an error that names it.
     pub fn compile(text: &str) -> Result<Self, ConfigError> {
-        Ok(Self { text: text.into() })
+        Self::compile_with(text, Extensions::default(), "-")
+    }
+
+    /// Compiles a format string whose missing values are written as nothing: header values, and formats with
+    /// `omit_empty_values`.
+    pub fn compile_omitting_empty(text: &str) -> Result<Self, ConfigError> {
+        Self::compile_with(text, Extensions::default(), "")
+    }
+
+    pub(crate) fn compile_with(
+        text: &str,
+        extensions: Extensions,
+        missing: &'static str,
+    ) -> Result<Self, ConfigError> {
+        Ok(Self { segments: parse::parse(text, extensions)?.into(), missing })
+    }
+
+    /// Envoy's default access log line.
+    pub fn default_line() -> Self {
+        Self::compile(DEFAULT_FORMAT).expect("every operator of the default line is known")
     }
 
     /// Appends the text for `cx`; a missing value is written as `-`.
     pub fn write(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) {
-        let _ = cx;
-        out.extend_from_slice(self.text.as_bytes());
+        for segment in &self.segments {
+            match segment {
+                Segment::Literal(text) => out.extend_from_slice(text.as_bytes()),
+                Segment::Operator(operator) => {
+                    if operator.write(cx, out).is_none() {
+                        out.extend_from_slice(self.missing.as_bytes());
+                    }
+                }
+            }
+        }
     }
 
     /// The text, when it has no operators.
     pub fn literal(&self) -> Option<&str> {
-        Some(&self.text)
+        match &*self.segments {
+            [] => Some(""),
+            [Segment::Literal(text)] => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The operator, when the text is nothing else: in JSON its value keeps its type.
+    fn single_operator(&self) -> Option<&Operator> {
+        match &*self.segments {
+            [Segment::Operator(operator)] => Some(operator),
+            _ => None,
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
 //! Command operators, header mutation and access logs.
 //!
 //! * [`Formatter`]: a text with `%COMMAND_OPERATORS%`, compiled once and written without look-ups;
-//! * [`HeaderMutations`]: headers to add, overwrite and remove, with formatter values;
+//! * [`SubstitutionFormat`]: the same as text or JSON, with a content type;
+//! * [`HeaderMutations`], [`HeaderMutationList`]: headers to add, overwrite and remove, with formatter values;
 //! * [`AccessLog`]: what is logged, when, and where it goes ([`AccessLogSinks`]).
 
 #![forbid(unsafe_code)]
@@ -11,5 +12,5 @@ mod formatter;
 mod header_mutation;
 
 pub use access_log::{AccessLog, AccessLogSinks, AccessLogType};
-pub use formatter::{FormatContext, Formatter};
-pub use header_mutation::HeaderMutations;
+pub use formatter::{FormatContext, Formatter, SubstitutionFormat};
+pub use header_mutation::{HeaderMutationList, HeaderMutations};
