@@ -5,18 +5,37 @@
 
 #![forbid(unsafe_code)]
 
+mod http_inspector;
+mod proxy_protocol;
+mod tls_inspector;
+
 use std::net::SocketAddr;
 
+use envoy_types::pb::envoy::extensions::filters::listener as pb;
+use prost::Message;
+use waystation_filter_api::address::Address;
 use waystation_filter_api::connection::ConnectionInfo;
 use waystation_schema::ConfigError;
 use waystation_stats::Scope;
 
+use http_inspector::HttpInspector;
+use proxy_protocol::ProxyProtocol;
+use tls_inspector::TlsInspector;
+
 /// A compiled listener filter.
 #[derive(Debug)]
-pub enum ListenerFilter {}
+pub struct ListenerFilter(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    HttpInspector(HttpInspector),
+    OriginalDst,
+    ProxyProtocol(ProxyProtocol),
+    TlsInspector(TlsInspector),
+}
 
 /// What a filter makes of the bytes so far.
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
     /// It needs more bytes to decide.
     NeedMore,
@@ -29,20 +48,39 @@ pub enum Verdict {
     Reject(&'static str),
 }
 
+impl Verdict {
+    /// Done without taking bytes.
+    pub const PASS: Self = Self::Done { consumed: 0 };
+}
+
 impl ListenerFilter {
-    /// Compiles the filter of this type URL (without `type.googleapis.com/`).
+    /// Compiles the filter of this type (without `type.googleapis.com/`); `scope` is the root of the statistics.
     pub fn compile(type_name: &str, config: &[u8], scope: &Scope) -> Result<Self, ConfigError> {
-        let _ = (config, scope);
-        Err(ConfigError::new(format!("unknown listener filter type '{type_name}'")))
+        let kind = match type_name {
+            "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
+                Kind::HttpInspector(HttpInspector::new(scope))
+            }
+            "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => Kind::OriginalDst,
+            "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
+                let proto = decode::<pb::proxy_protocol::v3::ProxyProtocol>(config)?;
+                Kind::ProxyProtocol(ProxyProtocol::compile(&proto, scope)?)
+            }
+            "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
+                let proto = decode::<pb::tls_inspector::v3::TlsInspector>(config)?;
+                Kind::TlsInspector(TlsInspector::compile(&proto, scope)?)
+            }
+            other => return Err(ConfigError::new(format!("unknown listener filter type '{other}'"))),
+        };
+        Ok(Self(kind))
     }
 
-    /// Whether the filter needs bytes of the client (and so waits for them).
+    /// Whether the filter needs bytes of the client, and so waits for them.
     pub fn wants_bytes(&self) -> bool {
-        match *self {}
+        !matches!(self.0, Kind::OriginalDst)
     }
 
-    /// Looks at what has come in; `original_destination` is the kernel's answer (SO_ORIGINAL_DST) if the driver could
-    /// get one; `end` when the client sends no more.
+    /// Looks at what has come in. `original_destination` is the kernel's answer (`SO_ORIGINAL_DST`), if the driver got
+    /// one; `end` says that the client sends no more.
     pub fn inspect(
         &self,
         buffer: &[u8],
@@ -50,7 +88,54 @@ impl ListenerFilter {
         original_destination: Option<SocketAddr>,
         info: &mut ConnectionInfo,
     ) -> Verdict {
-        let _ = (buffer, end, original_destination, info);
-        match *self {}
+        match &self.0 {
+            Kind::HttpInspector(filter) => filter.inspect(buffer, end, info),
+            Kind::OriginalDst => {
+                if let Some(original) = original_destination.map(Address::Ip)
+                    && original != info.local_address
+                {
+                    info.local_address = original;
+                    info.local_address_restored = true;
+                }
+                Verdict::PASS
+            }
+            Kind::ProxyProtocol(filter) => filter.inspect(buffer, end, info),
+            Kind::TlsInspector(filter) => filter.inspect(buffer, end, info),
+        }
+    }
+}
+
+fn decode<M: Message + Default>(config: &[u8]) -> Result<M, ConfigError> {
+    M::decode(config).map_err(|error| ConfigError::new(format!("malformed configuration: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ListenerFilter, Verdict};
+    use std::net::SocketAddr;
+    use std::time::Instant;
+    use waystation_filter_api::address::Address;
+    use waystation_filter_api::connection::ConnectionInfo;
+    use waystation_stats::Store;
+
+    #[test]
+    fn original_dst_restores_only_a_different_destination() {
+        let type_name = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
+        let filter = ListenerFilter::compile(type_name, &[], &Store::default().root()).unwrap();
+        let own: SocketAddr = "127.0.0.1:15001".parse().unwrap();
+        let other: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        for (original, restored) in [(None, false), (Some(own), false), (Some(other), true)] {
+            let mut info = ConnectionInfo::new(1, Instant::now(), own.into(), own.into());
+            assert_eq!(filter.inspect(&[], false, original, &mut info), Verdict::PASS);
+            assert_eq!(info.local_address_restored, restored);
+            assert_eq!(info.local_address, Address::Ip(original.unwrap_or(own)));
+        }
+        assert!(!filter.wants_bytes());
+    }
+
+    #[test]
+    fn unknown_types_are_named() {
+        let error = ListenerFilter::compile("x.Y", &[], &Store::default().root()).unwrap_err();
+        assert_eq!(error.to_string(), "unknown listener filter type 'x.Y'");
     }
 }

@@ -8,7 +8,9 @@ use envoy_types::pb::envoy::config::bootstrap::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use prost::Message as _;
 use waystation_filter_api::http::NodeInfo;
-use waystation_schema::{ConfigError, Encoded, Message, TextOptions, json_to_wire, text_to_wire, yaml_to_wire};
+use waystation_schema::{
+    ConfigError, Encoded, Message, Policy, Report, TextOptions, check, json_to_wire, text_to_wire, yaml_to_wire,
+};
 
 use crate::cli::options::Options;
 
@@ -21,7 +23,7 @@ pub struct Bootstrap {
     /// The decoded message, the command line's node overrides applied.
     pub proto: pb::Bootstrap,
     /// What the walk found worth telling.
-    pub report: waystation_schema::Report,
+    pub report: Report,
 }
 
 /// Why there is no bootstrap.
@@ -77,12 +79,9 @@ impl Bootstrap {
         if options.config_path.is_none() && options.config_yaml.as_deref().is_none_or(str::is_empty) {
             return Err(LoadError::Missing);
         }
-        let mut report = waystation_schema::Report::default();
-        let walk = waystation_schema::WalkOptions {
-            allow_unknown: options.allow_unknown_static_fields,
-            ..waystation_schema::WalkOptions::default()
-        };
-        waystation_schema::walk(message, &wire, walk, &mut report).map_err(LoadError::Refused)?;
+        let policy =
+            Policy { allow_unknown: options.allow_unknown_static_fields, ..Policy::default() };
+        let mut report = check(message, &wire, policy).map_err(LoadError::Refused)?;
         report.unknown.extend(unknown);
         let mut proto = pb::Bootstrap::decode(&*wire)
             .map_err(|error| LoadError::Malformed(format!("malformed bootstrap: {error}")))?;

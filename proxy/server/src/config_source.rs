@@ -117,6 +117,15 @@ fn grpc_service(proto: &core::GrpcService, backoff: &mut BackoffSpec) -> Result<
             service
         }
         Some(TargetSpecifier::GoogleGrpc(google)) => {
+            let plain = google.channel_credentials.is_none()
+                && google.channel_credentials_plugin.is_empty()
+                && google.call_credentials.is_empty()
+                && google.call_credentials_plugin.is_empty()
+                && google.credentials_factory_name.is_empty();
+            if !plain {
+                let reason = "credentials are not supported here: use envoy_grpc with a cluster that has TLS";
+                return Err(ConfigError::field("google_grpc", reason));
+            }
             // The target is dialled directly; the prefix tells the connector so.
             GrpcService::new(format!("{GOOGLE_GRPC}{}", google.target_uri))
         }

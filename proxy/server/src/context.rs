@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use waystation_filter_api::cell::{Cell, CellTable};
@@ -12,9 +12,12 @@ use waystation_filter_api::http::NodeInfo;
 use waystation_filter_api::runtime::Runtime;
 use waystation_format::AccessLogSinks;
 use waystation_route::RouteTable;
+use waystation_schema::ConfigError;
 use waystation_stats::Store;
 use waystation_tls::{Secret, SecretTable};
 use waystation_upstream::Cluster;
+
+use crate::cli::options::Options;
 
 /// One per process, behind an `Arc`: read by every thread, changed only through its cells and atomics.
 pub struct Shared {
@@ -36,32 +39,113 @@ pub struct Shared {
     pub drain_time: Duration,
     /// Whether `--drain-strategy immediate` was given.
     pub drain_immediately: bool,
+    /// When the process started.
+    pub start: Instant,
     /// Whether the operator failed the health check (`/healthcheck/fail`).
-    pub health_check_failed: AtomicBool,
+    health_check_failed: AtomicBool,
+    phase: AtomicU8,
+    connections: AtomicU64,
     next_connection: AtomicU64,
+}
+
+/// What `/ready` and `server.state` say.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum ServerState {
+    /// Serving.
+    Live,
+    /// Failing health checks by request of the operator.
+    Draining,
+    /// Loading the bootstrap and the first clusters.
+    PreInitializing,
+    /// Waiting for the first configuration.
+    Initializing,
+}
+
+impl ServerState {
+    /// As `/ready` and `/server_info` print it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Live => "LIVE",
+            Self::Draining => "DRAINING",
+            Self::PreInitializing => "PRE_INITIALIZING",
+            Self::Initializing => "INITIALIZING",
+        }
+    }
 }
 
 impl Shared {
     /// The shared state of a process that has not loaded any resource yet.
-    pub fn new(stats: Store, node: NodeInfo, drain_time: Duration, drain_immediately: bool) -> Arc<Self> {
+    pub fn new(stats: Store, node: NodeInfo, options: &Options) -> Arc<Self> {
+        let flush_bytes = options.file_flush_min_size_kb as usize * 1024;
         Arc::new(Self {
-            access_logs: AccessLogSinks::new(&stats),
+            access_logs: AccessLogSinks::with_flush(&stats, options.file_flush_interval, flush_bytes),
             stats,
             runtime: Runtime::new(),
             node,
             clusters: CellTable::new(),
             routes: CellTable::new(),
             secrets: SecretTable::new(),
-            drain_time,
-            drain_immediately,
+            drain_time: options.drain_time,
+            drain_immediately: options.drain_immediately,
+            start: Instant::now(),
             health_check_failed: AtomicBool::new(false),
+            phase: AtomicU8::new(ServerState::PreInitializing as u8),
+            connections: AtomicU64::new(0),
             next_connection: AtomicU64::new(0),
         })
+    }
+
+    /// What the process is doing. A failed health check shows once it is live.
+    pub fn state(&self) -> ServerState {
+        match self.phase.load(Ordering::Relaxed) {
+            0 if self.health_check_failed() => ServerState::Draining,
+            0 => ServerState::Live,
+            3 => ServerState::Initializing,
+            _ => ServerState::PreInitializing,
+        }
+    }
+
+    /// The main thread's progress: `PreInitializing`, `Initializing`, `Live`.
+    pub fn set_phase(&self, phase: ServerState) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Whether the operator failed the health check.
+    pub fn health_check_failed(&self) -> bool {
+        self.health_check_failed.load(Ordering::Relaxed)
+    }
+
+    /// `/healthcheck/fail` and `/healthcheck/ok`.
+    pub fn fail_health_check(&self, fail: bool) {
+        self.health_check_failed.store(fail, Ordering::Relaxed);
+    }
+
+    /// Downstream connections now open (`server.total_connections`).
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a downstream connection for as long as the guard lives.
+    pub fn count_connection(self: &Arc<Self>) -> ConnectionCount {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        ConnectionCount(Arc::clone(self))
     }
 
     /// Reserves `count` connection ids; a worker takes them in blocks so that accepting shares no counter.
     pub fn reserve_connection_ids(&self, count: u64) -> u64 {
         self.next_connection.fetch_add(count, Ordering::Relaxed)
+    }
+}
+
+/// One open downstream connection.
+#[derive(Debug)]
+#[must_use = "the connection counts as closed when this is dropped"]
+pub struct ConnectionCount(Arc<Shared>);
+
+impl Drop for ConnectionCount {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -164,4 +248,25 @@ pub fn resource_key(source: &core::ConfigSource, name: &str) -> String {
             format!("{name}@{:016x}", xxhash_rust::xxh64::xxh64(&identity.encode_to_vec(), 0))
         }
     }
+}
+
+impl waystation_tls::Secrets for CompileContext<'_> {
+    fn secret(
+        &self,
+        source: Option<&core::ConfigSource>,
+        name: &str,
+    ) -> Result<Arc<Cell<Secret>>, ConfigError> {
+        match source {
+            Some(source) => Ok(self.secret_cell(source, name)),
+            None => {
+                let cell = self.shared.secrets.find(&static_secret(name)).filter(|cell| cell.is_set());
+                cell.ok_or_else(|| ConfigError::new(format!("Unknown static secret: {name}")))
+            }
+        }
+    }
+}
+
+/// The key of a secret of the bootstrap, which has no source.
+pub fn static_secret(name: &str) -> String {
+    format!("{name}@static")
 }

@@ -47,23 +47,58 @@ pub struct Moved {
     pub downstream: u64,
 }
 
+/// A session between two transports. It can be left and entered again: what is buffered stays.
+#[derive(Debug)]
+pub struct Session {
+    to_up: Direction,
+    to_down: Direction,
+    limits: Limits,
+    timer: Option<Pin<Box<Sleep>>>,
+    last: Instant,
+}
+
 /// Moves bytes both ways until the session ends. A side that closes is closed towards the other one (half-close), and
 /// the other direction goes on. `moved` is called with the bytes of each step.
-pub async fn run<D, U>(down: &mut D, up: &mut U, limits: Limits, mut moved: impl FnMut(Moved)) -> End
+pub async fn run<D, U>(down: &mut D, up: &mut U, limits: Limits, moved: impl FnMut(Moved)) -> End
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut to_up = Direction::default();
-    let mut to_down = Direction::default();
-    let mut timer: Option<Pin<Box<Sleep>>> = None;
-    let mut last = Instant::now();
-    poll_fn(|cx| {
+    Session::new(limits).run(down, up, moved).await
+}
+
+impl Session {
+    /// A session that has moved nothing yet.
+    pub fn new(limits: Limits) -> Self {
+        let (to_up, to_down) = (Direction::default(), Direction::default());
+        Self { to_up, to_down, limits, timer: None, last: Instant::now() }
+    }
+
+    /// As [`run`]; may be dropped and called again.
+    pub async fn run<D, U>(&mut self, down: &mut D, up: &mut U, mut moved: impl FnMut(Moved)) -> End
+    where
+        D: AsyncRead + AsyncWrite + Unpin,
+        U: AsyncRead + AsyncWrite + Unpin,
+    {
+        poll_fn(|cx| self.poll(cx, down, up, &mut moved)).await
+    }
+
+    fn poll<D, U>(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &mut D,
+        up: &mut U,
+        moved: &mut impl FnMut(Moved),
+    ) -> Poll<End>
+    where
+        D: AsyncRead + AsyncWrite + Unpin,
+        U: AsyncRead + AsyncWrite + Unpin,
+    {
         let mut step = Moved::default();
-        let upstream_done = to_up.poll(cx, down, up, &mut step.upstream);
-        let downstream_done = to_down.poll(cx, up, down, &mut step.downstream);
+        let upstream_done = self.to_up.poll(cx, down, up, &mut step.upstream);
+        let downstream_done = self.to_down.poll(cx, up, down, &mut step.downstream);
         if step.upstream + step.downstream > 0 {
-            last = Instant::now();
+            self.last = Instant::now();
             moved(step);
         }
         match (upstream_done, downstream_done) {
@@ -78,14 +113,14 @@ where
         }
         // The timer is only moved when it fires: activity costs a clock reading, not a timer operation.
         loop {
-            let idle_at = limits.idle_timeout.map(|idle| last + idle);
-            let Some(due) = [idle_at, limits.deadline].into_iter().flatten().min() else {
+            let idle_at = self.limits.idle_timeout.map(|idle| self.last + idle);
+            let Some(due) = [idle_at, self.limits.deadline].into_iter().flatten().min() else {
                 return Poll::Pending;
             };
-            let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
             ready!(timer.as_mut().poll(cx));
             let now = Instant::now();
-            if limits.deadline.is_some_and(|deadline| now >= deadline) {
+            if self.limits.deadline.is_some_and(|deadline| now >= deadline) {
                 return Poll::Ready(End::Deadline);
             }
             if idle_at.is_some_and(|idle_at| now >= idle_at) {
@@ -93,8 +128,7 @@ where
             }
             timer.as_mut().reset(due.into());
         }
-    })
-    .await
+    }
 }
 
 enum Failed {
@@ -102,13 +136,13 @@ enum Failed {
     Write(io::Error),
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Direction {
     buffer: BytesMut,
     state: State,
 }
 
-#[derive(Clone, Copy, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 enum State {
     #[default]
     Open,

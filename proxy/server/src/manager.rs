@@ -4,6 +4,8 @@
 //! A listener or cluster that refers to others is *warming* until they have arrived (or their `initial_fetch_timeout`
 //! has passed); the one it replaces serves until then.
 
+pub mod clusters;
 pub mod dump;
 pub mod listeners;
 pub mod needs;
+pub mod subscription_stats;

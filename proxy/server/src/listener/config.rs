@@ -19,6 +19,7 @@ use waystation_stats::Scope;
 use waystation_tls::ServerContext;
 use xxhash_rust::xxh64::xxh64;
 
+use super::accept::Balance;
 use super::chain_match::{ChainTable, segment};
 use super::stats::{ListenerStats, WorkerListenerStats};
 use crate::address::{self, SocketOption};
@@ -40,6 +41,8 @@ pub struct Listener {
     pub reuse_port: bool,
     /// Whether connections are spread exactly over the workers.
     pub exact_balance: bool,
+    /// The spread.
+    pub balance: Balance,
     /// `false`: the listener only takes connections handed over by `use_original_dst`.
     pub bind_to_port: bool,
     /// Whether connections are handed to the listener that matches their original destination.
@@ -201,6 +204,7 @@ impl Listener {
                 .collect(),
             reuse_port: proto.enable_reuse_port.as_ref().is_none_or(|flag| flag.value) && !is_pipe,
             exact_balance,
+            balance: Balance::new(concurrency),
             bind_to_port: proto.bind_to_port.as_ref().is_none_or(|flag| flag.value),
             use_original_dst: proto.use_original_dst.as_ref().is_some_and(|flag| flag.value),
             backlog: proto

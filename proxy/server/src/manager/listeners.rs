@@ -15,7 +15,8 @@ use xxhash_rust::xxh64::xxh64;
 use super::dump::Dumped;
 use super::needs::Needs;
 use crate::context::{CompileContext, Shared};
-use crate::listener::config::Listener;
+use crate::admin::config_dump::ResourceDump;
+use crate::listener::config::{Listener, NetworkFilter};
 use crate::listener::sockets::Sockets;
 
 stats_group! {
@@ -42,7 +43,7 @@ stats_group! {
 }
 
 /// What the workers are to do about listeners.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Order {
     /// Accept on these sockets with this configuration.
     Start {
@@ -59,11 +60,17 @@ pub enum Order {
         id: u64,
         /// The new configuration.
         listener: Arc<Listener>,
+        /// The time over which connections of chains that are gone are closed.
+        over: Duration,
     },
-    /// Stop accepting and drain the connections.
+    /// Drain the connections; with `stop`, accept no more.
     Drain {
         /// The running listener.
         id: u64,
+        /// Whether its sockets are closed.
+        stop: bool,
+        /// The time over which connections are closed; zero is with their next response.
+        over: Duration,
     },
     /// Close what is left.
     Remove {
@@ -123,6 +130,8 @@ pub struct Listeners {
     stats: ListenerManagerStats,
     next_id: u64,
     stopped: bool,
+    /// Over which time connections are closed when draining starts.
+    drain_over: Duration,
 }
 
 impl Listeners {
@@ -136,6 +145,7 @@ impl Listeners {
             draining: Vec::new(),
             next_id: 1,
             stopped: false,
+            drain_over: if shared.drain_immediately { Duration::ZERO } else { shared.drain_time },
         }
     }
 
@@ -223,7 +233,7 @@ impl Listeners {
     }
 
     /// Starts, or updates, every listener whose needs have settled.
-    pub fn activate(&mut self, now: Instant, needs: &mut Needs, client: &mut Client) -> Vec<Order> {
+    pub fn activate(&mut self, now: Instant, needs: &Needs) -> Vec<Order> {
         let mut orders = Vec::new();
         for entry in self.entries.values_mut() {
             let ready = entry.warming.as_ref().is_some_and(|warming| needs.settled(&warming.listener.needs));
@@ -239,7 +249,8 @@ impl Listeners {
             let id = match in_place {
                 Some(old) => {
                     self.stats.listener_in_place_updated().inc();
-                    orders.push(Order::Update { id: old.id, listener: Arc::clone(&listener) });
+                    let (listener, over) = (Arc::clone(&listener), self.drain_over);
+                    orders.push(Order::Update { id: old.id, listener, over });
                     old.id
                 }
                 None => {
@@ -269,7 +280,7 @@ impl Listeners {
                     });
                 }
                 Some(old) => {
-                    orders.push(Order::Drain { id: old.id });
+                    orders.push(Order::Drain { id: old.id, stop: true, over: self.drain_over });
                     self.stats.total_listeners_draining().add(1);
                     self.draining.push(Draining {
                         id: Some(old.id),
@@ -283,7 +294,6 @@ impl Listeners {
             }
             entry.active = Some(Running { id, listener, sockets });
         }
-        let _ = client;
         orders
     }
 
@@ -307,7 +317,7 @@ impl Listeners {
         };
         self.stats.total_listeners_active().sub(1);
         self.stats.total_listeners_draining().add(1);
-        let order = Order::Drain { id: active.id };
+        let order = Order::Drain { id: active.id, stop: true, over: self.drain_over };
         self.draining.push(Draining {
             id: Some(active.id),
             until: now + self.shared.drain_time,
@@ -342,9 +352,10 @@ impl Listeners {
         self.draining.iter().map(|drain| drain.until).min()
     }
 
-    /// Stops accepting on all listeners, or on inbound ones only (`/drain_listeners`). Existing connections are drained
-    /// by the caller's choice of orders.
-    pub fn stop(&mut self, inbound_only: bool) -> Vec<Order> {
+    /// Stops accepting on all listeners, or on inbound ones only (`/drain_listeners`), and drains their connections:
+    /// `at_once` when the process ends.
+    pub fn stop(&mut self, inbound_only: bool, at_once: bool) -> Vec<Order> {
+        let over = if at_once { Duration::ZERO } else { self.drain_over };
         if !inbound_only {
             self.stopped = true;
         }
@@ -354,15 +365,39 @@ impl Listeners {
             if stop && let Some(active) = entry.active.take() {
                 self.stats.listener_stopped().inc();
                 self.stats.total_listeners_active().sub(1);
-                orders.push(Order::Drain { id: active.id });
+                orders.push(Order::Drain { id: active.id, stop: true, over });
             }
         }
         orders
     }
 
-    /// Whether no listener waits for anything.
-    pub fn all_warm(&self) -> bool {
-        self.entries.values().all(|entry| entry.warming.is_none())
+    /// Drains connections and goes on accepting (`/drain_listeners?graceful&skip_exit`).
+    pub fn drain_connections(&self, inbound_only: bool) -> Vec<Order> {
+        let chosen = self.active().filter(|active| !inbound_only || active.listener.inbound);
+        chosen.map(|active| Order::Drain { id: active.id, stop: false, over: self.drain_over }).collect()
+    }
+
+    /// Whether no listener waits for a resource.
+    pub fn all_settled(&self, needs: &Needs) -> bool {
+        let mut warming = self.entries.values().filter_map(|entry| entry.warming.as_ref());
+        warming.all(|warming| needs.settled(&warming.listener.needs))
+    }
+
+    /// Inline route configurations, for `/config_dump`.
+    pub fn static_routes(&self) -> Vec<ResourceDump> {
+        let chains = self.active().flat_map(|running| running.listener.all_chains());
+        let managers = chains.filter_map(|chain| match &chain.filters {
+            NetworkFilter::Http(manager) => manager.inline_routes(),
+            _ => None,
+        });
+        managers
+            .map(|(name, wire)| ResourceDump {
+                name,
+                dynamic: false,
+                warming: false,
+                dumped: Dumped::accepted(wire, Arc::from("")),
+            })
+            .collect()
     }
 
     /// Names of dynamic listeners, for a state-of-the-world update.
@@ -410,11 +445,6 @@ impl Listeners {
                 }))
                 .collect(),
         }
-    }
-
-    /// How long listeners drain.
-    pub fn drain_time(&self) -> Duration {
-        self.shared.drain_time
     }
 }
 

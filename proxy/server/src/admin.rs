@@ -1,0 +1,273 @@
+//! The admin interface: a thread of its own, so that no scrape delays traffic, xDS or `/ready`.
+//!
+//! What it shows of the configuration it asks the main thread for, as references to encoded messages; the rendering
+//! happens here.
+
+mod certs;
+mod clusters;
+pub mod config_dump;
+mod endpoints;
+mod info;
+mod logging;
+mod page;
+mod runtime;
+mod stats_body;
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, SERVER, X_CONTENT_TYPE_OPTIONS};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
+use socket2::Socket;
+use waystation_filter_api::address::Address;
+use waystation_schema::{JsonStyle, Message, wire_to_json};
+
+use crate::cli::options::Options;
+use crate::context::Shared;
+use crate::control::MainThread;
+use endpoints::ENDPOINTS;
+
+/// A request body (form values of `/runtime_modify`) is read up to this size.
+const BODY_LIMIT: usize = 64 * 1024;
+
+pub(crate) type Body = BoxBody<Bytes, Infallible>;
+
+/// What the endpoints work with.
+#[derive(Clone, Debug)]
+pub(crate) struct Admin {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) main: MainThread,
+    pub(crate) node: Arc<[u8]>,
+}
+
+/// A decoded query.
+#[derive(Debug, Default)]
+pub(crate) struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(text: &str) -> Self {
+        let decode = |part: &str| {
+            let spaced = part.replace('+', " ");
+            percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
+        };
+        let pairs = text.split('&').filter(|pair| !pair.is_empty());
+        Self(
+            pairs
+                .map(|pair| {
+                    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                    (decode(name), decode(value))
+                })
+                .collect(),
+        )
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+/// Starts the thread that serves `socket`.
+pub fn spawn(
+    socket: Socket,
+    shared: Arc<Shared>,
+    options: Arc<Options>,
+    main: MainThread,
+    node: Arc<[u8]>,
+) -> io::Result<()> {
+    let admin = Admin { shared, options, main, node };
+    std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let result = runtime.and_then(|runtime| runtime.block_on(serve(socket, admin)));
+        if let Err(error) = result {
+            tracing::error!(target: "admin", "the admin interface ended: {error}");
+        }
+    })?;
+    Ok(())
+}
+
+async fn serve(socket: Socket, admin: Admin) -> io::Result<()> {
+    let unix = socket.local_addr()?.as_unix().is_some() || socket.local_addr()?.is_unix();
+    if unix {
+        let listener = tokio::net::UnixListener::from_std(socket.into())?;
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => spawn_connection(TokioIo::new(stream), admin.clone()),
+                Err(error) => accept_failed(&error).await,
+            }
+        }
+    }
+    let listener = tokio::net::TcpListener::from_std(socket.into())?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => spawn_connection(TokioIo::new(stream), admin.clone()),
+            Err(error) => accept_failed(&error).await,
+        }
+    }
+}
+
+/// Out of descriptors, most likely: wait for some to come back rather than spin.
+async fn accept_failed(error: &io::Error) {
+    tracing::warn!(target: "admin", "cannot accept: {error}");
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+}
+
+fn spawn_connection<I>(io: TokioIo<I>, admin: Admin)
+where
+    TokioIo<I>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    tokio::spawn(async move {
+        let service = service_fn(move |request| {
+            let admin = admin.clone();
+            async move { Ok::<_, Infallible>(handle(&admin, request).await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+        if let Err(error) = connection.await {
+            tracing::debug!(target: "admin", "admin connection: {error}");
+        }
+    });
+}
+
+async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let mut query = Query::parse(request.uri().query().unwrap_or_default());
+    let Some(endpoint) = ENDPOINTS.iter().find(|endpoint| endpoint.path == path) else {
+        return text(StatusCode::NOT_FOUND, format!("invalid path. {}", endpoints::help()));
+    };
+    if endpoint.post && request.method() != Method::POST {
+        let method = request.method();
+        let body = format!("Method {method} not allowed, POST required.");
+        return text(StatusCode::METHOD_NOT_ALLOWED, body);
+    }
+    if endpoint.post && is_form(&request) {
+        match Limited::new(request.into_body(), BODY_LIMIT).collect().await {
+            Ok(body) => {
+                let form = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+                query.0.extend(Query::parse(&form).0);
+            }
+            Err(error) => return text(StatusCode::BAD_REQUEST, format!("cannot read the body: {error}\n")),
+        }
+    }
+    match path.as_str() {
+        "/" => html(page::home()),
+        "/certs" => certs::certs(admin).await,
+        "/clusters" => clusters::clusters(admin, &query).await,
+        "/config_dump" => config_dump::config_dump(admin, &query).await,
+        "/contention" => text(
+            StatusCode::OK,
+            "Mutex contention tracing is not available: no mutex is taken on the request path.",
+        ),
+        "/drain_listeners" => info::drain_listeners(admin, &query).await,
+        "/healthcheck/fail" => info::health_check(admin, true),
+        "/healthcheck/ok" => info::health_check(admin, false),
+        "/help" => text(StatusCode::OK, endpoints::help()),
+        "/hot_restart_version" => text(StatusCode::OK, "disabled"),
+        "/init_dump" => info::init_dump(admin).await,
+        "/listeners" => info::listeners(admin, &query).await,
+        "/logging" => logging::logging(&query),
+        "/memory" => info::memory(),
+        "/quitquitquit" => info::quit(admin).await,
+        "/ready" => info::ready(admin),
+        "/reopen_logs" => info::reopen_logs(admin),
+        "/reset_counters" => {
+            admin.shared.stats.reset_counters();
+            ok()
+        }
+        "/runtime" => runtime::runtime(admin),
+        "/runtime_modify" => runtime::modify(admin, &query).await,
+        "/server_info" => info::server_info(admin),
+        "/stats" => stats_body::stats(admin, &query, false),
+        "/stats/prometheus" => stats_body::stats(admin, &query, true),
+        // The table above and this one are compared by a test.
+        _ => text(StatusCode::NOT_FOUND, format!("invalid path. {}", endpoints::help())),
+    }
+}
+
+fn is_form(request: &Request<Incoming>) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"))
+}
+
+/// The headers that all answers carry.
+pub(crate) fn respond(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, max-age=0"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(SERVER, HeaderValue::from_static("envoy"));
+    response
+}
+
+pub(crate) fn full(body: impl Into<Bytes>) -> Body {
+    Full::new(body.into()).boxed()
+}
+
+pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    respond(status, "text/plain; charset=UTF-8", full(body))
+}
+
+pub(crate) fn ok() -> Response<Body> {
+    text(StatusCode::OK, "OK\n")
+}
+
+fn html(body: String) -> Response<Body> {
+    respond(StatusCode::OK, "text/html; charset=UTF-8", full(body))
+}
+
+/// The main thread did not answer: it is on its way out.
+pub(crate) fn shutting_down() -> Response<Body> {
+    text(StatusCode::SERVICE_UNAVAILABLE, "the process is shutting down\n")
+}
+
+/// A protobuf message as Envoy's admin JSON.
+pub(crate) fn json(type_name: &str, wire: &[u8], style: JsonStyle) -> Response<Body> {
+    let mut body = String::new();
+    let rendered = Message::find(type_name).map(|message| wire_to_json(message, wire, &mut body, style));
+    match rendered {
+        Some(Ok(())) => {
+            body.push('\n');
+            respond(StatusCode::OK, "application/json", full(body))
+        }
+        other => text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot render {type_name}: {other:?}\n")),
+    }
+}
+
+/// The bind address of the admin interface, from the bootstrap.
+pub fn address(
+    admin: &envoy_types::pb::envoy::config::bootstrap::v3::Admin,
+) -> Result<Option<crate::listener::config::ListenAddress>, waystation_schema::ConfigError> {
+    use waystation_schema::At as _;
+    let Some(address) = &admin.address else {
+        return Ok(None);
+    };
+    let options = crate::address::socket_options(&admin.socket_options).at(|| "socket_options")?;
+    let address = crate::address::listen(address).at(|| "address")?;
+    Ok(Some(crate::listener::config::ListenAddress { address, mode: None, ipv4_compat: false, options }))
+}
+
+/// What `--admin-address-path` holds: the address without a newline.
+pub fn address_text(socket: &Socket) -> io::Result<String> {
+    let local = socket.local_addr()?;
+    Ok(match local.as_socket() {
+        Some(address) => Address::Ip(address).to_string(),
+        None => local.as_pathname().map(|path| path.display().to_string()).unwrap_or_default(),
+    })
+}

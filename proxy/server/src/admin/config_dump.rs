@@ -1,0 +1,365 @@
+//! `/config_dump`.
+//!
+//! The main thread gives references to encoded resources; they are wrapped as `envoy.admin.v3.ConfigDump` without being
+//! decoded, and rendered by the schema.
+
+mod mask;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::admin::v3 as pb;
+use envoy_types::pb::google::protobuf::{Any, Timestamp};
+use hyper::{Response, StatusCode};
+use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint};
+use regex::Regex;
+use waystation_schema::{JsonStyle, Message};
+
+use super::{Admin, Body, Query, json, respond, shutting_down, text};
+use crate::manager::dump::{Dumped, Refused};
+use crate::manager::listeners::ListenersDump;
+
+const TYPE_PREFIX: &str = "type.googleapis.com/";
+const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
+const LISTENER: &str = "envoy.config.listener.v3.Listener";
+const ROUTE: &str = "envoy.config.route.v3.RouteConfiguration";
+const ENDPOINTS: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
+
+/// The configuration of the process at one moment.
+#[derive(Debug)]
+pub struct ConfigSnapshot {
+    /// The bootstrap, encoded.
+    pub bootstrap: Bytes,
+    /// When the process started.
+    pub started: SystemTime,
+    /// Clusters.
+    pub clusters: Vec<ResourceDump>,
+    /// Version of the last CDS update.
+    pub clusters_version: Arc<str>,
+    /// Listeners.
+    pub listeners: ListenersDump,
+    /// Version of the last LDS update.
+    pub listeners_version: Arc<str>,
+    /// Route configurations.
+    pub routes: Vec<ResourceDump>,
+    /// Secrets, private keys included: the rendering redacts them.
+    pub secrets: Vec<ResourceDump>,
+    /// Endpoints; filled when asked for.
+    pub endpoints: Vec<ResourceDump>,
+}
+
+/// One resource.
+#[derive(Debug)]
+pub struct ResourceDump {
+    /// Its name.
+    pub name: String,
+    /// By xDS rather than from the bootstrap.
+    pub dynamic: bool,
+    /// Not in force yet.
+    pub warming: bool,
+    /// The resource.
+    pub dumped: Dumped,
+}
+
+/// An element of one of the lists of a section.
+struct Item {
+    list: &'static str,
+    type_name: &'static str,
+    name: String,
+    wire: Vec<u8>,
+}
+
+/// One message of the dump.
+struct Section {
+    type_name: &'static str,
+    version: Arc<str>,
+    items: Vec<Item>,
+}
+
+pub(super) async fn config_dump(admin: &Admin, query: &Query) -> Response<Body> {
+    let include_eds = query.has("include_eds");
+    let name_regex = match query.get("name_regex").filter(|regex| !regex.is_empty()).map(Regex::new) {
+        None => None,
+        Some(Ok(regex)) => Some(regex),
+        Some(Err(error)) => {
+            return text(StatusCode::BAD_REQUEST, format!("Error while parsing name_regex: {error}"));
+        }
+    };
+    let Some(snapshot) = admin.main.ask(move |server| server.config_snapshot(include_eds)).await else {
+        return shutting_down();
+    };
+    let mut sections = sections(&snapshot, include_eds);
+    if let Some(regex) = &name_regex {
+        for section in &mut sections {
+            section.items.retain(|item| item.list == "bootstrap" || is_full_match(regex, &item.name));
+        }
+    }
+    let mask: Option<Vec<&str>> = query.get("mask").map(|mask| mask.split(',').collect());
+    let configs = match query.get("resource") {
+        Some(resource) => {
+            let items = sections.into_iter().flat_map(|section| section.items);
+            let chosen: Vec<Any> = items
+                .filter(|item| item.list == resource)
+                .map(|item| any(item.type_name, masked(item.type_name, item.wire, mask.as_deref())))
+                .collect();
+            if chosen.is_empty() && !LISTS.contains(&resource) {
+                let body = format!("{resource} not found in config dump");
+                return respond(StatusCode::NOT_FOUND, "text/plain", super::full(body));
+            }
+            chosen
+        }
+        None => sections
+            .into_iter()
+            .map(|section| {
+                let type_name = section.type_name;
+                any(type_name, masked(type_name, section.encode(), mask.as_deref()))
+            })
+            .collect(),
+    };
+    json("envoy.admin.v3.ConfigDump", &pb::ConfigDump { configs }.encode_to_vec(), JsonStyle::CONFIG_DUMP)
+}
+
+const LISTS: &[&str] = &[
+    "bootstrap",
+    "dynamic_active_clusters",
+    "dynamic_active_secrets",
+    "dynamic_endpoint_configs",
+    "dynamic_listeners",
+    "dynamic_route_configs",
+    "dynamic_warming_clusters",
+    "dynamic_warming_secrets",
+    "static_clusters",
+    "static_endpoint_configs",
+    "static_listeners",
+    "static_route_configs",
+    "static_secrets",
+];
+
+fn is_full_match(regex: &Regex, name: &str) -> bool {
+    regex.find(name).is_some_and(|found| found.len() == name.len())
+}
+
+fn any(type_name: &str, value: Vec<u8>) -> Any {
+    Any { type_url: format!("{TYPE_PREFIX}{type_name}"), value }
+}
+
+fn masked(type_name: &str, wire: Vec<u8>, mask: Option<&[&str]>) -> Vec<u8> {
+    match (mask, Message::find(type_name)) {
+        (Some(paths), Some(message)) => mask::apply(message, &wire, paths),
+        _ => wire,
+    }
+}
+
+impl Section {
+    fn encode(&self) -> Vec<u8> {
+        let mut wire = Vec::new();
+        let Some(message) = Message::find(self.type_name) else {
+            return wire;
+        };
+        if let Some(field) = message.field_by_name("version_info").filter(|_| !self.version.is_empty()) {
+            put(field.number(), self.version.as_bytes(), &mut wire);
+        }
+        for item in &self.items {
+            if item.list == "bootstrap" {
+                // The section is the element.
+                wire.extend_from_slice(&item.wire);
+            } else if let Some(field) = message.field_by_name(item.list) {
+                put(field.number(), &item.wire, &mut wire);
+            }
+        }
+        wire
+    }
+}
+
+fn put(number: u32, bytes: &[u8], wire: &mut Vec<u8>) {
+    encode_key(number, WireType::LengthDelimited, wire);
+    encode_varint(bytes.len() as u64, wire);
+    wire.extend_from_slice(bytes);
+}
+
+/// In Envoy's order: bootstrap, clusters, endpoints, listeners, routes, secrets.
+fn sections(snapshot: &ConfigSnapshot, include_eds: bool) -> Vec<Section> {
+    let unversioned: Arc<str> = Arc::from("");
+    let mut bootstrap = Vec::new();
+    put(1, &snapshot.bootstrap, &mut bootstrap);
+    put(2, &timestamp(snapshot.started).encode_to_vec(), &mut bootstrap);
+    let bootstrap = Item {
+        list: "bootstrap",
+        type_name: "envoy.admin.v3.BootstrapConfigDump",
+        name: String::new(),
+        wire: bootstrap,
+    };
+    let mut sections = vec![
+        Section {
+            type_name: "envoy.admin.v3.BootstrapConfigDump",
+            version: Arc::clone(&unversioned),
+            items: vec![bootstrap],
+        },
+        Section {
+            type_name: "envoy.admin.v3.ClustersConfigDump",
+            version: Arc::clone(&snapshot.clusters_version),
+            items: snapshot.clusters.iter().map(cluster).collect(),
+        },
+    ];
+    if include_eds {
+        sections.push(Section {
+            type_name: "envoy.admin.v3.EndpointsConfigDump",
+            version: Arc::clone(&unversioned),
+            items: snapshot.endpoints.iter().map(endpoints).collect(),
+        });
+    }
+    sections.push(Section {
+        type_name: "envoy.admin.v3.ListenersConfigDump",
+        version: Arc::clone(&snapshot.listeners_version),
+        items: listeners(&snapshot.listeners),
+    });
+    sections.push(Section {
+        type_name: "envoy.admin.v3.RoutesConfigDump",
+        version: Arc::clone(&unversioned),
+        items: snapshot.routes.iter().map(route).collect(),
+    });
+    sections.push(Section {
+        type_name: "envoy.admin.v3.SecretsConfigDump",
+        version: unversioned,
+        items: snapshot.secrets.iter().map(secret).collect(),
+    });
+    sections
+}
+
+fn cluster(resource: &ResourceDump) -> Item {
+    let Dumped { wire, version, last_updated, error } = &resource.dumped;
+    let cluster = Some(any(CLUSTER, wire.to_vec()));
+    let last_updated = Some(timestamp(*last_updated));
+    let (list, type_name, wire) = if resource.dynamic {
+        let dynamic = pb::clusters_config_dump::DynamicCluster {
+            version_info: version.to_string(),
+            cluster: cluster.filter(|_| !wire.is_empty()),
+            last_updated,
+            error_state: error.as_ref().map(|error| refused(CLUSTER, error)),
+            client_status: 0,
+        };
+        let list = if resource.warming { "dynamic_warming_clusters" } else { "dynamic_active_clusters" };
+        (list, "envoy.admin.v3.ClustersConfigDump.DynamicCluster", dynamic.encode_to_vec())
+    } else {
+        let fixed = pb::clusters_config_dump::StaticCluster { cluster, last_updated };
+        ("static_clusters", "envoy.admin.v3.ClustersConfigDump.StaticCluster", fixed.encode_to_vec())
+    };
+    Item { list, type_name, name: resource.name.clone(), wire }
+}
+
+fn listeners(dump: &ListenersDump) -> Vec<Item> {
+    let state = |dumped: &Dumped| pb::listeners_config_dump::DynamicListenerState {
+        version_info: dumped.version.to_string(),
+        listener: Some(any(LISTENER, dumped.wire.to_vec())),
+        last_updated: Some(timestamp(dumped.last_updated)),
+    };
+    let item = |entry: &crate::manager::listeners::ListenerDump| {
+        let (list, type_name, wire) = if entry.dynamic {
+            let dynamic = pb::listeners_config_dump::DynamicListener {
+                name: entry.name.clone(),
+                active_state: entry.active.as_ref().map(state),
+                warming_state: entry.warming.as_ref().map(state),
+                draining_state: entry.draining.as_ref().map(state),
+                error_state: entry.error.as_ref().map(|error| refused(LISTENER, error)),
+                client_status: 0,
+            };
+            let type_name = "envoy.admin.v3.ListenersConfigDump.DynamicListener";
+            ("dynamic_listeners", type_name, dynamic.encode_to_vec())
+        } else {
+            let dumped = entry.active.as_ref().or(entry.warming.as_ref());
+            let fixed = pb::listeners_config_dump::StaticListener {
+                listener: dumped.map(|dumped| any(LISTENER, dumped.wire.to_vec())),
+                last_updated: dumped.map(|dumped| timestamp(dumped.last_updated)),
+            };
+            ("static_listeners", "envoy.admin.v3.ListenersConfigDump.StaticListener", fixed.encode_to_vec())
+        };
+        Item { list, type_name, name: entry.name.clone(), wire }
+    };
+    dump.entries.iter().map(item).collect()
+}
+
+fn route(resource: &ResourceDump) -> Item {
+    let Dumped { wire, version, last_updated, error } = &resource.dumped;
+    let route_config = Some(any(ROUTE, wire.to_vec())).filter(|_| !wire.is_empty());
+    let last_updated = Some(timestamp(*last_updated));
+    let (list, type_name, wire) = if resource.dynamic {
+        let dynamic = pb::routes_config_dump::DynamicRouteConfig {
+            version_info: version.to_string(),
+            route_config,
+            last_updated,
+            error_state: error.as_ref().map(|error| refused(ROUTE, error)),
+            client_status: 0,
+        };
+        let type_name = "envoy.admin.v3.RoutesConfigDump.DynamicRouteConfig";
+        ("dynamic_route_configs", type_name, dynamic.encode_to_vec())
+    } else {
+        let fixed = pb::routes_config_dump::StaticRouteConfig { route_config, last_updated };
+        ("static_route_configs", "envoy.admin.v3.RoutesConfigDump.StaticRouteConfig", fixed.encode_to_vec())
+    };
+    Item { list, type_name, name: resource.name.clone(), wire }
+}
+
+fn endpoints(resource: &ResourceDump) -> Item {
+    let Dumped { wire, version, last_updated, .. } = &resource.dumped;
+    let endpoint_config = Some(any(ENDPOINTS, wire.to_vec()));
+    let last_updated = Some(timestamp(*last_updated));
+    let (list, type_name, wire) = if resource.dynamic {
+        let dynamic = pb::endpoints_config_dump::DynamicEndpointConfig {
+            version_info: version.to_string(),
+            endpoint_config,
+            last_updated,
+            ..Default::default()
+        };
+        let type_name = "envoy.admin.v3.EndpointsConfigDump.DynamicEndpointConfig";
+        ("dynamic_endpoint_configs", type_name, dynamic.encode_to_vec())
+    } else {
+        let fixed = pb::endpoints_config_dump::StaticEndpointConfig { endpoint_config, last_updated };
+        let type_name = "envoy.admin.v3.EndpointsConfigDump.StaticEndpointConfig";
+        ("static_endpoint_configs", type_name, fixed.encode_to_vec())
+    };
+    Item { list, type_name, name: resource.name.clone(), wire }
+}
+
+fn secret(resource: &ResourceDump) -> Item {
+    const SECRET: &str = "envoy.extensions.transport_sockets.tls.v3.Secret";
+    let Dumped { wire, version, last_updated, error } = &resource.dumped;
+    let secret = Some(any(SECRET, wire.to_vec())).filter(|_| !wire.is_empty());
+    let last_updated = Some(timestamp(*last_updated));
+    let name = resource.name.clone();
+    let (list, type_name, wire) = if resource.dynamic {
+        let dynamic = pb::secrets_config_dump::DynamicSecret {
+            name: name.clone(),
+            version_info: version.to_string(),
+            last_updated,
+            secret,
+            error_state: error.as_ref().map(|error| refused(SECRET, error)),
+            client_status: 0,
+        };
+        let list = if resource.warming { "dynamic_warming_secrets" } else { "dynamic_active_secrets" };
+        (list, "envoy.admin.v3.SecretsConfigDump.DynamicSecret", dynamic.encode_to_vec())
+    } else {
+        let fixed = pb::secrets_config_dump::StaticSecret { name: name.clone(), last_updated, secret };
+        ("static_secrets", "envoy.admin.v3.SecretsConfigDump.StaticSecret", fixed.encode_to_vec())
+    };
+    Item { list, type_name, name, wire }
+}
+
+fn refused(type_name: &str, error: &Refused) -> pb::UpdateFailureState {
+    pb::UpdateFailureState {
+        failed_configuration: Some(any(type_name, error.wire.to_vec())),
+        last_update_attempt: Some(timestamp(error.at)),
+        details: error.details.clone(),
+        version_info: error.version.to_string(),
+    }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        // Milliseconds, as Envoy prints.
+        nanos: i32::try_from(since.subsec_millis()).unwrap_or_default() * 1_000_000,
+    }
+}

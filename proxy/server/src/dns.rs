@@ -1,0 +1,90 @@
+//! What runs on the main thread for the endpoints of clusters: DNS, and the clean-up of ORIGINAL_DST hosts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use waystation_upstream::cluster::{Cluster, Discovery};
+use waystation_upstream::discovery::{HickoryResolver, drive};
+
+/// Answers that the main thread may be behind; beyond it a cluster's task waits.
+const QUEUE: usize = 256;
+
+/// A cluster got endpoints.
+#[derive(Debug)]
+pub struct DnsEvent {
+    /// The cluster's name.
+    pub cluster: Arc<str>,
+}
+
+/// One task for each cluster that needs one.
+#[derive(Debug)]
+pub struct DnsTasks {
+    tasks: HashMap<*const Cluster, AbortHandle>,
+    sender: mpsc::Sender<DnsEvent>,
+    receiver: mpsc::Receiver<DnsEvent>,
+}
+
+impl DnsTasks {
+    /// No tasks.
+    pub fn new() -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        Self { tasks: HashMap::new(), sender, receiver }
+    }
+
+    /// Looks after the cluster's endpoints until [`Self::stop`].
+    pub fn start(&mut self, cluster: &Arc<Cluster>) {
+        let task = match &cluster.discovery {
+            Discovery::Dns(settings) => {
+                let resolver = match HickoryResolver::new(&settings.resolver) {
+                    Ok(resolver) => resolver,
+                    Err(error) => {
+                        tracing::error!(target: "dns", "cluster '{}' has no resolver: {error:?}", cluster.name());
+                        return;
+                    }
+                };
+                let cluster = Arc::clone(cluster);
+                let sender = self.sender.clone();
+                let name: Arc<str> = cluster.name().into();
+                tokio::spawn(async move {
+                    // The cluster is changed already; the main thread only learns that it may be warm. When its queue
+                    // is full it will look anyway.
+                    drive(&cluster, &resolver, |_| drop(sender.try_send(DnsEvent { cluster: Arc::clone(&name) }))).await;
+                })
+            }
+            Discovery::OriginalDst(destination) => {
+                let mut ticks = tokio::time::interval(destination.cleanup_interval);
+                let cluster = Arc::clone(cluster);
+                tokio::spawn(async move {
+                    loop {
+                        ticks.tick().await;
+                        if let Discovery::OriginalDst(destination) = &cluster.discovery {
+                            destination.clean_up(&cluster);
+                        }
+                    }
+                })
+            }
+            Discovery::Static | Discovery::Eds(_) => return,
+        };
+        self.tasks.insert(Arc::as_ptr(cluster), task.abort_handle());
+    }
+
+    /// The cluster is replaced or gone.
+    pub fn stop(&mut self, cluster: &Arc<Cluster>) {
+        if let Some(task) = self.tasks.remove(&Arc::as_ptr(cluster)) {
+            task.abort();
+        }
+    }
+
+    /// The next cluster that got endpoints.
+    pub async fn next(&mut self) -> Option<DnsEvent> {
+        self.receiver.recv().await
+    }
+}
+
+impl Default for DnsTasks {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,155 @@
+//! HTTP: the connection manager, its codecs' drivers, and the router.
+//!
+//! [`config`] compiles the connection manager; [`serve_connection`] drives a downstream connection; `stream` is the life
+//! of one request, over whichever codec it came and whichever it goes out by.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::BytesMut;
+use waystation_filter_api::cell::{Held, Local};
+use waystation_filter_api::connection::ConnectionInfo;
+use waystation_filter_api::stream::RouteView;
+use waystation_filter_api::value::Metadata;
+use waystation_route::{FilterSlot, RouteTable};
+
+mod client_cert;
+pub mod config;
+mod downstream;
+pub(crate) mod end;
+pub mod filters;
+mod forwarding;
+pub(crate) mod outbox;
+mod request_id;
+mod retry;
+mod sniff;
+mod stats;
+pub(crate) mod stream;
+mod timer;
+
+pub use config::Hcm;
+
+use crate::drain::DrainHandle;
+use crate::transport::Transport;
+use crate::worker::Worker;
+use config::Codec;
+use sniff::Sniffed;
+
+/// What the streams of one downstream connection share.
+pub(crate) struct ConnCx {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) hcm: Held<Hcm>,
+    pub(crate) info: Rc<ConnectionInfo>,
+    pub(crate) drain: DrainHandle,
+    routes: RefCell<Routes>,
+}
+
+struct Routes {
+    local: Local<RouteTable>,
+    table: Option<Rc<Table>>,
+}
+
+/// A route table as the streams of one connection refer to it.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) held: Held<RouteTable>,
+    /// For each filter of the chain, its place in the table's per-filter configuration.
+    pub(crate) slots: Box<[Option<FilterSlot>]>,
+}
+
+impl ConnCx {
+    fn new(worker: Rc<Worker>, hcm: Held<Hcm>, info: Rc<ConnectionInfo>, drain: DrainHandle) -> Self {
+        let local = Local::new(hcm.routes.clone());
+        Self { worker, hcm, info, drain, routes: RefCell::new(Routes { local, table: None }) }
+    }
+
+    /// The route table in force; nothing while it has not arrived.
+    #[inline]
+    pub(crate) fn table(&self) -> Option<Rc<Table>> {
+        let mut routes = self.routes.borrow_mut();
+        let Routes { local, table } = &mut *routes;
+        let held = local.get()?;
+        if let Some(table) = table
+            && table.held.same(held)
+        {
+            return Some(Rc::clone(table));
+        }
+        let slots = self.hcm.filters.iter().map(|entry| held.filter_slot(&entry.name)).collect();
+        let fresh = Rc::new(Table { held: held.clone(), slots });
+        *table = Some(Rc::clone(&fresh));
+        Some(fresh)
+    }
+}
+
+impl RouteView for Table {
+    fn route_name(&self, route: u32) -> &str {
+        self.held.route_name(route)
+    }
+
+    fn route_metadata(&self, route: u32) -> Option<&Metadata> {
+        self.held.route_metadata(route)
+    }
+
+    fn virtual_host_name(&self, route: u32) -> &str {
+        self.held.virtual_host_name(route)
+    }
+
+    fn virtual_host_metadata(&self, route: u32) -> Option<&Metadata> {
+        self.held.virtual_host_metadata(route)
+    }
+
+    fn virtual_cluster_name(&self, virtual_cluster: u32) -> Option<&str> {
+        self.held.virtual_cluster_name(virtual_cluster)
+    }
+}
+
+/// Serves one downstream connection to its end. `hcm` is the configuration it keeps for life.
+pub async fn serve_connection(
+    worker: Rc<Worker>,
+    hcm: Held<Hcm>,
+    transport: Transport,
+    info: Rc<ConnectionInfo>,
+    drain: DrainHandle,
+) {
+    let cx = ConnCx::new(worker, hcm, info, drain);
+    let hcm = &cx.hcm;
+    let stats = &hcm.stats.hcm;
+    stats.downstream_cx_total().inc();
+    stats.downstream_cx_active().inc();
+    let tls = cx.info.tls.is_some();
+    if tls {
+        stats.downstream_cx_ssl_total().inc();
+        stats.downstream_cx_ssl_active().inc();
+    }
+    let alpn_h2 = cx.info.negotiated_protocol.as_deref() == Some(b"h2");
+    let served = match hcm.codec {
+        Codec::Http1 => Some((Sniffed::Http1, transport, BytesMut::new())),
+        Codec::Http2 => Some((Sniffed::Http2, transport, BytesMut::new())),
+        Codec::Auto if alpn_h2 => Some((Sniffed::Http2, transport, BytesMut::new())),
+        Codec::Auto => sniff::sniff(&cx, transport).await,
+    };
+    match served {
+        Some((Sniffed::Http1, transport, input)) => downstream::http1::serve(&cx, transport, input).await,
+        // The HTTP/2 driver is many times the size of the other: only those who need it carry it.
+        Some((Sniffed::Http2, transport, input)) => {
+            Box::pin(downstream::http2::serve(cx_rc(&cx), transport, input)).await;
+        }
+        None => {}
+    }
+    stats.downstream_cx_destroy().inc();
+    stats.downstream_cx_active().dec();
+    if tls {
+        stats.downstream_cx_ssl_active().dec();
+    }
+    stats.downstream_cx_length_ms().record(millis(cx.info.start, Instant::now()));
+}
+
+/// The same connection for streams that are tasks of their own.
+fn cx_rc(cx: &ConnCx) -> Rc<ConnCx> {
+    Rc::new(ConnCx::new(Rc::clone(&cx.worker), cx.hcm.clone(), Rc::clone(&cx.info), cx.drain.clone()))
+}
+
+pub(crate) fn millis(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,68 @@
+//! The client's side of one stream, as the stream engine sees it.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use waystation_filter_api::stream::Protocol;
+use waystation_http::Headers;
+
+use super::end::StreamEnd;
+
+pub(crate) mod http1;
+pub(crate) mod http2;
+
+/// A piece of the request after its head.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    Data(Bytes),
+    /// In the map that was passed in; nothing follows.
+    Trailers,
+    End,
+}
+
+/// Facts about a request head that are not in its headers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadFacts {
+    pub(crate) protocol: Protocol,
+    /// The request ends with its head.
+    pub(crate) end: bool,
+    /// An upgrade or CONNECT: the body is a tunnel if the upstream agrees.
+    pub(crate) tunnel: bool,
+    pub(crate) expect_continue: bool,
+}
+
+/// One request and its response on a downstream connection.
+pub(crate) trait Downstream {
+    /// The next piece of the request.
+    fn poll_piece(&mut self, cx: &mut Context<'_>, trailers: &mut Headers) -> Poll<Result<Piece, StreamEnd>>;
+
+    /// Ready when the client is gone, after the request was read to its end.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<StreamEnd>;
+
+    /// Queues a 1xx head.
+    fn send_informational(&mut self, head: &Headers);
+
+    /// Queues the response head.
+    fn send_head(&mut self, head: &Headers, end: bool);
+
+    /// Queues a piece of body.
+    fn send_data(&mut self, data: Bytes);
+
+    /// Queues the end, with trailers if there are any.
+    fn send_end(&mut self, trailers: Option<&Headers>);
+
+    /// Whether more of the response may be queued.
+    fn has_room(&self) -> bool;
+
+    /// Hands to the kernel what is queued; ready when all of it is.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamEnd>>;
+
+    /// Says in the response head that this is the connection's last response, where the protocol has that.
+    fn close_after_response(&mut self);
+
+    /// Cuts the response short.
+    fn reset(&mut self);
+
+    /// Body bytes received and sent, and header bytes received and sent.
+    fn bytes(&self) -> waystation_filter_api::stream::Bytes;
+}

@@ -1,0 +1,414 @@
+//! A downstream HTTP/1 connection: one task, one stream at a time, buffers only while something is under way.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWrite as _;
+use tokio_util::io::poll_read_buf;
+use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
+use waystation_http::h1::{self, After, Framing, Received, RequestHead, ServerConn, Version};
+use waystation_http::Headers;
+
+use super::{Downstream, HeadFacts, Piece};
+use crate::http::ConnCx;
+use crate::http::end::StreamEnd;
+use crate::http::outbox::Outbox;
+use crate::http::stream::{self, Begin};
+use crate::http::timer::{Timer, after, earliest};
+use crate::transport::Transport;
+use crate::worker::Worker;
+
+/// Room that a read should find.
+const READ_ROOM: usize = 4 * 1024;
+
+/// Bytes of response that may wait to be written before upstream is read further.
+const HIGH_WATER: usize = 256 * 1024;
+
+/// Bytes of pipelined requests read ahead while a response is under way.
+const PIPELINE: usize = 64 * 1024;
+
+/// The connection.
+pub(crate) struct Http1 {
+    transport: Transport,
+    codec: ServerConn,
+    input: BytesMut,
+    out: Outbox,
+    worker: Rc<Worker>,
+    bytes: ByteCounts,
+    /// Bytes on the wire that are not in the statistics yet.
+    wire_in: u64,
+    wire_out: u64,
+    /// The client has closed its side.
+    eof: bool,
+    /// The connection is of no further use.
+    broken: bool,
+    buffer_limit: usize,
+}
+
+/// Why waiting for a request ended.
+enum Next {
+    Head(RequestHead),
+    Refused(h1::Error),
+    /// The head did not come in time.
+    HeadTimeout,
+    Idle,
+    MaxDuration,
+    Drained,
+    Closed,
+}
+
+/// Serves a connection to its end.
+pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
+    let hcm = &cx.hcm;
+    let stats = &hcm.stats.hcm;
+    stats.downstream_cx_http1_total().inc();
+    stats.downstream_cx_http1_active().inc();
+    let mut connection = Http1 {
+        transport,
+        codec: ServerConn::new(Arc::clone(&hcm.http1)),
+        input,
+        out: Outbox::default(),
+        worker: Rc::clone(&cx.worker),
+        bytes: ByteCounts::default(),
+        wire_in: 0,
+        wire_out: 0,
+        eof: false,
+        broken: false,
+        buffer_limit: PIPELINE,
+    };
+    let mut timer = Timer::default();
+    let expires = after(cx.info.start, hcm.timeouts.max_connection_duration);
+    let mut served = 0_u32;
+    loop {
+        let mut scratch = None;
+        let next = connection.next_request(cx, &mut timer, &mut scratch, expires).await;
+        let mut scratch = match scratch {
+            Some(scratch) => scratch,
+            None => cx.worker.take_scratch(),
+        };
+        let now = Instant::now();
+        let begin = match next {
+            Next::Head(head) => {
+                served += 1;
+                let facts = HeadFacts {
+                    protocol: match head.version {
+                        Version::Http10 => Protocol::Http10,
+                        Version::Http11 => Protocol::Http11,
+                    },
+                    end: head.framing.is_end_stream(),
+                    tunnel: matches!(head.framing, Framing::Tunnel),
+                    expect_continue: head.expect_continue,
+                };
+                Begin { start: now, facts, refused: None }
+            }
+            Next::Refused(error) => {
+                stats.downstream_cx_protocol_error().inc();
+                let refused = match error {
+                    h1::Error::LowVersion => StreamEnd::LowVersion,
+                    h1::Error::HeadersTooLarge | h1::Error::TooManyHeaders => {
+                        stats.downstream_rq_too_large().inc();
+                        StreamEnd::Codec { status: error.status(), body: error.body(), details: error.details() }
+                    }
+                    error => StreamEnd::Codec { status: error.status(), body: error.body(), details: error.details() },
+                };
+                Begin::refused(now, refused)
+            }
+            Next::HeadTimeout => {
+                stats.downstream_rq_header_timeout().inc();
+                Begin::refused(now, StreamEnd::RequestHeaderTimeout)
+            }
+            Next::Idle => {
+                stats.downstream_cx_idle_timeout().inc();
+                break;
+            }
+            Next::MaxDuration => {
+                stats.downstream_cx_max_duration_reached().inc();
+                break;
+            }
+            Next::Drained => {
+                stats.downstream_cx_drain_close().inc();
+                break;
+            }
+            Next::Closed => break,
+        };
+        let refused = begin.refused.is_some();
+        let draining = cx.drain.should_close(now, cx.worker.random());
+        let full = hcm.max_requests_per_connection.is_some_and(|max| served >= max);
+        if full {
+            stats.downstream_cx_max_requests_reached().inc();
+        }
+        if draining {
+            stats.downstream_cx_drain_close().inc();
+        }
+        if draining || full || refused {
+            connection.codec.close_after_response();
+        }
+        connection.bytes = ByteCounts::default();
+        stream::serve(cx, &mut connection, &mut timer, &mut scratch, begin).await;
+        cx.worker.give_scratch(scratch);
+        connection.count_bytes(cx);
+        if connection.broken || connection.codec.after_message() == After::Close || refused {
+            connection.close(cx, &mut timer).await;
+            break;
+        }
+        // Nothing is owed to anyone: the buffers serve other connections.
+        if connection.input.is_empty() {
+            cx.worker.give_buffer(std::mem::take(&mut connection.input));
+        }
+        if connection.out.is_empty() {
+            cx.worker.give_buffer(connection.out.take_buffer());
+        }
+    }
+    connection.count_bytes(cx);
+    stats.downstream_cx_http1_active().dec();
+    if connection.eof {
+        stats.downstream_cx_destroy_remote().inc();
+    } else {
+        stats.downstream_cx_destroy_local().inc();
+    }
+}
+
+impl Http1 {
+    /// Waits for the next request head. The stream's memory is taken only once something has arrived.
+    async fn next_request(
+        &mut self,
+        cx: &ConnCx,
+        timer: &mut Timer,
+        scratch: &mut Option<Box<stream::Scratch>>,
+        expires: Option<Instant>,
+    ) -> Next {
+        let timeouts = &cx.hcm.timeouts;
+        let since = Instant::now();
+        let idle = after(since, timeouts.idle);
+        let mut head_by = None;
+        let mut drain = cx.drain.waiter();
+        std::future::poll_fn(|task| {
+            loop {
+                if !self.input.is_empty() {
+                    let scratch = scratch.get_or_insert_with(|| cx.worker.take_scratch());
+                    match self.codec.receive(&mut self.input, &mut scratch.request) {
+                        Ok(Received::Head(head)) => return Poll::Ready(Next::Head(head)),
+                        // Between messages there is nothing else that could be complete.
+                        Ok(_) => {}
+                        Err(error) => return Poll::Ready(Next::Refused(error)),
+                    }
+                    if head_by.is_none() {
+                        head_by = after(Instant::now(), timeouts.request_headers);
+                    }
+                }
+                match self.poll_fill(task) {
+                    Poll::Ready(Ok(true)) => continue,
+                    Poll::Ready(_) => return Poll::Ready(Next::Closed),
+                    Poll::Pending => {}
+                }
+                if self.input.is_empty() {
+                    self.worker.give_buffer(std::mem::take(&mut self.input));
+                    if drain.handle().is_draining() {
+                        let at = cx.drain.idle_close_at(cx.info.id.wrapping_mul(0x9e37_79b9));
+                        if timer.poll(task, at).is_ready() {
+                            return Poll::Ready(Next::Drained);
+                        }
+                    }
+                    drain.register(task.waker());
+                }
+                let waiting_by = if self.input.is_empty() { earliest(idle, expires) } else { head_by };
+                if timer.poll(task, waiting_by).is_pending() {
+                    return Poll::Pending;
+                }
+                return Poll::Ready(if !self.input.is_empty() {
+                    Next::HeadTimeout
+                } else if expires.is_some_and(|expires| Instant::now() >= expires) {
+                    Next::MaxDuration
+                } else {
+                    Next::Idle
+                });
+            }
+        })
+        .await
+    }
+
+    /// Reads once. `false` is the end.
+    #[inline]
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ()>> {
+        if self.input.capacity() == 0 {
+            self.input = self.worker.take_buffer();
+        }
+        self.input.reserve(READ_ROOM);
+        match ready!(poll_read_buf(Pin::new(&mut self.transport), cx, &mut self.input)) {
+            Ok(0) => {
+                self.eof = true;
+                Poll::Ready(Ok(false))
+            }
+            Ok(count) => {
+                self.wire_in += count as u64;
+                Poll::Ready(Ok(true))
+            }
+            Err(_) => {
+                self.eof = true;
+                self.broken = true;
+                Poll::Ready(Err(()))
+            }
+        }
+    }
+
+    fn count_bytes(&mut self, cx: &ConnCx) {
+        let stats = &cx.hcm.stats.hcm;
+        stats.downstream_cx_rx_bytes_total().add(std::mem::take(&mut self.wire_in));
+        stats.downstream_cx_tx_bytes_total().add(std::mem::take(&mut self.wire_out));
+    }
+
+    /// Envoy's delayed close: after the response the write side is shut down, and the client has a moment to read it
+    /// before the kernel would reset the connection over request bytes that nobody reads.
+    async fn close(&mut self, cx: &ConnCx, timer: &mut Timer) {
+        if self.eof && self.out.is_empty() {
+            return;
+        }
+        let Some(delay) = cx.hcm.timeouts.delayed_close else { return };
+        let until = Some(Instant::now() + delay);
+        let mut shut = false;
+        let expired = std::future::poll_fn(|task| {
+            let mut sent = 0;
+            if !shut {
+                match self.out.poll_flush(task, &mut self.transport, &mut sent) {
+                    Poll::Ready(Err(_)) => return Poll::Ready(false),
+                    Poll::Ready(Ok(())) => match Pin::new(&mut self.transport).poll_shutdown(task) {
+                        Poll::Ready(Err(_)) => return Poll::Ready(false),
+                        Poll::Ready(Ok(())) => shut = true,
+                        Poll::Pending => {}
+                    },
+                    Poll::Pending => {}
+                }
+                self.wire_out += sent;
+            }
+            loop {
+                self.input.clear();
+                match self.poll_fill(task) {
+                    Poll::Ready(Ok(true)) => {}
+                    Poll::Ready(_) => return Poll::Ready(false),
+                    Poll::Pending => break,
+                }
+            }
+            timer.poll(task, until).map(|()| true)
+        })
+        .await;
+        if expired {
+            cx.hcm.stats.hcm.downstream_cx_delayed_close_timeout().inc();
+        }
+    }
+}
+
+impl Downstream for Http1 {
+    fn poll_piece(&mut self, cx: &mut Context<'_>, trailers: &mut Headers) -> Poll<Result<Piece, StreamEnd>> {
+        loop {
+            let received = if self.eof {
+                self.codec.receive_eof()
+            } else {
+                self.codec.receive(&mut self.input, trailers)
+            };
+            match received {
+                Ok(Received::Data(data)) => {
+                    self.bytes.body_received += data.len() as u64;
+                    return Poll::Ready(Ok(Piece::Data(data)));
+                }
+                Ok(Received::Trailers) => return Poll::Ready(Ok(Piece::Trailers)),
+                Ok(Received::End) => return Poll::Ready(Ok(Piece::End)),
+                Ok(Received::NeedMore | Received::Head(_)) if self.eof => {
+                    return Poll::Ready(Err(StreamEnd::DownstreamGone));
+                }
+                Ok(Received::NeedMore | Received::Head(_)) => {}
+                Err(_) if self.eof => return Poll::Ready(Err(StreamEnd::DownstreamGone)),
+                Err(error) => {
+                    return Poll::Ready(Err(StreamEnd::Codec {
+                        status: error.status(),
+                        body: error.body(),
+                        details: error.details(),
+                    }));
+                }
+            }
+            if ready!(self.poll_fill(cx)).is_err() {
+                return Poll::Ready(Err(StreamEnd::DownstreamGone));
+            }
+        }
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<StreamEnd> {
+        while self.input.len() < self.buffer_limit {
+            match self.poll_fill(cx) {
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(_) => return Poll::Ready(StreamEnd::DownstreamGone),
+                Poll::Pending => {
+                    if self.input.is_empty() {
+                        self.worker.give_buffer(std::mem::take(&mut self.input));
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    fn send_informational(&mut self, head: &Headers) {
+        self.out.give_buffer(|| self.worker.take_buffer());
+        let (codec, status) = (&mut self.codec, head.status().unwrap_or(100));
+        self.out.with_buffer(|buffer| codec.send_informational(status, head, buffer));
+    }
+
+    fn send_head(&mut self, head: &Headers, end: bool) {
+        self.out.give_buffer(|| self.worker.take_buffer());
+        let before = self.out.len();
+        let codec = &mut self.codec;
+        self.out.with_buffer(|buffer| codec.send_head(head, end, buffer));
+        self.bytes.header_sent += (self.out.len() - before) as u64;
+    }
+
+    fn send_data(&mut self, data: Bytes) {
+        let frame = self.codec.frame_data(data.len());
+        self.bytes.body_sent += frame.take() as u64;
+        self.out.push_framed(&frame, data);
+    }
+
+    fn send_end(&mut self, trailers: Option<&Headers>) {
+        let codec = &mut self.codec;
+        self.out.with_buffer(|buffer| match trailers {
+            Some(trailers) => codec.send_trailers(trailers, buffer),
+            None => codec.send_end(buffer),
+        });
+    }
+
+    fn has_room(&self) -> bool {
+        self.out.len() < HIGH_WATER
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamEnd>> {
+        if self.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut sent = 0;
+        let flushed = self.out.poll_flush(cx, &mut self.transport, &mut sent);
+        self.wire_out += sent;
+        match ready!(flushed) {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err(_) => {
+                self.broken = true;
+                self.eof = true;
+                Poll::Ready(Err(StreamEnd::DownstreamGone))
+            }
+        }
+    }
+
+    fn close_after_response(&mut self) {
+        self.codec.close_after_response();
+    }
+
+    fn reset(&mut self) {
+        self.broken = true;
+    }
+
+    fn bytes(&self) -> ByteCounts {
+        self.bytes
+    }
+}

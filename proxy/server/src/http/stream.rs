@@ -1,0 +1,361 @@
+//! The life of one request: head rules, route, filters, router, response, log.
+//!
+//! The engine is generic over the downstream codec and holds the upstream stream as an enum, so that HTTP/1 to HTTP/1
+//! runs in one task without a channel, a spawn or a boxed future.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use waystation_filter_api::flags::ResponseFlag;
+use waystation_filter_api::stream::{Protocol, StreamInfo};
+use waystation_format::{AccessLogType, FormatContext};
+use waystation_http::Headers;
+use waystation_route::{Action, Lookup, Route};
+
+use super::downstream::{Downstream, HeadFacts};
+use super::end::StreamEnd;
+use super::timer::Timer;
+use super::{ConnCx, Table, millis};
+
+mod chain;
+mod exchange;
+mod local_reply;
+mod mirror;
+mod request;
+mod response;
+mod router;
+mod upstream;
+
+use chain::Chain;
+
+/// Memory of a stream that the worker keeps for the next one.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    pub(crate) request: Headers,
+    pub(crate) request_trailers: Headers,
+    pub(crate) response: Headers,
+    pub(crate) response_trailers: Headers,
+    /// The request body as far as it was read, while it may have to be sent again or has not been sent yet.
+    pub(crate) kept: Vec<Bytes>,
+}
+
+/// A head beyond this is not kept.
+const KEEP: usize = 8 * 1024;
+
+impl Scratch {
+    pub(crate) fn recycle(&mut self) {
+        self.kept.clear();
+        for headers in [
+            &mut self.request,
+            &mut self.request_trailers,
+            &mut self.response,
+            &mut self.response_trailers,
+        ] {
+            headers.clear();
+            if headers.capacity_bytes() > KEEP {
+                headers.shrink_to(KEEP);
+            }
+        }
+    }
+}
+
+/// How a stream begins.
+#[derive(Debug)]
+pub(crate) struct Begin {
+    pub(crate) start: Instant,
+    pub(crate) facts: HeadFacts,
+    /// The codec or a timeout has already decided.
+    pub(crate) refused: Option<StreamEnd>,
+}
+
+impl Begin {
+    /// A request that is answered without looking at it.
+    pub(crate) fn refused(start: Instant, end: StreamEnd) -> Self {
+        let facts =
+            HeadFacts { protocol: Protocol::Http11, end: true, tunnel: false, expect_continue: false };
+        Self { start, facts, refused: Some(end) }
+    }
+}
+
+/// When things are due. `None` is never.
+#[derive(Debug, Default)]
+struct Deadlines {
+    /// The route timeout, from the end of the request.
+    route: Option<Instant>,
+    /// `request_timeout`, until the request is complete.
+    request: Option<Instant>,
+    /// `max_stream_duration`.
+    max_duration: Option<Instant>,
+    /// The stream idle timeout; counted from `last_activity`.
+    idle: Option<Duration>,
+}
+
+/// One request and its response.
+struct Stream<'a, D> {
+    cx: &'a ConnCx,
+    down: &'a mut D,
+    timer: &'a mut Timer,
+    heads: &'a mut Scratch,
+    info: StreamInfo,
+    facts: HeadFacts,
+    table: Option<(Rc<Table>, u32)>,
+    chain: Chain,
+    deadlines: Deadlines,
+    last_activity: Instant,
+    /// The stable random value of this request: runtime fractions, weighted clusters.
+    random: u64,
+    /// The route timeout, once the router has resolved it.
+    route_timeout: Option<Duration>,
+    request_complete: bool,
+    request_has_trailers: bool,
+    /// Bytes in `heads.kept`.
+    kept_bytes: usize,
+    /// The response head went out.
+    response_started: bool,
+    is_head: bool,
+    is_grpc: bool,
+    /// The first trusted hop of an external request.
+    edge: bool,
+}
+
+/// Serves one request.
+pub(crate) async fn serve<D: Downstream>(
+    cx: &ConnCx,
+    down: &mut D,
+    timer: &mut Timer,
+    heads: &mut Scratch,
+    begin: Begin,
+) {
+    let Begin { start, facts, refused } = begin;
+    let stats = &cx.hcm.stats.hcm;
+    stats.downstream_rq_total().inc();
+    stats.downstream_rq_active().inc();
+    match facts.protocol {
+        Protocol::Http2 => stats.downstream_rq_http2_total().inc(),
+        _ => stats.downstream_rq_http1_total().inc(),
+    }
+    let random = cx.worker.random();
+    let info = StreamInfo::new(
+        random,
+        start,
+        cx.worker.wall_clock(start),
+        Rc::clone(&cx.info),
+        Some(facts.protocol),
+    );
+    let mut stream = Stream {
+        down,
+        timer,
+        info,
+        facts,
+        table: None,
+        chain: Chain::default(),
+        deadlines: Deadlines {
+            route: None,
+            request: super::timer::after(start, cx.hcm.timeouts.request).filter(|_| !facts.end),
+            max_duration: super::timer::after(start, cx.hcm.timeouts.max_stream_duration),
+            idle: cx.hcm.timeouts.stream_idle,
+        },
+        last_activity: start,
+        random,
+        route_timeout: None,
+        request_complete: facts.end,
+        request_has_trailers: false,
+        kept_bytes: 0,
+        response_started: false,
+        is_head: heads.request.method() == Some(b"HEAD"),
+        is_grpc: request::is_grpc(&heads.request),
+        edge: false,
+        heads,
+        cx,
+    };
+    stream.info.bytes.header_received = stream.heads.request.byte_size() as u64;
+    if facts.end {
+        stream.info.timing.last_downstream_rx = Some(start);
+    }
+    let ended = match refused {
+        Some(end) => Err(end),
+        None => stream.run().await,
+    };
+    if let Err(end) = ended {
+        stream.end_early(end).await;
+    }
+    stream.complete();
+}
+
+impl<D: Downstream> Stream<'_, D> {
+    async fn run(&mut self) -> Result<(), StreamEnd> {
+        self.prepare_head()?;
+        if self.cx.hcm.log_on_request {
+            self.log(AccessLogType::DownstreamStart, Instant::now());
+        }
+        self.select_route()?;
+        self.check_upgrade()?;
+        self.build_chain();
+        if !self.chain.is_empty() && self.decode_head().await? {
+            return Ok(());
+        }
+        let Some((table, index)) = self.table.clone() else { return Err(self.no_route()) };
+        let Some(route) = table.held.route(index) else { return Err(self.no_route()) };
+        match &route.action {
+            Action::Route(action) => self.forward(&table, route, action).await,
+            Action::DirectResponse(direct) => {
+                self.cx.hcm.stats.hcm.rq_direct_response().inc();
+                self.direct(route, direct.status, direct.body.clone(), None).await
+            }
+            Action::Redirect(_) => {
+                self.cx.hcm.stats.hcm.rq_redirect().inc();
+                let now = Instant::now();
+                let Some((status, location)) = route.redirect(&self.heads.request, &self.info, now) else {
+                    return Err(self.no_route());
+                };
+                self.direct(route, status, Bytes::new(), Some(location)).await
+            }
+            Action::NonForwarding => Err(self.no_route()),
+        }
+    }
+
+    /// Finds the route of the request as it is now.
+    fn select_route(&mut self) -> Result<(), StreamEnd> {
+        let Some(table) = self.cx.table() else {
+            self.cx.hcm.stats.hcm.no_route().inc();
+            return Err(StreamEnd::RouteConfigurationNotFound);
+        };
+        if !self.info.internal {
+            for name in table.held.internal_only_headers() {
+                self.heads.request.remove(name);
+            }
+        }
+        let found = match table.held.find(&self.heads.request, &self.info, self.random) {
+            Lookup::Route(index, _) => Some(index),
+            Lookup::TlsRedirect(_) => {
+                self.cx.hcm.stats.hcm.rq_redirect().inc();
+                let location = waystation_route::tls_redirect_location(&self.heads.request);
+                return Err(StreamEnd::TlsRedirect(location.into()));
+            }
+            Lookup::NoRoute(_) | Lookup::NoVirtualHost { .. } => None,
+        };
+        self.info.route = found.map(|index| {
+            let view: Rc<dyn waystation_filter_api::stream::RouteView> = Rc::clone(&table) as _;
+            (view, index)
+        });
+        self.info.virtual_cluster =
+            found.and_then(|index| table.held.virtual_cluster(index, &self.heads.request));
+        self.table = found.map(|index| (table, index));
+        if let Some((table, index)) = &self.table
+            && let Some(Route { action: Action::Route(action), .. }) = table.held.route(*index)
+        {
+            if let Some(idle) = action.idle_timeout {
+                self.deadlines.idle = Some(idle).filter(|idle| !idle.is_zero());
+            }
+            let duration = waystation_route::timeouts::stream_duration(
+                action,
+                &self.heads.request,
+                self.cx.hcm.timeouts.max_stream_duration,
+            );
+            self.deadlines.max_duration = super::timer::after(self.info.start, duration.max);
+        }
+        Ok(())
+    }
+
+    fn no_route(&self) -> StreamEnd {
+        self.cx.hcm.stats.hcm.no_route().inc();
+        StreamEnd::RouteNotFound
+    }
+
+    /// Ends a stream for a cause of its own: with a local reply, or by cutting off what had begun.
+    async fn end_early(&mut self, end: StreamEnd) {
+        let stats = &self.cx.hcm.stats.hcm;
+        match &end {
+            StreamEnd::StreamIdleTimeout { .. } => stats.downstream_rq_idle_timeout().inc(),
+            StreamEnd::MaxStreamDuration { .. } => stats.downstream_rq_max_duration_reached().inc(),
+            StreamEnd::RequestTimeout => stats.downstream_rq_timeout().inc(),
+            StreamEnd::RequestTooLarge => stats.downstream_rq_too_large().inc(),
+            StreamEnd::ResponseTooLarge => stats.rs_too_large().inc(),
+            StreamEnd::DownstreamReset => stats.downstream_rq_rx_reset().inc(),
+            _ => {}
+        }
+        if let Some((flag, details)) = end.silent() {
+            self.info.flags.set(flag);
+            self.info.details = Some(details.into());
+            self.down.reset();
+            return;
+        }
+        if self.response_started {
+            stats.downstream_rq_tx_reset().inc();
+            if let StreamEnd::UpstreamReset { reason, .. } = &end {
+                stats.rq_reset_after_downstream_response_started().inc();
+                self.info.flags.set(reason.flag());
+            } else if let Some(flag) = end.reply().and_then(|reply| reply.reply.flag) {
+                self.info.flags.set(flag);
+            }
+            self.info.details = Some(end.details_after_start());
+            // What is already queued is still the client's.
+            let _ = self.flush().await;
+            self.down.reset();
+            return;
+        }
+        let Some(reply) = end.reply() else { return };
+        if reply.close {
+            self.down.close_after_response();
+        }
+        let _ = self.reply(reply.reply).await;
+    }
+
+    /// Waits until everything queued is on its way, or the client is gone or too slow.
+    async fn flush(&mut self) -> Result<(), StreamEnd> {
+        let idle = self.deadlines.idle;
+        let until = super::timer::after(Instant::now(), self.cx.hcm.timeouts.flush.or(idle));
+        let (down, timer) = (&mut *self.down, &mut *self.timer);
+        std::future::poll_fn(|task| match down.poll_flush(task) {
+            std::task::Poll::Pending => {
+                timer.poll(task, until).map(|()| Err(StreamEnd::StreamIdleTimeout { request_complete: true }))
+            }
+            ready => ready,
+        })
+        .await
+    }
+
+    /// The last thing that happens to a stream: statistics, filters' completion, access log.
+    fn complete(&mut self) {
+        let now = Instant::now();
+        self.info.timing.complete = Some(now);
+        let bytes = self.down.bytes();
+        self.info.bytes = waystation_filter_api::stream::Bytes {
+            header_received: self.info.bytes.header_received,
+            ..bytes
+        };
+        let stats = &self.cx.hcm.stats;
+        stats.hcm.downstream_rq_active().dec();
+        stats.hcm.downstream_rq_time().record(millis(self.info.start, now));
+        if self.info.response_code != 0 {
+            stats.codes.record(self.info.response_code);
+            stats.listener_codes.record(self.info.response_code);
+        }
+        self.complete_chain();
+        self.log(AccessLogType::DownstreamEnd, now);
+    }
+
+    fn log(&mut self, log_type: AccessLogType, now: Instant) {
+        if self.cx.hcm.access_logs.is_empty() {
+            return;
+        }
+        let some = |headers| Some(headers).filter(|headers: &&Headers| !headers.is_empty());
+        let cx = FormatContext {
+            request: Some(&self.heads.request),
+            response: some(&self.heads.response),
+            trailers: some(&self.heads.response_trailers),
+            info: &self.info,
+            local_reply_body: "",
+            log_type,
+            now,
+        };
+        for log in &self.cx.hcm.access_logs {
+            log.log(&cx, self.cx.worker.random());
+        }
+    }
+
+    fn flag(&mut self, flag: ResponseFlag) {
+        self.info.flags.set(flag);
+    }
+}

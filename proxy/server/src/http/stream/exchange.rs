@@ -1,0 +1,268 @@
+//! Request out, response in: the loop that moves both ways of one attempt at once, with back-pressure.
+
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use super::Stream;
+use super::chain::Passed;
+use super::upstream::{Event, Upstream};
+use crate::http::downstream::{Downstream, Piece};
+use crate::http::end::{ResetReason, StreamEnd};
+use crate::http::timer::{after, earliest};
+use std::time::Duration;
+use waystation_filter_api::http::LocalReply;
+
+/// One attempt to have the request answered.
+pub(super) struct Attempt {
+    pub(super) upstream: Upstream,
+    /// How much of `heads.kept` has been sent.
+    pub(super) replayed: usize,
+    pub(super) request_sent: bool,
+    pub(super) response_done: bool,
+    /// Keep what is read, for a further attempt.
+    pub(super) keep: bool,
+    /// Bytes kept beyond this end the possibility of a further attempt.
+    pub(super) keep_limit: usize,
+    pub(super) limits: Limits,
+}
+
+/// The deadlines of one attempt.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Limits {
+    /// `per_try_timeout`, until the response head.
+    pub(super) per_try: Option<Instant>,
+    /// `per_try_idle_timeout`.
+    pub(super) per_try_idle: Option<Duration>,
+    /// `max_stream_duration` of the cluster.
+    pub(super) max_duration: Option<Instant>,
+    pub(super) alternative: bool,
+}
+
+/// What the attempt has come to.
+pub(super) enum Step {
+    /// A 1xx head in `heads.response`.
+    Informational,
+    /// The response head is in `heads.response`.
+    Head { end: bool },
+    /// The response went out to its end.
+    Finished,
+    /// The upstream stream is gone.
+    Reset(ResetReason),
+    /// A per-try timeout; whether it was the idle one.
+    PerTry { idle: bool },
+    /// A filter has answered.
+    Reply(Box<LocalReply>),
+    /// The stream is over.
+    End(StreamEnd),
+}
+
+impl<D: Downstream> Stream<'_, D> {
+    /// Moves what can be moved. Ready when somebody has to decide.
+    pub(super) fn poll_step(&mut self, task: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Step> {
+        let mut moved = false;
+        if !attempt.request_sent
+            && let Some(step) = self.poll_request(task, attempt, &mut moved)
+        {
+            return Poll::Ready(step);
+        }
+        // A request that cannot be written may have been answered already: the read side tells.
+        let broken = matches!(attempt.upstream.poll_flush(task), Poll::Ready(Err(_)));
+        if !attempt.response_done
+            && let Some(step) = self.poll_response(task, attempt, &mut moved)
+        {
+            return Poll::Ready(step);
+        }
+        if broken && !attempt.response_done {
+            return Poll::Ready(Step::Reset(ResetReason::ConnectionTermination));
+        }
+        match self.down.poll_flush(task) {
+            Poll::Ready(Ok(())) if attempt.response_done => return Poll::Ready(Step::Finished),
+            Poll::Ready(Err(end)) => return Poll::Ready(Step::End(end)),
+            _ => {}
+        }
+        if self.request_complete
+            && !attempt.response_done
+            && let Poll::Ready(end) = self.down.poll_gone(task)
+        {
+            return Poll::Ready(Step::End(end));
+        }
+        if moved {
+            self.last_activity = Instant::now();
+        }
+        self.poll_limits(task, attempt.limits)
+    }
+
+    fn poll_request(&mut self, task: &mut Context<'_>, attempt: &mut Attempt, moved: &mut bool) -> Option<Step> {
+        while attempt.upstream.has_room() {
+            let sent = if let Some(data) = self.heads.kept.get(attempt.replayed) {
+                attempt.replayed += 1;
+                let data = data.clone();
+                // Without a further attempt in view nothing needs to be kept twice.
+                if !attempt.keep && attempt.replayed == self.heads.kept.len() {
+                    self.heads.kept.clear();
+                    self.kept_bytes = 0;
+                    attempt.replayed = 0;
+                }
+                attempt.upstream.send_data(data)
+            } else if self.request_complete {
+                attempt.request_sent = true;
+                self.info.timing.last_upstream_tx = Some(Instant::now());
+                let trailers = Some(&self.heads.request_trailers).filter(|_| self.request_has_trailers);
+                if let Err(reason) = attempt.upstream.send_end(trailers) {
+                    return Some(Step::Reset(reason));
+                }
+                return None;
+            } else {
+                match self.down.poll_piece(task, &mut self.heads.request_trailers) {
+                    Poll::Pending => return None,
+                    Poll::Ready(Err(end)) => return Some(Step::End(end)),
+                    Poll::Ready(Ok(Piece::Data(data))) => {
+                        let data = if self.chain.wants_request_body() {
+                            match self.decode_data(data, false) {
+                                Passed::Data(data) => data,
+                                Passed::Reply(reply) => return Some(Step::Reply(reply)),
+                            }
+                        } else {
+                            data
+                        };
+                        if attempt.keep {
+                            self.kept_bytes += data.len();
+                            if self.kept_bytes > attempt.keep_limit {
+                                attempt.keep = false;
+                                self.heads.kept.clear();
+                                self.kept_bytes = 0;
+                                attempt.replayed = 0;
+                            } else {
+                                self.heads.kept.push(data.clone());
+                                attempt.replayed += 1;
+                            }
+                        }
+                        self.info.upstream.bytes.body_sent += data.len() as u64;
+                        attempt.upstream.send_data(data)
+                    }
+                    Poll::Ready(Ok(piece)) => {
+                        if matches!(piece, Piece::Trailers) {
+                            self.request_has_trailers = true;
+                            self.decode_trailers();
+                        }
+                        self.mark_request_complete();
+                        Ok(())
+                    }
+                }
+            };
+            if let Err(reason) = sent {
+                return Some(Step::Reset(reason));
+            }
+            *moved = true;
+        }
+        None
+    }
+
+    fn poll_response(&mut self, task: &mut Context<'_>, attempt: &mut Attempt, moved: &mut bool) -> Option<Step> {
+        loop {
+            if !self.down.has_room() {
+                match self.down.poll_flush(task) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(end)) => return Some(Step::End(end)),
+                    Poll::Pending => return None,
+                }
+            }
+            let into = match self.response_started {
+                true => &mut self.heads.response_trailers,
+                false => &mut self.heads.response,
+            };
+            let event = match attempt.upstream.poll_event(task, &self.cx.worker, into) {
+                Poll::Pending => return None,
+                Poll::Ready(Err(reason)) => return Some(Step::Reset(reason)),
+                Poll::Ready(Ok(event)) => event,
+            };
+            *moved = true;
+            match event {
+                Event::Informational => return Some(Step::Informational),
+                Event::Head { end } => {
+                    attempt.limits.per_try = None;
+                    attempt.response_done = end;
+                    return Some(Step::Head { end });
+                }
+                Event::Data(data) => {
+                    self.info.upstream.bytes.body_received += data.len() as u64;
+                    let data =
+                        if self.chain.wants_response_body() { self.encode_data(data, false) } else { data };
+                    self.down.send_data(data);
+                }
+                Event::Trailers => {
+                    self.encode_trailers();
+                    attempt.response_done = true;
+                    self.down.send_end(Some(&self.heads.response_trailers));
+                    return None;
+                }
+                Event::End => {
+                    attempt.response_done = true;
+                    self.down.send_end(None);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The request was read to its end: from here on upstream is waited for.
+    pub(super) fn mark_request_complete(&mut self) {
+        self.request_complete = true;
+        self.deadlines.request = None;
+        let now = Instant::now();
+        self.info.timing.last_downstream_rx = Some(now);
+        self.deadlines.route = after(now, self.route_timeout);
+    }
+
+    fn poll_limits(&mut self, task: &mut Context<'_>, limits: Limits) -> Poll<Step> {
+        let try_idle = limits.per_try_idle.and_then(|idle| after(self.last_activity, Some(idle)));
+        let own = earliest(earliest(limits.per_try, try_idle), limits.max_duration);
+        match self.poll_deadlines(task, own) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(StreamEnd::PerTryTimeout { .. }) => {
+                let now = Instant::now();
+                if limits.max_duration.is_some_and(|due| now >= due) {
+                    return Poll::Ready(Step::End(StreamEnd::UpstreamMaxStreamDuration));
+                }
+                Poll::Ready(Step::PerTry { idle: limits.per_try.is_none_or(|due| now < due) })
+            }
+            Poll::Ready(StreamEnd::RouteTimeout { .. }) => {
+                Poll::Ready(Step::End(StreamEnd::RouteTimeout { alternative: limits.alternative }))
+            }
+            Poll::Ready(end) => Poll::Ready(Step::End(end)),
+        }
+    }
+
+    /// Ready with the cause when a deadline has passed; `own` is the caller's, reported as a per-try timeout.
+    pub(super) fn poll_deadlines(&mut self, task: &mut Context<'_>, own: Option<Instant>) -> Poll<StreamEnd> {
+        loop {
+            let deadlines = &self.deadlines;
+            let idle = after(self.last_activity, deadlines.idle);
+            // A response that has begun is not cut by `request_timeout`, only by the others.
+            let due = [own, deadlines.route, deadlines.request, deadlines.max_duration]
+                .into_iter()
+                .fold(idle, earliest);
+            if self.timer.poll(task, due).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            let passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
+            let request_complete = self.request_complete;
+            if passed(deadlines.request) {
+                return Poll::Ready(StreamEnd::RequestTimeout);
+            }
+            if passed(deadlines.max_duration) {
+                return Poll::Ready(StreamEnd::MaxStreamDuration { request_complete });
+            }
+            if passed(deadlines.route) {
+                return Poll::Ready(StreamEnd::RouteTimeout { alternative: false });
+            }
+            if passed(own) {
+                return Poll::Ready(StreamEnd::PerTryTimeout { alternative: false });
+            }
+            if passed(idle) {
+                return Poll::Ready(StreamEnd::StreamIdleTimeout { request_complete });
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The response head on its way downstream.
+
+use std::time::Instant;
+
+use waystation_http::{Headers, Known};
+use waystation_route::{Route, WeightedCluster};
+
+use super::Stream;
+use super::request::format_context;
+use crate::http::config::ServerHeader;
+use crate::http::downstream::Downstream;
+
+impl<D: Downstream> Stream<'_, D> {
+    /// Applies the route's header mutations to `heads.response`.
+    pub(super) fn mutate_response(&mut self, route: &Route, weighted: Option<&WeightedCluster>) {
+        let mut mutations = route.response_mutations(weighted).peekable();
+        if mutations.peek().is_none() {
+            return;
+        }
+        let mut head = std::mem::take(&mut self.heads.response);
+        for mutation in mutations {
+            let before = head.clone();
+            mutation.apply(&mut head, &format_context(&self.info, Some(&self.heads.request), Some(&before)));
+        }
+        self.heads.response = head;
+    }
+
+    /// Applies the route's header mutations to `heads.request`.
+    pub(super) fn mutate_request(&mut self, route: &Route, weighted: Option<&WeightedCluster>) {
+        let mut mutations = route.request_mutations(weighted).peekable();
+        if mutations.peek().is_none() {
+            return;
+        }
+        let mut head = std::mem::take(&mut self.heads.request);
+        for mutation in mutations {
+            let before = head.clone();
+            mutation.apply(&mut head, &format_context(&self.info, Some(&before), None));
+        }
+        self.heads.request = head;
+    }
+
+    /// Adds what the connection manager adds to every response, and sends the head. Tells whether the response ends
+    /// with it, which HEAD decides too.
+    pub(super) fn send_response_head(&mut self, end: bool) -> bool {
+        let hcm = &self.cx.hcm;
+        let now = Instant::now();
+        let head: &mut Headers = &mut self.heads.response;
+        if hcm.request_id.always_in_response
+            && let Some(id) = self.heads.request.get(Known::XRequestId)
+        {
+            head.set(Known::XRequestId, id);
+        }
+        if !hcm.trust.via.is_empty() {
+            head.append_joined(Known::Via, ", ", hcm.trust.via.as_bytes());
+        }
+        if !head.contains(Known::Date) {
+            self.cx.worker.with_date(now, |date| head.append(Known::Date, date));
+        }
+        match hcm.server_header {
+            ServerHeader::Overwrite => head.set(Known::Server, hcm.server_name.as_bytes()),
+            ServerHeader::AppendIfAbsent if !head.contains(Known::Server) => {
+                head.append(Known::Server, hcm.server_name.as_bytes());
+            }
+            ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
+        }
+        let status = head.status().unwrap_or(200);
+        self.info.response_code = status;
+        self.info.timing.first_downstream_tx = Some(now);
+        if !self.request_complete && !self.facts.tunnel {
+            hcm.stats.hcm.downstream_rq_response_before_rq_complete().inc();
+        }
+        let end = end || (self.is_head && !self.facts.tunnel);
+        self.response_started = true;
+        self.down.send_head(&self.heads.response, end);
+        end
+    }
+}

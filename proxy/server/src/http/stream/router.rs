@@ -1,0 +1,676 @@
+//! The router: cluster, attempts, retries, and what becomes of upstream's response.
+
+use std::future::Future as _;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use waystation_filter_api::cell::Cell;
+use waystation_filter_api::flags::ResponseFlag;
+use waystation_http::{Headers, Known, sanitize_response};
+use waystation_route::timeouts::{self, RequestTimeouts, RouterOptions};
+use waystation_route::{ClusterRef as RouteCluster, ClusterSpecifier, HashPolicy, Route, RouteAction, WeightedCluster};
+use waystation_upstream::admission::Resource;
+use waystation_upstream::cluster::ClusterRef;
+use waystation_upstream::host::{ActiveRequest, Outcome as HostOutcome};
+use waystation_upstream::load_balancer::OriginalDestination;
+use waystation_upstream::{Cluster, MetadataMatch, PickContext, Priority};
+
+use super::Stream;
+use super::exchange::{Attempt, Limits, Step};
+use super::upstream::{self, NoStream, RequestPermit, TlsNames, Upstream};
+use crate::http::downstream::Downstream;
+use crate::http::end::{ResetReason, StreamEnd};
+use crate::http::retry::{Decision, Outcome, Retries};
+use crate::http::timer::after;
+use crate::http::{Table, millis};
+use crate::pool::HostPool;
+use crate::worker::LocalCluster;
+
+/// What the attempts of one request share.
+struct Routing<'r> {
+    route: &'r Route,
+    action: &'r RouteAction,
+    weighted: Option<&'r WeightedCluster>,
+    local: Rc<LocalCluster>,
+    cluster: Rc<ClusterRef>,
+    timeouts: RequestTimeouts,
+    options: RouterOptions,
+    hash: Option<u64>,
+    metadata: Option<MetadataMatch>,
+    cookies: Vec<String>,
+    alternative: bool,
+    /// Hosts tried, for predicates and the log.
+    tried: Vec<u64>,
+    attempts: u32,
+    request_count: bool,
+    response_count: bool,
+}
+
+/// What one attempt has come to.
+enum Attempted {
+    /// The client has its response.
+    Answered,
+    /// Try again after this.
+    Again(Duration),
+    /// The stream is over.
+    Over(StreamEnd),
+}
+
+/// A unit of `max_retries`, given back on drop.
+struct RetryPermit(Rc<ClusterRef>, Priority);
+
+impl Drop for RetryPermit {
+    fn drop(&mut self) {
+        self.0.admission.release(self.1, Resource::Retries);
+    }
+}
+
+impl<D: Downstream> Stream<'_, D> {
+    /// Sends the request where its route says.
+    pub(super) async fn forward(
+        &mut self,
+        table: &Rc<Table>,
+        route: &Route,
+        action: &RouteAction,
+    ) -> Result<(), StreamEnd> {
+        let cx = self.cx;
+        let hcm = &cx.hcm;
+        hcm.stats.hcm.rq_total().inc();
+        let mut cookies = Vec::new();
+        let hash = match &action.hash_policies[..] {
+            [] => None,
+            policies => HashPolicy::hash(policies, &self.heads.request, &self.info, &mut cookies),
+        };
+        let (cell, picked) = self.target(action, hash);
+        let weighted = picked.and_then(|index| match &action.clusters {
+            ClusterSpecifier::Weighted(weighted) => weighted.clusters().get(index),
+            _ => None,
+        });
+        let local = cell.map(|cell| cx.worker.cluster(&cell));
+        let Some((local, cluster)) = local.and_then(|local| local.get().map(|cluster| (local, cluster))) else {
+            hcm.stats.hcm.no_cluster().inc();
+            return Err(StreamEnd::ClusterNotFound { status: action.cluster_not_found_status });
+        };
+        self.info.upstream.cluster = Some(Rc::clone(&cluster) as _);
+        if hcm.router.strict_headers {
+            self.check_strictly()?;
+        }
+        let extras = local.extras(&cx.worker, &cluster);
+        if extras.maintenance.contains(cx.worker.random()) {
+            cluster.stats.upstream_rq_maintenance_mode().inc();
+            return Err(StreamEnd::MaintenanceMode);
+        }
+        let options = RouterOptions {
+            insert_expected_timeout: !hcm.router.suppress_envoy_headers,
+            respect_expected_timeout: hcm.router.respect_expected_timeout,
+        };
+        let headers = &mut self.heads.request;
+        let timeouts = timeouts::resolve(action, headers, options);
+        let alternative = headers.remove(Known::XEnvoyUpstreamRqTimeoutAltResponse);
+        headers.remove(Known::XEnvoyUpstreamAltStatName);
+        let policy = action.retry_policy.as_deref();
+        let mut retries = Retries::new(policy, headers);
+        let vhost = self.table.as_ref().and_then(|(_, index)| table.held.virtual_host(*index));
+        let request_count = vhost.is_some_and(|vhost| vhost.include_request_attempt_count);
+        let response_count = vhost.is_some_and(|vhost| vhost.include_attempt_count_in_response);
+        if request_count {
+            headers.set_number(Known::XEnvoyAttemptCount, 1);
+        }
+        self.mutate_request(route, weighted);
+        let now = Instant::now();
+        route.rewrite(&mut self.heads.request, weighted, &self.info, now);
+        self.route_timeout = Some(timeouts.global).filter(|timeout| !timeout.is_zero());
+        if self.request_complete {
+            self.deadlines.route = after(now, self.route_timeout);
+        }
+        let wanted = weighted.map_or(action.metadata_match.as_ref(), |w| w.metadata_match.as_ref());
+        let metadata = match wanted.and_then(|metadata| metadata.filter.get("envoy.lb")) {
+            // The table was compiled with it: what cannot be matched matches nothing.
+            Some(waystation_filter_api::value::Value::Struct(fields)) => MetadataMatch::compile(fields).ok().flatten(),
+            _ => None,
+        };
+        self.start_mirrors(action);
+        let mut routing = Routing {
+            route,
+            action,
+            weighted,
+            local,
+            cluster,
+            timeouts,
+            options,
+            hash,
+            metadata,
+            cookies,
+            alternative,
+            tried: Vec::new(),
+            attempts: 0,
+            request_count,
+            response_count,
+        };
+        let mut permit = None;
+        loop {
+            routing.attempts += 1;
+            self.info.upstream.attempts = routing.attempts;
+            let attempted = self.attempt(&mut routing, &mut retries, &mut permit).await;
+            match attempted {
+                Attempted::Answered => return Ok(()),
+                Attempted::Over(end) => return Err(end),
+                Attempted::Again(delay) => {
+                    self.pause(delay).await?;
+                    let headers = &mut self.heads.request;
+                    if routing.request_count {
+                        headers.set_number(Known::XEnvoyAttemptCount, u64::from(routing.attempts) + 1);
+                    }
+                    let elapsed = self.info.start.elapsed();
+                    timeouts::set_headers(&routing.timeouts, headers, elapsed, routing.options, false);
+                    self.heads.response.clear();
+                }
+            }
+        }
+    }
+
+    /// The cell of the cluster, and which weighted cluster it is.
+    fn target(&self, action: &RouteAction, hash: Option<u64>) -> (Option<std::sync::Arc<Cell<Cluster>>>, Option<usize>) {
+        let target = action.target(&self.heads.request, self.random, || hash);
+        let picked = match (&action.clusters, target.weighted) {
+            (ClusterSpecifier::Weighted(all), Some(weighted)) => {
+                all.clusters().iter().position(|other| std::ptr::eq(other, weighted))
+            }
+            _ => None,
+        };
+        let cell = match target.cluster {
+            RouteCluster::Cell(cell) => Some(std::sync::Arc::clone(cell)),
+            RouteCluster::Named(name) => {
+                str::from_utf8(name).ok().and_then(|name| self.cx.worker.shared.clusters.find(name))
+            }
+        };
+        (cell, picked)
+    }
+
+    async fn attempt(
+        &mut self,
+        routing: &mut Routing<'_>,
+        retries: &mut Retries<'_>,
+        permit: &mut Option<RetryPermit>,
+    ) -> Attempted {
+        let now = Instant::now();
+        let cluster = Rc::clone(&routing.cluster);
+        let pool = match self.pick(routing, now) {
+            Some(pool) => pool,
+            None => {
+                cluster.stats.upstream_cx_none_healthy().inc();
+                return Attempted::Over(StreamEnd::NoHealthyUpstream);
+            }
+        };
+        let host = pool.host();
+        routing.tried.push(host.id());
+        if let Some(previous) = self.info.upstream.host.replace(Rc::clone(&host) as _) {
+            self.info.upstream.attempted.push(previous);
+        }
+        routing.route.rewrite_host_to_upstream(&mut self.heads.request, host.hostname());
+        let priority = routing.action.priority;
+        let upstream = match upstream::ready(&pool, &cluster, self.facts.protocol, now) {
+            Some(upstream) => Ok(upstream),
+            None => match self.connect(&pool, &cluster, priority).await {
+                Ok(result) => result,
+                Err(end) => return Attempted::Over(end),
+            },
+        };
+        self.info.timing.pool_ready = Some(now.elapsed());
+        let upstream = match upstream {
+            Ok(upstream) => upstream,
+            Err(NoStream { reason, transport }) => {
+                self.info.upstream.transport_failure_reason =
+                    transport.as_ref().map(|reason| reason.replace(' ', "_").into());
+                let outcome = Outcome::Reset(reason, false);
+                return self.after_failure(routing, retries, permit, outcome, reason, transport, None);
+            }
+        };
+        let Some(_request) = RequestPermit::acquire(&cluster, priority) else {
+            self.release(upstream, &pool, &cluster, false);
+            let reason = ResetReason::Overflow;
+            return self.after_failure(routing, retries, permit, Outcome::Reset(reason, false), reason, None, None);
+        };
+        let active = host.begin_request();
+        let info = upstream.info();
+        self.info.upstream.local_address.clone_from(&info.local_address);
+        self.info.upstream.connection_id = Some(info.id);
+        self.info.upstream.tls.clone_from(&info.tls);
+        self.info.upstream.protocol = Some(upstream.protocol());
+        self.info.timing.first_upstream_tx = Some(now);
+        let timeouts = &routing.timeouts;
+        let per_try = Some(timeouts.per_try).filter(|timeout| !timeout.is_zero());
+        let mut attempt = Attempt {
+            upstream,
+            replayed: 0,
+            request_sent: false,
+            response_done: false,
+            keep: retries.is_enabled(),
+            keep_limit: self.keep_limit(routing.route),
+            limits: Limits {
+                per_try: after(now, per_try),
+                per_try_idle: Some(timeouts.per_try_idle).filter(|timeout| !timeout.is_zero()),
+                max_duration: after(now, cluster.http.max_stream_duration),
+                alternative: routing.alternative,
+            },
+        };
+        let bodiless = self.request_complete && self.heads.kept.is_empty() && !self.request_has_trailers;
+        attempt.request_sent = bodiless;
+        if let Err(reason) = attempt.upstream.send_head(&self.cx.worker, &self.heads.request, bodiless) {
+            return self.after_failure(routing, retries, permit, Outcome::Reset(reason, true), reason, None, Some(active));
+        }
+        let mut active = Some(active);
+        loop {
+            let step = std::future::poll_fn(|task| self.poll_step(task, &mut attempt)).await;
+            match step {
+                Step::Informational => {
+                    let status = self.heads.response.status();
+                    if self.cx.hcm.proxy_100_continue || status != Some(100) {
+                        sanitize_response(&mut self.heads.response, false);
+                        self.down.send_informational(&self.heads.response);
+                    }
+                    self.heads.response.clear();
+                }
+                Step::Head { end } => {
+                    let status = self.heads.response.status().unwrap_or(0);
+                    if let Some(active) = active.take() {
+                        active.finish(if status >= 500 { HostOutcome::Error } else { HostOutcome::Success });
+                    }
+                    let decision = self.decide(routing, retries, permit, None);
+                    match decision {
+                        Decision::Again { after, .. } => {
+                            self.count_response(routing, status);
+                            self.release(attempt.upstream, &pool, &cluster, end);
+                            return Attempted::Again(after);
+                        }
+                        Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
+                        Decision::Overflow => self.flag(ResponseFlag::UpstreamOverflow),
+                        Decision::Stand => {}
+                    }
+                    *permit = None;
+                    if !attempt.keep || attempt.request_sent {
+                        self.heads.kept.clear();
+                        self.kept_bytes = 0;
+                        attempt.replayed = 0;
+                    }
+                    attempt.keep = false;
+                    if let Err(end) = self.on_response_head(routing, end).await {
+                        self.release(attempt.upstream, &pool, &cluster, false);
+                        return Attempted::Over(end);
+                    }
+                    if end {
+                        // HEAD, 204 and the like: nothing follows from upstream either.
+                        self.last_activity = Instant::now();
+                    }
+                }
+                Step::Finished => {
+                    self.deadlines.route = None;
+                    self.release(attempt.upstream, &pool, &cluster, true);
+                    return Attempted::Answered;
+                }
+                Step::Reply(reply) => {
+                    self.release(attempt.upstream, &pool, &cluster, false);
+                    return match self.reply(*reply).await {
+                        Ok(()) => Attempted::Answered,
+                        Err(end) => Attempted::Over(end),
+                    };
+                }
+                Step::Reset(reason) => {
+                    cluster.stats.upstream_rq_rx_reset().inc();
+                    self.release(attempt.upstream, &pool, &cluster, false);
+                    if self.response_started {
+                        let transport = None;
+                        return Attempted::Over(StreamEnd::UpstreamReset { reason, retried: false, transport });
+                    }
+                    let outcome = Outcome::Reset(reason, true);
+                    return self.after_failure(routing, retries, permit, outcome, reason, None, active);
+                }
+                Step::PerTry { idle } => {
+                    if idle {
+                        cluster.stats.upstream_rq_per_try_idle_timeout().inc();
+                    } else {
+                        cluster.stats.upstream_rq_per_try_timeout().inc();
+                    }
+                    cluster.stats.upstream_rq_tx_reset().inc();
+                    self.release(attempt.upstream, &pool, &cluster, false);
+                    if let Some(active) = active.take() {
+                        active.finish(HostOutcome::Timeout);
+                    }
+                    let end = match idle {
+                        true => StreamEnd::PerTryIdleTimeout,
+                        false => StreamEnd::PerTryTimeout { alternative: routing.alternative },
+                    };
+                    if self.response_started {
+                        return Attempted::Over(end);
+                    }
+                    self.count_failure(routing, 504);
+                    return match self.decide(routing, retries, permit, Some(Outcome::PerTryTimeout)) {
+                        Decision::Again { after, .. } => Attempted::Again(after),
+                        Decision::LimitExceeded => {
+                            self.flag(ResponseFlag::UpstreamRetryLimitExceeded);
+                            Attempted::Over(end)
+                        }
+                        Decision::Overflow | Decision::Stand => Attempted::Over(end),
+                    };
+                }
+                Step::End(end) => {
+                    let host_outcome = match &end {
+                        StreamEnd::RouteTimeout { .. } => {
+                            cluster.stats.upstream_rq_timeout().inc();
+                            if !self.response_started {
+                                self.count_failure(routing, 504);
+                            }
+                            HostOutcome::Timeout
+                        }
+                        StreamEnd::UpstreamMaxStreamDuration => {
+                            cluster.stats.upstream_rq_max_duration_reached().inc();
+                            HostOutcome::Timeout
+                        }
+                        StreamEnd::DownstreamGone | StreamEnd::DownstreamReset => {
+                            cluster.stats.upstream_rq_cancelled().inc();
+                            HostOutcome::Cancelled
+                        }
+                        _ => HostOutcome::Cancelled,
+                    };
+                    if !attempt.response_done {
+                        cluster.stats.upstream_rq_tx_reset().inc();
+                    }
+                    self.release(attempt.upstream, &pool, &cluster, attempt.response_done);
+                    if let Some(active) = active.take() {
+                        active.finish(host_outcome);
+                    }
+                    return Attempted::Over(end);
+                }
+            }
+        }
+    }
+
+    /// Picks the host of an attempt; a retry looks for one that the policy's predicates accept.
+    fn pick(&self, routing: &Routing<'_>, now: Instant) -> Option<Rc<HostPool>> {
+        let policy = routing.action.retry_policy.as_deref().filter(|_| routing.attempts > 1);
+        let reject = |host: &waystation_upstream::Host| {
+            policy.is_some_and(|policy| {
+                policy.host_predicates.iter().any(|predicate| match predicate {
+                    waystation_route::RetryHostPredicate::PreviousHosts => routing.tried.contains(&host.id()),
+                    waystation_route::RetryHostPredicate::OmitCanary => host.canary(),
+                    waystation_route::RetryHostPredicate::OmitMetadata(wanted) => {
+                        host.metadata().is_some_and(|metadata| {
+                            wanted.filter.iter().all(|(namespace, value)| metadata.filter.get(namespace) == Some(value))
+                        })
+                    }
+                })
+            })
+        };
+        let connection = &self.cx.info;
+        let cx = PickContext {
+            hash: routing.hash,
+            metadata_match: routing.metadata.as_ref(),
+            original_destination: Some(OriginalDestination {
+                local_address: Some(&connection.local_address).filter(|_| connection.local_address_restored),
+                header: self.heads.request.get(Known::XEnvoyOriginalDstHost),
+                ..OriginalDestination::default()
+            }),
+            reject: policy.map(|_| &reject as _),
+            reselections: policy.map_or(0, |policy| policy.host_selection_attempts),
+            ..PickContext::default()
+        };
+        routing.local.pick(&self.cx.worker, &routing.cluster, &cx, now).ok()
+    }
+
+    /// Waits for a connection, unless the stream ends before there is one.
+    async fn connect(
+        &mut self,
+        pool: &Rc<HostPool>,
+        cluster: &Rc<ClusterRef>,
+        priority: Priority,
+    ) -> Result<Result<Upstream, NoStream>, StreamEnd> {
+        let http = &cluster.http;
+        let mut names = TlsNames::default();
+        if http.auto_sni || http.auto_san_validation {
+            let source = match &http.auto_sni_header {
+                Some(header) => self.heads.request.get(&**header),
+                None => self.heads.request.authority(),
+            };
+            let name = source.and_then(|name| str::from_utf8(name).ok()).map(without_port);
+            names.server_name = name.filter(|_| http.auto_sni).map(Into::into);
+            names.verify_san = name.filter(|_| http.auto_san_validation).map(Into::into);
+        }
+        let mut future = Box::pin(upstream::acquire(
+            Rc::clone(&self.cx.worker),
+            Rc::clone(pool),
+            Rc::clone(cluster),
+            priority,
+            self.facts.protocol,
+            names,
+        ));
+        let ended = std::future::poll_fn(|task| {
+            if let std::task::Poll::Ready(result) = future.as_mut().poll(task) {
+                return std::task::Poll::Ready(Ok(result));
+            }
+            if self.request_complete
+                && let std::task::Poll::Ready(end) = self.down.poll_gone(task)
+            {
+                return std::task::Poll::Ready(Err(end));
+            }
+            self.poll_deadlines(task, None).map(Err)
+        })
+        .await;
+        ended.inspect_err(|_| cluster.stats.upstream_rq_cancelled().inc())
+    }
+
+    /// Waits out a back-off.
+    async fn pause(&mut self, delay: Duration) -> Result<(), StreamEnd> {
+        let until = Some(Instant::now() + delay);
+        let ended = std::future::poll_fn(|task| {
+            if self.request_complete
+                && let std::task::Poll::Ready(end) = self.down.poll_gone(task)
+            {
+                return std::task::Poll::Ready(end);
+            }
+            self.poll_deadlines(task, until)
+        })
+        .await;
+        match ended {
+            // Our own deadline: the pause is over.
+            StreamEnd::PerTryTimeout { .. } => Ok(()),
+            end => Err(end),
+        }
+    }
+
+    /// Asks the retry core, with the response head as the outcome when there is no other.
+    fn decide(
+        &self,
+        routing: &Routing<'_>,
+        retries: &mut Retries<'_>,
+        permit: &mut Option<RetryPermit>,
+        outcome: Option<Outcome<'_>>,
+    ) -> Decision {
+        let (cluster, priority) = (&routing.cluster, routing.action.priority);
+        let stats = &cluster.stats;
+        let was_retry = permit.take().is_some();
+        // What was read of the request may have outgrown what is kept: then there is nothing to send again.
+        if self.kept_bytes > self.keep_limit(routing.route) || self.facts.tunnel {
+            retries.disable();
+        }
+        let outcome = outcome.unwrap_or(Outcome::Response(&self.heads.response));
+        let mut admitted = None;
+        let wall = self.cx.worker.wall_clock(Instant::now());
+        let decision = retries.decide(outcome, wall, self.cx.worker.random(), || {
+            let taken = cluster.admission.try_acquire(priority, Resource::Retries);
+            admitted = taken.then(|| RetryPermit(Rc::clone(cluster), priority));
+            taken
+        });
+        match decision {
+            Decision::Again { rate_limited, .. } => {
+                stats.upstream_rq_retry().inc();
+                if rate_limited {
+                    stats.upstream_rq_retry_backoff_ratelimited().inc();
+                } else {
+                    stats.upstream_rq_retry_backoff_exponential().inc();
+                }
+                *permit = admitted;
+            }
+            Decision::LimitExceeded => stats.upstream_rq_retry_limit_exceeded().inc(),
+            Decision::Overflow => stats.upstream_rq_retry_overflow().inc(),
+            Decision::Stand if was_retry => stats.upstream_rq_retry_success().inc(),
+            Decision::Stand => {}
+        }
+        decision
+    }
+
+    /// An attempt that failed without a response.
+    #[expect(clippy::too_many_arguments, reason = "one exit for every kind of failure")]
+    fn after_failure(
+        &mut self,
+        routing: &Routing<'_>,
+        retries: &mut Retries<'_>,
+        permit: &mut Option<RetryPermit>,
+        outcome: Outcome<'_>,
+        reason: ResetReason,
+        transport: Option<Box<str>>,
+        active: Option<ActiveRequest>,
+    ) -> Attempted {
+        if let Some(active) = active {
+            active.finish(HostOutcome::Error);
+        }
+        if reason != ResetReason::Overflow {
+            self.count_failure(routing, if reason == ResetReason::ProtocolError { 502 } else { 503 });
+        }
+        let retried = routing.attempts > 1;
+        match self.decide(routing, retries, permit, Some(outcome)) {
+            Decision::Again { after, .. } => return Attempted::Again(after),
+            Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
+            Decision::Overflow | Decision::Stand => {}
+        }
+        Attempted::Over(StreamEnd::UpstreamReset { reason, retried, transport })
+    }
+
+    /// Passes the response head on.
+    async fn on_response_head(&mut self, routing: &mut Routing<'_>, end: bool) -> Result<(), StreamEnd> {
+        let now = Instant::now();
+        let status = self.heads.response.status().unwrap_or(0);
+        self.info.timing.first_upstream_rx = Some(now);
+        self.info.details = Some("via_upstream".into());
+        self.count_response(routing, status);
+        let since = self.info.timing.last_downstream_rx.unwrap_or(self.info.start);
+        let elapsed = millis(since, now);
+        routing.local.extras(&self.cx.worker, &routing.cluster).time.record(elapsed);
+        let switching = self.facts.tunnel && status == 101;
+        let head: &mut Headers = &mut self.heads.response;
+        sanitize_response(head, switching);
+        if !self.cx.hcm.router.suppress_envoy_headers && !switching {
+            head.set_number(Known::XEnvoyUpstreamServiceTime, elapsed);
+        }
+        if routing.response_count {
+            head.set_number(Known::XEnvoyAttemptCount, u64::from(routing.attempts));
+        }
+        for cookie in routing.cookies.drain(..) {
+            head.append(Known::SetCookie, cookie);
+        }
+        self.mutate_response(routing.route, routing.weighted);
+        self.encode_head(end).await?;
+        if switching {
+            self.cx.hcm.stats.hcm.downstream_cx_upgrades_total().inc();
+            self.deadlines.request = None;
+        }
+        let ended = self.send_response_head(end);
+        if ended && !end {
+            // HEAD: upstream's framing says a body follows, which never comes.
+            self.down.send_end(None);
+        }
+        Ok(())
+    }
+
+    /// Gives the connection back, or ends the upstream stream.
+    fn release(&self, upstream: Upstream, pool: &Rc<HostPool>, cluster: &ClusterRef, clean: bool) {
+        match upstream {
+            Upstream::Http1(mut connection) => {
+                let keep = connection.finish(&self.cx.worker) && clean || connection.is_unused();
+                if clean {
+                    connection.mark_inactive();
+                }
+                if keep {
+                    pool.put_idle(connection, cluster, self.last_activity);
+                }
+            }
+            // Dropping the stream resets it unless both directions have ended.
+            Upstream::Http2(stream) => drop(stream),
+        }
+    }
+
+    /// What a retry or mirror may keep of the request body.
+    fn keep_limit(&self, route: &Route) -> usize {
+        let of_route = route.request_body_buffer_limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        of_route.unwrap_or(self.cx.hcm.buffer_limit)
+    }
+
+    fn count_response(&self, routing: &Routing<'_>, status: u16) {
+        self.count_failure(routing, status);
+    }
+
+    /// `upstream_rq_NNN` and its internal and external twins.
+    fn count_failure(&self, routing: &Routing<'_>, status: u16) {
+        if self.cx.hcm.router.dynamic_stats {
+            routing.cluster.response_codes().record(status);
+            let extras = routing.local.extras(&self.cx.worker, &routing.cluster);
+            if self.info.internal { &extras.internal } else { &extras.external }.record(status);
+        }
+    }
+
+    /// `strict_check_headers`: those that are there must be well-formed.
+    fn check_strictly(&self) -> Result<(), StreamEnd> {
+        for name in [
+            Known::XEnvoyUpstreamRqTimeoutMs,
+            Known::XEnvoyUpstreamRqPerTryTimeoutMs,
+            Known::XEnvoyMaxRetries,
+        ] {
+            let value = self.heads.request.get_str(name);
+            if self.heads.request.contains(name) && value.and_then(|v| v.trim().parse::<u64>().ok()).is_none() {
+                return Err(StreamEnd::StrictHeaderCheck(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends copies of a request that is known in full to the clusters that mirror it.
+    fn start_mirrors(&self, action: &RouteAction) {
+        for mirror in action.mirrors.iter() {
+            if !self.request_complete || !mirror.fraction.contains(self.random) {
+                continue;
+            }
+            let cell = match mirror.cluster(&self.heads.request) {
+                RouteCluster::Cell(cell) => Some(std::sync::Arc::clone(cell)),
+                RouteCluster::Named(name) => {
+                    str::from_utf8(name).ok().and_then(|name| self.cx.worker.shared.clusters.find(name))
+                }
+            };
+            let Some(cell) = cell else { continue };
+            let mut request = self.heads.request.clone();
+            let host = match &mirror.host_rewrite {
+                Some(host) => host.as_bytes().to_vec(),
+                None if mirror.append_shadow_suffix => shadow_host(request.authority().unwrap_or_default()),
+                None => request.authority().unwrap_or_default().to_vec(),
+            };
+            request.set(Known::Authority, host);
+            let body = self.heads.kept.clone();
+            let worker = Rc::clone(&self.cx.worker);
+            tokio::task::spawn_local(super::mirror::send(worker, cell, request, body, action.timeout));
+        }
+    }
+}
+
+/// `host:80` becomes `host-shadow:80`.
+fn shadow_host(host: &[u8]) -> Vec<u8> {
+    let end = match memchr::memrchr(b':', host) {
+        Some(colon) if host[colon + 1..].iter().all(u8::is_ascii_digit) => colon,
+        _ => host.len(),
+    };
+    [&host[..end], b"-shadow", &host[end..]].concat()
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rfind(':') {
+        Some(colon) if !host.ends_with(']') => &host[..colon],
+        _ => host,
+    }
+}

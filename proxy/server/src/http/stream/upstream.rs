@@ -1,0 +1,334 @@
+//! The upstream side of one attempt: getting a connection, and the stream on it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use waystation_filter_api::stream::Protocol;
+use waystation_http::h1::{self, Received};
+use waystation_http::Headers;
+use waystation_tls::ClientOptions;
+use waystation_upstream::admission::Resource;
+use waystation_upstream::cluster::{ClusterRef, HeaderCase, HttpOptions, Underscores, UpstreamProtocol};
+use waystation_upstream::Priority;
+
+use crate::http::end::ResetReason;
+use crate::pool::http1::Http1;
+use crate::pool::http2::{Http2, Http2Stream};
+use crate::pool::{ConnectError, ConnectOptions, HostPool, UpstreamConnInfo, connect};
+use crate::worker::Worker;
+
+/// A stream on an upstream connection.
+pub(super) enum Upstream {
+    Http1(Box<Http1>),
+    Http2(Box<Http2Stream>),
+}
+
+/// What upstream says next.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A 1xx head other than 101, in the map that was passed in.
+    Informational,
+    /// The response head, in the map that was passed in.
+    Head { end: bool },
+    Data(Bytes),
+    /// In the map that was passed in; nothing follows.
+    Trailers,
+    End,
+}
+
+/// Why there is no stream to send the request on.
+#[derive(Debug)]
+pub(super) struct NoStream {
+    pub(super) reason: ResetReason,
+    pub(super) transport: Option<Box<str>>,
+}
+
+/// Names that TLS takes from the request.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TlsNames {
+    pub(super) server_name: Option<Box<str>>,
+    pub(super) verify_san: Option<Box<str>>,
+}
+
+/// A unit of `max_requests` and its gauge, given back on drop.
+pub(super) struct RequestPermit {
+    cluster: Rc<ClusterRef>,
+    priority: Priority,
+}
+
+/// A unit of `max_pending_requests`, likewise.
+struct PendingPermit<'a> {
+    cluster: &'a ClusterRef,
+    priority: Priority,
+}
+
+impl RequestPermit {
+    /// Nothing when `max_requests` is reached.
+    pub(super) fn acquire(cluster: &Rc<ClusterRef>, priority: Priority) -> Option<Self> {
+        if !cluster.admission.try_acquire(priority, Resource::Requests) {
+            cluster.stats.upstream_rq_pending_overflow().inc();
+            return None;
+        }
+        cluster.stats.upstream_rq_total().inc();
+        cluster.stats.upstream_rq_active().inc();
+        Some(Self { cluster: Rc::clone(cluster), priority })
+    }
+}
+
+impl Drop for RequestPermit {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_active().dec();
+        self.cluster.admission.release(self.priority, Resource::Requests);
+    }
+}
+
+impl Drop for PendingPermit<'_> {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_pending_active().dec();
+        self.cluster.admission.release(self.priority, Resource::Pending);
+    }
+}
+
+/// A connection that is ready at once: the usual case, without a future.
+#[inline]
+pub(super) fn ready(pool: &Rc<HostPool>, cluster: &ClusterRef, downstream: Protocol, now: Instant) -> Option<Upstream> {
+    match wanted(cluster, pool, downstream) {
+        Wanted::Http1 => pool.take_idle(now).map(Upstream::Http1),
+        Wanted::Http2 | Wanted::Either => {
+            let stream = pool.least_loaded().map(|connection| Upstream::Http2(Http2Stream::reserve(connection)));
+            stream.or_else(|| pool.take_idle(now).map(Upstream::Http1))
+        }
+    }
+}
+
+/// Waits for a connection: a new one, or one that comes back.
+pub(super) async fn acquire(
+    worker: Rc<Worker>,
+    pool: Rc<HostPool>,
+    cluster: Rc<ClusterRef>,
+    priority: Priority,
+    downstream: Protocol,
+    names: TlsNames,
+) -> Result<Upstream, NoStream> {
+    let stats = &cluster.stats;
+    if !cluster.admission.try_acquire(priority, Resource::Pending) {
+        stats.upstream_rq_pending_overflow().inc();
+        return Err(NoStream { reason: ResetReason::Overflow, transport: None });
+    }
+    stats.upstream_rq_pending_total().inc();
+    stats.upstream_rq_pending_active().inc();
+    let _pending = PendingPermit { cluster: &cluster, priority };
+    loop {
+        if let Some(upstream) = self::ready(&pool, &cluster, downstream, Instant::now()) {
+            return Ok(upstream);
+        }
+        let wanted = wanted(&cluster, &pool, downstream);
+        // Streams that can share a connection wait for the one that is being made.
+        if wanted != Wanted::Http1 && pool.http2_connecting.get() {
+            pool.wait().done().await;
+            continue;
+        }
+        let alpn: &[&[u8]] = match wanted {
+            Wanted::Http1 => &[b"http/1.1"],
+            Wanted::Http2 => &[b"h2"],
+            Wanted::Either => &[b"h2", b"http/1.1"],
+        };
+        let options = ConnectOptions {
+            priority,
+            past_limit: !pool.has_http1() && !pool.has_http2(),
+            tls: ClientOptions {
+                server_name: names.server_name.as_deref(),
+                verify_san: names.verify_san.as_deref(),
+                alpn,
+            },
+        };
+        let _connecting = (wanted != Wanted::Http1).then(|| Connecting::new(&pool));
+        let host = pool.host();
+        let made = connect(&worker, &cluster, &host, options).await;
+        match made {
+            Ok((transport, info, guard)) => {
+                let http2 = match wanted {
+                    Wanted::Http1 => false,
+                    Wanted::Http2 => true,
+                    Wanted::Either => info.alpn.as_deref() == Some(b"h2"),
+                };
+                pool.negotiated_http1.set(wanted == Wanted::Either && !http2);
+                let http = &cluster.http;
+                let expires = http.max_connection_duration.map(|max| guard.start() + max);
+                if !http2 {
+                    stats.upstream_cx_http1_total().inc();
+                    let config = http1_config(http);
+                    return Ok(Upstream::Http1(Box::new(Http1::new(transport, info, guard, config, expires, &pool))));
+                }
+                stats.upstream_cx_http2_total().inc();
+                let made = Http2::start(&pool, transport, info, guard, &http.http2, http.max_requests_per_connection, expires).await;
+                match made {
+                    Ok(connection) => {
+                        let stream = Http2Stream::reserve(Rc::clone(&connection));
+                        pool.add_http2(connection);
+                        return Ok(Upstream::Http2(stream));
+                    }
+                    Err(reason) => return Err(NoStream { reason, transport: None }),
+                }
+            }
+            // One of ours will come back.
+            Err(ConnectError::Overflow) if pool.has_http1() || pool.has_http2() => {
+                if let Some(connection) = pool.wait().done().await {
+                    return Ok(Upstream::Http1(connection));
+                }
+            }
+            Err(error) => {
+                stats.upstream_rq_pending_failure_eject().inc();
+                return Err(match error {
+                    ConnectError::Overflow => NoStream { reason: ResetReason::Overflow, transport: None },
+                    ConnectError::Timeout => NoStream { reason: ResetReason::ConnectionTimeout, transport: None },
+                    ConnectError::Failed { local: true, reason } => {
+                        NoStream { reason: ResetReason::LocalConnectionFailure, transport: Some(reason) }
+                    }
+                    ConnectError::Failed { local: false, reason } => {
+                        NoStream { reason: ResetReason::RemoteConnectionFailure, transport: Some(reason) }
+                    }
+                });
+            }
+        }
+    }
+}
+
+impl Upstream {
+    pub(super) fn protocol(&self) -> Protocol {
+        match self {
+            Self::Http1(_) => Protocol::Http11,
+            Self::Http2(_) => Protocol::Http2,
+        }
+    }
+
+    pub(super) fn info(&self) -> &Rc<UpstreamConnInfo> {
+        match self {
+            Self::Http1(connection) => &connection.info,
+            Self::Http2(stream) => stream.info(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn send_head(&mut self, worker: &Worker, headers: &Headers, end: bool) -> Result<(), ResetReason> {
+        match self {
+            Self::Http1(connection) => {
+                connection.send_head(worker, headers, end);
+                Ok(())
+            }
+            Self::Http2(stream) => stream.send_head(headers, end),
+        }
+    }
+
+    pub(super) fn send_data(&mut self, data: Bytes) -> Result<(), ResetReason> {
+        match self {
+            Self::Http1(connection) => {
+                connection.send_data(data);
+                Ok(())
+            }
+            Self::Http2(stream) => stream.send_data(data),
+        }
+    }
+
+    pub(super) fn send_end(&mut self, trailers: Option<&Headers>) -> Result<(), ResetReason> {
+        match self {
+            Self::Http1(connection) => {
+                connection.send_end(trailers);
+                Ok(())
+            }
+            Self::Http2(stream) => stream.send_end(trailers),
+        }
+    }
+
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.has_room(),
+            Self::Http2(stream) => stream.has_room(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
+        match self {
+            Self::Http1(connection) => connection.poll_flush(cx),
+            Self::Http2(stream) => stream.poll_flush(cx),
+        }
+    }
+
+    #[inline]
+    pub(super) fn poll_event(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+        headers: &mut Headers,
+    ) -> Poll<Result<Event, ResetReason>> {
+        match self {
+            Self::Http1(connection) => connection.poll_event(cx, worker, headers).map_ok(|received| match received {
+                Received::Head(head) if head.informational => Event::Informational,
+                Received::Head(head) => Event::Head { end: head.framing.is_end_stream() },
+                Received::Data(data) => Event::Data(data),
+                Received::Trailers => Event::Trailers,
+                Received::End | Received::NeedMore => Event::End,
+            }),
+            Self::Http2(stream) => stream.poll_event(cx, headers),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Wanted {
+    Http1,
+    Http2,
+    /// ALPN decides.
+    Either,
+}
+
+#[inline]
+fn wanted(cluster: &ClusterRef, pool: &HostPool, downstream: Protocol) -> Wanted {
+    match cluster.http.protocol {
+        UpstreamProtocol::Http1 => Wanted::Http1,
+        UpstreamProtocol::Http2 => Wanted::Http2,
+        UpstreamProtocol::UseDownstream if downstream == Protocol::Http2 => Wanted::Http2,
+        UpstreamProtocol::UseDownstream => Wanted::Http1,
+        UpstreamProtocol::Auto if pool.negotiated_http1.get() => Wanted::Http1,
+        UpstreamProtocol::Auto => Wanted::Either,
+    }
+}
+
+/// Says that a connection which streams can share is being made, for as long as it is.
+struct Connecting(Rc<HostPool>);
+
+impl Connecting {
+    fn new(pool: &Rc<HostPool>) -> Self {
+        pool.http2_connecting.set(true);
+        Self(Rc::clone(pool))
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        self.0.http2_connecting.set(false);
+        self.0.wake_all();
+    }
+}
+
+fn http1_config(http: &HttpOptions) -> Arc<h1::Config> {
+    Arc::new(h1::Config {
+        max_headers: http.max_headers_count,
+        max_head_bytes: http.max_response_headers_kb.saturating_mul(1024),
+        accept_http_10: true,
+        enable_trailers: http.http1.enable_trailers,
+        allow_chunked_length: http.http1.allow_chunked_length,
+        underscores: match http.underscores {
+            Underscores::Allow => h1::Underscores::Allow,
+            Underscores::Reject => h1::Underscores::Reject,
+            Underscores::Drop => h1::Underscores::Drop,
+        },
+        preserve_case: http.http1.header_case == HeaderCase::Preserve,
+        ..h1::Config::default()
+    })
+}

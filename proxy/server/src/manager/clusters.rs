@@ -1,0 +1,434 @@
+//! Clusters: added, warmed, replaced, removed; and the discovery of their endpoints.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::bootstrap::v3 as bootstrap;
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_pb;
+use prost::Message as _;
+use waystation_filter_api::cell::Cell;
+use waystation_schema::{At as _, ConfigError, Message, Policy, check};
+use waystation_stats::stats_group;
+use waystation_upstream::cluster::{self, Cluster, Discovery, Environment};
+use waystation_xds::{Client, Interest, Rejection, ResourceType, SubId, SubscriptionSpec, Update};
+use xxhash_rust::xxh64::xxh64;
+
+use super::dump::Dumped;
+use super::needs::Needs;
+use crate::admin::config_dump::ResourceDump;
+use crate::config_source;
+use crate::context::{CompileContext, Need, Shared};
+use crate::dns::{DnsEvent, DnsTasks};
+use crate::upstream_socket;
+
+stats_group! {
+    /// `cluster_manager.`
+    pub struct ClusterManagerStats {
+        counters {
+            cluster_added,
+            cluster_modified,
+            cluster_removed,
+            cluster_updated,
+            cluster_updated_via_merge,
+            update_merge_cancelled,
+            update_out_of_merge_window,
+        }
+        gauges { active_clusters, warming_clusters }
+        histograms {}
+    }
+}
+
+/// A compiled cluster and what keeps it going.
+#[derive(Debug)]
+struct Live {
+    cluster: Arc<Cluster>,
+    /// Its EDS subscription.
+    eds: Option<SubId>,
+    needs: Vec<Need>,
+    wire: Bytes,
+    version: Arc<str>,
+    hash: u64,
+}
+
+/// One name.
+#[derive(Debug)]
+struct Entry {
+    cell: Arc<Cell<Cluster>>,
+    active: Option<Live>,
+    warming: Option<Live>,
+    refused: Option<super::dump::Refused>,
+    updated: std::time::SystemTime,
+    dynamic: bool,
+}
+
+/// All clusters.
+#[derive(Debug)]
+pub struct Clusters {
+    shared: Arc<Shared>,
+    environment: Arc<Environment>,
+    local_cluster: String,
+    entries: BTreeMap<String, Entry>,
+    by_sub: HashMap<SubId, String>,
+    /// Names with a warming cluster.
+    warming: Vec<String>,
+    assignments: BTreeMap<String, Dumped>,
+    dns: DnsTasks,
+    stats: ClusterManagerStats,
+}
+
+impl Clusters {
+    /// None yet.
+    pub fn new(
+        shared: &Arc<Shared>,
+        proto: &bootstrap::ClusterManager,
+        locality: &core::Locality,
+    ) -> Result<Self, ConfigError> {
+        let local_cluster = proto.local_cluster_name.clone();
+        let bind = proto.upstream_bind_config.as_ref().map(cluster::BindOptions::compile).transpose();
+        let environment = Arc::new(Environment {
+            runtime: shared.runtime.clone(),
+            locality: waystation_upstream::host::Locality::from_proto(locality),
+            local_cluster: Some(&local_cluster)
+                .filter(|name| !name.is_empty())
+                .map(|name| shared.clusters.cell(name)),
+            bind: bind.at(|| "cluster_manager.upstream_bind_config")?,
+        });
+        Ok(Self {
+            stats: shared.stats.root().scope("cluster_manager").group(),
+            shared: Arc::clone(shared),
+            environment,
+            local_cluster,
+            entries: BTreeMap::new(),
+            by_sub: HashMap::new(),
+            warming: Vec::new(),
+            assignments: BTreeMap::new(),
+            dns: DnsTasks::new(),
+        })
+    }
+
+    /// Envoy refuses a `local_cluster_name` that no static cluster has.
+    pub fn check_local_cluster(&self) -> Result<(), ConfigError> {
+        if self.local_cluster.is_empty() || self.entries.contains_key(&self.local_cluster) {
+            return Ok(());
+        }
+        Err(ConfigError::new(format!("local cluster '{}' must be defined", self.local_cluster)))
+    }
+
+    /// Adds or changes a cluster. It serves once it is warm: see [`Self::activate`].
+    pub fn add(
+        &mut self,
+        proto: &pb::Cluster,
+        version: &Arc<str>,
+        dynamic: bool,
+        needs: &mut Needs,
+        client: &mut Client,
+    ) -> Result<(), ConfigError> {
+        let wire = Bytes::from(proto.encode_to_vec());
+        let hash = xxh64(&wire, 0);
+        if let Some(entry) = self.entries.get(&proto.name) {
+            if dynamic && !entry.dynamic {
+                // Envoy: a static cluster cannot be changed by CDS; the update is ignored.
+                return Ok(());
+            }
+            let current = entry.warming.as_ref().or(entry.active.as_ref());
+            if current.is_some_and(|live| live.hash == hash) {
+                return Ok(());
+            }
+        }
+        let live = match self.compile(proto, dynamic, needs, client) {
+            Ok((cluster, eds, held)) => {
+                Live { cluster: Arc::new(cluster), eds, needs: held, wire, version: Arc::clone(version), hash }
+            }
+            Err(error) => {
+                if let Some(entry) = self.entries.get_mut(&proto.name) {
+                    entry.refused = Some(super::dump::Refused {
+                        wire,
+                        version: Arc::clone(version),
+                        at: std::time::SystemTime::now(),
+                        details: error.to_string(),
+                    });
+                }
+                return Err(error);
+            }
+        };
+        if let Some(sub) = live.eds {
+            self.by_sub.insert(sub, proto.name.clone());
+        }
+        let entry = self.entries.entry(proto.name.clone()).or_insert_with(|| Entry {
+            cell: self.shared.clusters.cell(&proto.name),
+            active: None,
+            warming: None,
+            refused: None,
+            updated: std::time::SystemTime::now(),
+            dynamic,
+        });
+        entry.refused = None;
+        if entry.active.is_some() || entry.warming.is_some() {
+            self.stats.cluster_modified().inc();
+        } else {
+            self.stats.cluster_added().inc();
+        }
+        self.dns.start(&live.cluster);
+        match entry.warming.replace(live) {
+            Some(replaced) => {
+                Self::retire(replaced, &mut self.by_sub, &mut self.dns, needs, client);
+            }
+            None => {
+                self.warming.push(proto.name.clone());
+                self.stats.warming_clusters().add(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn compile(
+        &mut self,
+        proto: &pb::Cluster,
+        dynamic: bool,
+        needs: &mut Needs,
+        client: &mut Client,
+    ) -> Result<(Cluster, Option<SubId>, Vec<Need>), ConfigError> {
+        let context = CompileContext::new(&self.shared);
+        let root = self.shared.stats.root();
+        let stat_name = if proto.alt_stat_name.is_empty() { &proto.name } else { &proto.alt_stat_name };
+        let scope = root.scope("cluster").tag("envoy.cluster_name", stat_name);
+        let transport = |socket: &core::TransportSocket| upstream_socket::compile(socket, &scope, &context);
+        let cluster = Cluster::compile(
+            proto,
+            &cluster::CompileContext {
+                environment: &self.environment,
+                stats: &root,
+                transport: &transport,
+                added_via_api: dynamic,
+                now: Instant::now(),
+            },
+        )?;
+        let held = context.into_needs();
+        needs.hold(&held, client)?;
+        let eds = match &cluster.discovery {
+            Discovery::Eds(settings) => {
+                let subscribe = || {
+                    let (source, init_fetch_timeout) = config_source::compile(&settings.source)?;
+                    let spec = SubscriptionSpec {
+                        kind: ResourceType::ClusterLoadAssignment,
+                        source,
+                        interest: Interest::Names(vec![(&*settings.resource_name).into()]),
+                        init_fetch_timeout,
+                    };
+                    client.subscribe(spec).map_err(|error| ConfigError::new(error.to_string()))
+                };
+                match subscribe().at(|| "eds_config").at(|| "eds_cluster_config") {
+                    Ok(sub) => Some(sub),
+                    Err(error) => {
+                        needs.release(&held, client);
+                        return Err(error);
+                    }
+                }
+            }
+            _ => None,
+        };
+        Ok((cluster, eds, held))
+    }
+
+    /// Puts every cluster in force whose endpoints and secrets are there.
+    pub fn activate(&mut self, _now: Instant, needs: &mut Needs, client: &mut Client) {
+        if self.warming.is_empty() {
+            return;
+        }
+        let names = std::mem::take(&mut self.warming);
+        for name in names {
+            let Some(entry) = self.entries.get_mut(&name) else {
+                continue;
+            };
+            let ready = entry.warming.as_ref().is_some_and(|live| {
+                is_discovered(&live.cluster) && needs.settled(&live.needs)
+            });
+            let Some(live) = entry.warming.take_if(|_| ready) else {
+                self.warming.push(name);
+                continue;
+            };
+            self.stats.warming_clusters().sub(1);
+            entry.cell.set(Some(Arc::clone(&live.cluster)));
+            entry.updated = std::time::SystemTime::now();
+            match entry.active.replace(live) {
+                Some(old) => Self::retire(old, &mut self.by_sub, &mut self.dns, needs, client),
+                None => self.stats.active_clusters().add(1),
+            }
+        }
+    }
+
+    fn retire(
+        live: Live,
+        by_sub: &mut HashMap<SubId, String>,
+        dns: &mut DnsTasks,
+        needs: &mut Needs,
+        client: &mut Client,
+    ) {
+        if let Some(sub) = live.eds {
+            client.unsubscribe(sub);
+            by_sub.remove(&sub);
+        }
+        dns.stop(&live.cluster);
+        needs.release(&live.needs, client);
+    }
+
+    /// Removes a dynamic cluster; streams that use it finish.
+    pub fn remove(&mut self, name: &str, needs: &mut Needs, client: &mut Client) {
+        if self.entries.get(name).is_none_or(|entry| !entry.dynamic) {
+            return;
+        }
+        let Some(entry) = self.entries.remove(name) else {
+            return;
+        };
+        entry.cell.set(None);
+        self.stats.cluster_removed().inc();
+        if let Some(live) = entry.active {
+            self.stats.active_clusters().sub(1);
+            Self::retire(live, &mut self.by_sub, &mut self.dns, needs, client);
+        }
+        if let Some(live) = entry.warming {
+            self.warming.retain(|warming| warming != name);
+            self.stats.warming_clusters().sub(1);
+            Self::retire(live, &mut self.by_sub, &mut self.dns, needs, client);
+        }
+        self.assignments.remove(name);
+    }
+
+    /// Applies EDS resources to the clusters that asked for them.
+    pub fn apply_endpoints(&mut self, update: &Update, allow_unknown: bool) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        let Some(live) = self.live(update.sub) else {
+            return rejected;
+        };
+        let cluster = Arc::clone(&live.cluster);
+        for resource in &update.resources {
+            let apply = || {
+                const ASSIGNMENT: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
+                let message = Message::find(ASSIGNMENT)
+                    .ok_or_else(|| ConfigError::new(format!("unknown type {ASSIGNMENT}")))?;
+                check(message, &resource.body, Policy { allow_unknown, ..Policy::default() })?;
+                let proto = endpoint_pb::ClusterLoadAssignment::decode(resource.body.clone())
+                    .map_err(|error| ConfigError::new(error.to_string()))?;
+                cluster.apply_eds(&proto, Instant::now())
+            };
+            match apply() {
+                Ok(_) => {
+                    let dumped = Dumped::accepted(resource.body.clone(), Arc::clone(&resource.version));
+                    self.assignments.insert(cluster.name().to_owned(), dumped);
+                }
+                Err(error) => rejected
+                    .push(Rejection { name: Arc::clone(&resource.name), reason: error.to_string() }),
+            }
+        }
+        if update.resources.is_empty() && !cluster.endpoints().initialized() {
+            // The server says that there is no such assignment: no need to wait for it.
+            cluster.assignment_timed_out();
+        }
+        rejected
+    }
+
+    /// A subscription of ours got nothing in time.
+    pub fn fetch_failed(&mut self, sub: SubId) {
+        if let Some(live) = self.live(sub) {
+            live.cluster.assignment_timed_out();
+        }
+    }
+
+    fn live(&self, sub: SubId) -> Option<&Live> {
+        let entry = self.entries.get(self.by_sub.get(&sub)?)?;
+        let both = [entry.warming.as_ref(), entry.active.as_ref()];
+        both.into_iter().flatten().find(|live| live.eds == Some(sub))
+    }
+
+    /// The next answer of DNS.
+    pub async fn next(&mut self) -> Option<DnsEvent> {
+        self.dns.next().await
+    }
+
+    /// A cluster got endpoints by itself: it may be warm now, which [`Self::activate`] sees.
+    pub fn on_discovery(&mut self, event: DnsEvent) {
+        tracing::debug!(target: "upstream", "cluster '{}' has endpoints", event.cluster);
+    }
+
+    /// Whether every cluster that start-up waits for is in force.
+    pub fn initialized(&self) -> bool {
+        self.warming.iter().all(|name| {
+            let warming = self.entries.get(name).and_then(|entry| entry.warming.as_ref());
+            warming.is_none_or(|live| !live.cluster.wait_for_warm_on_init)
+        })
+    }
+
+    /// When [`Self::activate`] has something to do without an event.
+    pub fn next_due(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Clusters that wait.
+    pub fn unready(&self) -> impl Iterator<Item = &str> {
+        self.warming.iter().map(String::as_str)
+    }
+
+    /// The clusters in force, by name.
+    pub fn active(&self) -> Vec<Arc<Cluster>> {
+        let active = self.entries.values().filter_map(|entry| entry.active.as_ref());
+        active.map(|live| Arc::clone(&live.cluster)).collect()
+    }
+
+    /// For `/config_dump`.
+    pub fn dump(&self) -> Vec<ResourceDump> {
+        let mut all = Vec::with_capacity(self.entries.len());
+        for (name, entry) in &self.entries {
+            for (live, warming) in [(entry.active.as_ref(), false), (entry.warming.as_ref(), true)] {
+                let Some(live) = live else {
+                    continue;
+                };
+                all.push(ResourceDump {
+                    name: name.clone(),
+                    dynamic: entry.dynamic,
+                    warming,
+                    dumped: Dumped {
+                        wire: live.wire.clone(),
+                        version: Arc::clone(&live.version),
+                        last_updated: entry.updated,
+                        error: entry.refused.clone(),
+                    },
+                });
+            }
+        }
+        all
+    }
+
+    /// Endpoints for `/config_dump?include_eds`.
+    pub fn dump_endpoints(&self) -> Vec<ResourceDump> {
+        let dynamic = self.assignments.iter().map(|(name, dumped)| ResourceDump {
+            name: name.clone(),
+            dynamic: true,
+            warming: false,
+            dumped: dumped.clone(),
+        });
+        let fixed = self.entries.iter().filter_map(|(name, entry)| {
+            let live = entry.active.as_ref()?;
+            let proto = pb::Cluster::decode(live.wire.clone()).ok()?;
+            let assignment = proto.load_assignment?;
+            Some(ResourceDump {
+                name: name.clone(),
+                dynamic: false,
+                warming: false,
+                dumped: Dumped::accepted(assignment.encode_to_vec().into(), Arc::clone(&live.version)),
+            })
+        });
+        dynamic.chain(fixed).collect()
+    }
+}
+
+/// Whether the cluster has its first endpoints, or needs none.
+fn is_discovered(cluster: &Cluster) -> bool {
+    match &cluster.discovery {
+        Discovery::Static | Discovery::OriginalDst(_) => true,
+        Discovery::Eds(_) | Discovery::Dns(_) => cluster.endpoints().initialized(),
+    }
+}

@@ -1,0 +1,237 @@
+//! Upstream connections of one worker: made, kept, shared out and closed.
+//!
+//! A pool belongs to one host. HTTP/1 connections are handed out newest first, so that the surplus of a burst goes idle
+//! and is closed; HTTP/2 connections carry streams up to their limit, the least loaded first. Admission (circuit
+//! breakers) is decided before anything waits.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use waystation_upstream::cluster::ClusterRef;
+use waystation_upstream::{Cluster, Host, HostRef};
+
+pub mod connect;
+pub(crate) mod http1;
+pub(crate) mod http2;
+
+pub use connect::{ConnectError, ConnectOptions, ConnectionGuard, UpstreamConnInfo, UpstreamSocket, connect};
+
+use crate::transport::Liveness;
+use http1::Http1;
+use http2::Http2;
+
+/// The connections of one worker to one host.
+pub struct HostPool {
+    host: RefCell<Rc<HostRef>>,
+    /// Idle HTTP/1 connections, the one used last at the end.
+    idle: RefCell<Vec<Box<Http1>>>,
+    http2: RefCell<Vec<Rc<Http2>>>,
+    /// HTTP/1 connections of this pool, idle or not.
+    http1_open: Cell<u32>,
+    /// A connection that will speak HTTP/2, or may, is being made; further streams wait for it.
+    pub(crate) http2_connecting: Cell<bool>,
+    /// What ALPN agreed on last, for clusters that let it decide.
+    pub(crate) negotiated_http1: Cell<bool>,
+    waiting: RefCell<VecDeque<Rc<Waiter>>>,
+}
+
+/// A request that waits for a connection of this pool.
+#[derive(Default)]
+pub(crate) struct Waiter {
+    waker: RefCell<Option<Waker>>,
+    given: RefCell<Option<Box<Http1>>>,
+    woken: Cell<bool>,
+}
+
+/// A waiter's place in the queue; leaves it when dropped.
+pub(crate) struct Waiting<'a> {
+    pool: &'a HostPool,
+    waiter: Rc<Waiter>,
+}
+
+impl HostPool {
+    pub(crate) fn new(host: Rc<HostRef>) -> Self {
+        Self {
+            host: RefCell::new(host),
+            idle: RefCell::default(),
+            http2: RefCell::default(),
+            http1_open: Cell::new(0),
+            http2_connecting: Cell::new(false),
+            negotiated_http1: Cell::new(false),
+            waiting: RefCell::default(),
+        }
+    }
+
+    /// The host, as the newest snapshot describes it.
+    #[inline]
+    pub fn host(&self) -> Rc<HostRef> {
+        Rc::clone(&self.host.borrow())
+    }
+
+    /// Takes over a new description of the same host.
+    #[inline]
+    pub(crate) fn update(&self, host: &Arc<Host>) {
+        if !Arc::ptr_eq(&self.host.borrow().0, host) {
+            *self.host.borrow_mut() = Rc::new(HostRef(Arc::clone(host)));
+        }
+    }
+
+    /// An idle HTTP/1 connection that is still alive.
+    #[inline]
+    pub(crate) fn take_idle(&self, now: Instant) -> Option<Box<Http1>> {
+        loop {
+            let mut connection = self.idle.borrow_mut().pop()?;
+            if connection.is_usable(now) {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Gives a connection back: to the first who waits, or to the idle ones.
+    #[inline]
+    pub(crate) fn put_idle(&self, mut connection: Box<Http1>, cluster: &Cluster, now: Instant) {
+        let max = cluster.http.max_requests_per_connection;
+        if max.is_some_and(|max| connection.requests >= max) {
+            cluster.stats.upstream_cx_max_requests().inc();
+            return;
+        }
+        connection.idle_since = now;
+        while let Some(waiter) = self.waiting.borrow_mut().pop_front() {
+            waiter.woken.set(true);
+            if let Some(waker) = waiter.waker.borrow_mut().take() {
+                *waiter.given.borrow_mut() = Some(connection);
+                waker.wake();
+                return;
+            }
+        }
+        self.idle.borrow_mut().push(connection);
+    }
+
+    /// An HTTP/1 connection was dropped.
+    fn closed_http1(&self) {
+        self.http1_open.set(self.http1_open.get().saturating_sub(1));
+        self.wake_one();
+    }
+
+    fn opened_http1(&self) {
+        self.http1_open.set(self.http1_open.get() + 1);
+    }
+
+    /// Whether this worker has an HTTP/1 connection to the host that will come back.
+    pub(crate) fn has_http1(&self) -> bool {
+        self.http1_open.get() > 0
+    }
+
+    /// Lets one who waits look again.
+    pub(crate) fn wake_one(&self) {
+        if let Some(waiter) = self.waiting.borrow_mut().pop_front() {
+            waiter.woken.set(true);
+            if let Some(waker) = waiter.waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Lets all who wait look again.
+    pub(crate) fn wake_all(&self) {
+        let all = self.waiting.borrow().len();
+        for _ in 0..all {
+            self.wake_one();
+        }
+    }
+
+    /// The least loaded HTTP/2 connection that takes another stream.
+    #[inline]
+    pub(crate) fn least_loaded(&self) -> Option<Rc<Http2>> {
+        let connections = self.http2.borrow();
+        connections.iter().filter(|c| c.has_room()).min_by_key(|c| c.active()).cloned()
+    }
+
+    /// Whether an HTTP/2 connection is open, with room or not.
+    pub(crate) fn has_http2(&self) -> bool {
+        self.http2.borrow().iter().any(|connection| connection.is_open())
+    }
+
+    pub(crate) fn add_http2(&self, connection: Rc<Http2>) {
+        self.http2.borrow_mut().push(connection);
+        self.wake_all();
+    }
+
+    pub(crate) fn remove_http2(&self, connection: &Rc<Http2>) {
+        self.http2.borrow_mut().retain(|other| !Rc::ptr_eq(other, connection));
+        self.wake_all();
+    }
+
+    /// Waits until a connection comes back (and is given), or anything else has changed.
+    pub(crate) fn wait(&self) -> Waiting<'_> {
+        let waiter = Rc::new(Waiter::default());
+        self.waiting.borrow_mut().push_back(Rc::clone(&waiter));
+        Waiting { pool: self, waiter }
+    }
+
+    /// Closes what is dead, and what was idle for too long or belongs to a cluster that is gone.
+    pub(crate) fn sweep(&self, cluster: Option<&ClusterRef>, now: Instant) {
+        let timeout = cluster.map(|cluster| cluster.http.idle_timeout);
+        self.idle.borrow_mut().retain_mut(|connection| {
+            let expired = match timeout {
+                None => true,
+                Some(None) => false,
+                Some(Some(timeout)) => now.saturating_duration_since(connection.idle_since) >= timeout,
+            };
+            if expired && let Some(cluster) = cluster {
+                cluster.stats.upstream_cx_idle_timeout().inc();
+            }
+            let alive = connection.transport.liveness() == Liveness::Idle;
+            connection.guard.remote = !alive;
+            !expired && alive
+        });
+        for connection in self.http2.borrow().iter() {
+            connection.sweep(timeout, now);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.http1_open.get() == 0 && self.http2.borrow().is_empty() && !self.http2_connecting.get()
+    }
+}
+
+impl Waiting<'_> {
+    /// The connection that was given, or nothing when the caller should look again.
+    pub(crate) async fn done(&mut self) -> Option<Box<Http1>> {
+        std::future::poll_fn(|cx| {
+            if self.waiter.woken.get() {
+                return Poll::Ready(self.waiter.given.borrow_mut().take());
+            }
+            *self.waiter.waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.waiter.woken.get() {
+            self.pool.waiting.borrow_mut().retain(|other| !Rc::ptr_eq(other, &self.waiter));
+        } else if let Some(connection) = self.waiter.given.borrow_mut().take() {
+            // Given while the request was going away: the next one takes it.
+            self.pool.idle.borrow_mut().push(connection);
+            self.pool.wake_one();
+        }
+    }
+}
+
+impl fmt::Debug for HostPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostPool")
+            .field("host", &self.host.borrow().address())
+            .field("http1", &self.http1_open)
+            .field("http2", &self.http2.borrow().len())
+            .finish_non_exhaustive()
+    }
+}

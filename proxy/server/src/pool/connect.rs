@@ -1,0 +1,339 @@
+//! Making one upstream connection: address, socket options, connect timeout, TLS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use waystation_filter_api::address::Address;
+use waystation_filter_api::connection::TlsInfo;
+use waystation_tls::{ClientContext, ClientOptions};
+use waystation_upstream::admission::Resource;
+use waystation_upstream::cluster::{ClusterRef, ConnectionOptions, SocketState};
+use waystation_upstream::host::ActiveConnection;
+use waystation_upstream::{HostRef, Permit, Priority};
+
+use crate::transport::{Socket, Transport};
+use crate::worker::Worker;
+
+/// What a cluster's transport socket factory must make (`TransportFactory` downcasts to it).
+#[derive(Debug)]
+pub enum UpstreamSocket {
+    /// `envoy.transport_sockets.raw_buffer`.
+    Plain,
+    /// `envoy.transport_sockets.tls`.
+    Tls(ClientContext),
+}
+
+/// What a caller asks of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConnectOptions<'a> {
+    /// Which circuit breakers count.
+    pub priority: Priority,
+    /// Go past `max_connections`: the worker has none to the host yet, which would be unreachable otherwise.
+    pub past_limit: bool,
+    /// SNI and SAN of this connection, and the ALPN list.
+    pub tls: ClientOptions<'a>,
+}
+
+/// Facts about a connection that was made.
+#[derive(Clone, Debug)]
+pub struct UpstreamConnInfo {
+    /// Unique in this process.
+    pub id: u64,
+    /// Our address.
+    pub local_address: Option<Address>,
+    /// The host's address that answered.
+    pub remote_address: Address,
+    /// The TLS session.
+    pub tls: Option<Arc<TlsInfo>>,
+    /// The protocol agreed by ALPN.
+    pub alpn: Option<Box<[u8]>>,
+}
+
+/// Why a connection was not made.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ConnectError {
+    /// `max_connections` is reached.
+    Overflow,
+    /// `connect_timeout` passed.
+    Timeout,
+    /// It failed; the text is `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
+    Failed {
+        /// Whether it failed before anything left this machine.
+        local: bool,
+        /// The reason.
+        reason: Box<str>,
+    },
+}
+
+/// Accounts for an open connection: gives back its permit and counts its end when dropped.
+#[derive(Debug)]
+pub struct ConnectionGuard {
+    cluster: Rc<ClusterRef>,
+    _permit: Option<Permit>,
+    _active: ActiveConnection,
+    start: Instant,
+    /// Bytes received and sent that are not in the statistics yet.
+    received: u64,
+    sent: u64,
+    /// Whether the upstream closed it.
+    pub remote: bool,
+    /// Whether a request was under way when it ended.
+    pub active: bool,
+}
+
+/// Connects to `host`. Every attempt ends in the cluster's `upstream_cx_*` statistics.
+///
+/// # Errors
+/// When a breaker is open, or the connection cannot be made in `connect_timeout`.
+pub async fn connect(
+    worker: &Worker,
+    cluster: &Rc<ClusterRef>,
+    host: &Rc<HostRef>,
+    options: ConnectOptions<'_>,
+) -> Result<(Transport, UpstreamConnInfo, ConnectionGuard), ConnectError> {
+    let stats = &cluster.stats;
+    let permit = cluster.admission.reserve(options.priority, Resource::Connections);
+    if permit.is_none() {
+        stats.upstream_cx_overflow().inc();
+        if !options.past_limit {
+            return Err(ConnectError::Overflow);
+        }
+    }
+    let active = match cluster.admission.max_connections_per_host() {
+        Some(max) => host.try_begin_connection(max).ok_or(ConnectError::Overflow)?,
+        None => host.begin_connection(),
+    };
+    let start = Instant::now();
+    stats.upstream_cx_total().inc();
+    stats.upstream_cx_active().inc();
+    let mut guard = ConnectionGuard {
+        cluster: Rc::clone(cluster),
+        _permit: permit,
+        _active: active,
+        start,
+        received: 0,
+        sent: 0,
+        remote: false,
+        active: false,
+    };
+    let deadline = tokio::time::sleep(cluster.connect_timeout);
+    let connected = tokio::select! {
+        biased;
+        connected = establish(worker, cluster, host, options) => connected,
+        () = deadline => Err(ConnectError::Timeout),
+    };
+    match connected {
+        Ok((transport, info)) => {
+            stats.upstream_cx_connect_ms().record(millis_since(start));
+            Ok((transport, info, guard))
+        }
+        Err(error) => {
+            guard.remote = true;
+            stats.upstream_cx_connect_fail().inc();
+            host.connect_failed();
+            if error == ConnectError::Timeout {
+                stats.upstream_cx_connect_timeout().inc();
+            }
+            Err(error)
+        }
+    }
+}
+
+impl ConnectionGuard {
+    /// Counts bytes received.
+    #[inline]
+    pub fn received(&mut self, count: usize) {
+        self.received += count as u64;
+    }
+
+    /// Counts bytes sent.
+    #[inline]
+    pub fn sent(&mut self, count: u64) {
+        self.sent += count;
+    }
+
+    /// Brings the byte counts into the statistics: once per request, not per system call.
+    #[inline]
+    pub fn flush(&mut self) {
+        if self.received > 0 {
+            self.cluster.stats.upstream_cx_rx_bytes_total().add(std::mem::take(&mut self.received));
+        }
+        if self.sent > 0 {
+            self.cluster.stats.upstream_cx_tx_bytes_total().add(std::mem::take(&mut self.sent));
+        }
+    }
+
+    /// The cluster as it was when the connection was made.
+    pub fn cluster(&self) -> &Rc<ClusterRef> {
+        &self.cluster
+    }
+
+    /// When the connection was begun.
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.flush();
+        let stats = &self.cluster.stats;
+        stats.upstream_cx_active().dec();
+        stats.upstream_cx_destroy().inc();
+        stats.upstream_cx_length_ms().record(millis_since(self.start));
+        if self.remote {
+            stats.upstream_cx_destroy_remote().inc();
+        } else {
+            stats.upstream_cx_destroy_local().inc();
+        }
+        if self.active {
+            stats.upstream_cx_destroy_with_active_rq().inc();
+            if self.remote {
+                stats.upstream_cx_destroy_remote_with_active_rq().inc();
+            } else {
+                stats.upstream_cx_destroy_local_with_active_rq().inc();
+            }
+        }
+    }
+}
+
+async fn establish(
+    worker: &Worker,
+    cluster: &ClusterRef,
+    host: &HostRef,
+    options: ConnectOptions<'_>,
+) -> Result<(Transport, UpstreamConnInfo), ConnectError> {
+    let addresses = std::iter::once(host.address()).chain(host.additional_addresses());
+    let mut last = ConnectError::Failed { local: true, reason: "no address".into() };
+    for address in addresses {
+        match open(address, cluster.connection.as_deref()).await {
+            Ok((socket, local_address)) => {
+                let info = UpstreamConnInfo {
+                    id: worker.connection_id(),
+                    local_address,
+                    remote_address: address.clone(),
+                    tls: None,
+                    alpn: None,
+                };
+                return secure(socket, info, host, options).await;
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn open(
+    address: &Address,
+    options: Option<&ConnectionOptions>,
+) -> Result<(Socket, Option<Address>), ConnectError> {
+    match address {
+        Address::Ip(address) => {
+            let stream = tcp(*address, options).await.map_err(|error| failed("delayed connect error", &error))?;
+            let local = stream.local_addr().ok().map(Address::Ip);
+            Ok((Socket::tcp(stream), local))
+        }
+        Address::Pipe(path) => {
+            let stream = match path.strip_prefix('@') {
+                Some(name) => abstract_socket(name),
+                None => UnixStream::connect(&**path).await,
+            };
+            let stream = stream.map_err(|error| failed("immediate connect error", &error))?;
+            Ok((Socket::unix(stream), None))
+        }
+        Address::Internal { .. } => Err(ConnectError::Failed {
+            local: true,
+            reason: "internal listeners are not reachable from this cluster".into(),
+        }),
+    }
+}
+
+fn abstract_socket(name: &str) -> io::Result<UnixStream> {
+    use std::os::linux::net::SocketAddrExt as _;
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+    let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+async fn tcp(address: SocketAddr, options: Option<&ConnectionOptions>) -> io::Result<TcpStream> {
+    let Some(options) = options else { return TcpStream::connect(address).await };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let view = socket2::SockRef::from(&socket);
+    if let Some(keepalive) = &options.keepalive {
+        let mut wanted = socket2::TcpKeepalive::new();
+        if let Some(time) = keepalive.time {
+            wanted = wanted.with_time(time);
+        }
+        if let Some(interval) = keepalive.interval {
+            wanted = wanted.with_interval(interval);
+        }
+        if let Some(probes) = keepalive.probes {
+            wanted = wanted.with_retries(probes);
+        }
+        view.set_tcp_keepalive(&wanted)?;
+    }
+    if let Some(bind) = &options.bind {
+        for option in bind.options.iter().filter(|option| option.state == SocketState::Prebind) {
+            set_option(&socket, option.level, option.name, &option.value)?;
+        }
+        if bind.freebind {
+            view.set_freebind_v4(true)?;
+        }
+        if let Some(source) = bind.source_for(address.ip()) {
+            socket.bind(source)?;
+        }
+        for option in bind.options.iter().filter(|option| option.state == SocketState::Bound) {
+            set_option(&socket, option.level, option.name, &option.value)?;
+        }
+    }
+    socket.connect(address).await
+}
+
+fn set_option(socket: &TcpSocket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+    let len = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the descriptor is open for the life of `socket`, and `value` is `len` readable bytes.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+async fn secure(
+    socket: Socket,
+    mut info: UpstreamConnInfo,
+    host: &HostRef,
+    options: ConnectOptions<'_>,
+) -> Result<(Transport, UpstreamConnInfo), ConnectError> {
+    let tls = match host.transport().downcast_ref::<UpstreamSocket>() {
+        Some(UpstreamSocket::Tls(tls)) => tls,
+        Some(UpstreamSocket::Plain) | None => return Ok((Transport::Plain(socket), info)),
+    };
+    let Some((config, name)) = tls.connect(options.tls) else {
+        return Err(ConnectError::Failed { local: true, reason: "TLS error: Secret is not supplied by SDS".into() });
+    };
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let stream = connector.connect(name, socket).await.map_err(|error| ConnectError::Failed {
+        local: false,
+        reason: tls.handshake_failed(&error).into(),
+    })?;
+    let session = stream.get_ref().1;
+    info.alpn = session.alpn_protocol().map(Into::into);
+    info.tls = Some(Arc::new(tls.handshake_done(session)));
+    Ok((Transport::TlsClient(Box::new(stream)), info))
+}
+
+/// Envoy's text: what was done, and the system's message without its number.
+fn failed(what: &str, error: &io::Error) -> ConnectError {
+    let text = error.to_string();
+    let message = text.split(" (os error").next().unwrap_or_default();
+    let local = matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable);
+    ConnectError::Failed { local, reason: format!("{what}: {message}").into() }
+}
+
+fn millis_since(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,215 @@
+//! An upstream HTTP/1 connection.
+
+use std::fmt;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use tokio_util::io::poll_read_buf;
+use std::pin::Pin;
+use waystation_http::Headers;
+use waystation_http::h1::{self, After, ClientConn, Received, ResponseHead};
+
+use super::HostPool;
+use super::connect::{ConnectionGuard, UpstreamConnInfo};
+use crate::http::end::ResetReason;
+use crate::http::outbox::Outbox;
+use crate::transport::{Liveness, Transport};
+use crate::worker::Worker;
+
+/// Room that a read should find; below it the buffer grows or is replaced.
+const READ_ROOM: usize = 4 * 1024;
+
+/// Bytes that may wait to be written before more is taken in.
+const HIGH_WATER: usize = 256 * 1024;
+
+/// One connection, carrying one request at a time. The task of the downstream stream drives it itself.
+pub(crate) struct Http1 {
+    pub(crate) transport: Transport,
+    codec: ClientConn,
+    input: BytesMut,
+    out: Outbox,
+    pub(crate) info: Rc<UpstreamConnInfo>,
+    pub(crate) guard: ConnectionGuard,
+    pub(crate) idle_since: Instant,
+    /// Requests begun.
+    pub(crate) requests: u32,
+    /// `max_connection_duration`.
+    expires: Option<Instant>,
+    /// The head of the response under way has been read.
+    began: bool,
+    pool: Weak<HostPool>,
+}
+
+impl Http1 {
+    pub(crate) fn new(
+        transport: Transport,
+        info: UpstreamConnInfo,
+        guard: ConnectionGuard,
+        config: Arc<h1::Config>,
+        expires: Option<Instant>,
+        pool: &Rc<HostPool>,
+    ) -> Self {
+        pool.opened_http1();
+        Self {
+            transport,
+            codec: ClientConn::new(config),
+            input: BytesMut::new(),
+            out: Outbox::default(),
+            info: Rc::new(info),
+            idle_since: guard.start(),
+            guard,
+            requests: 0,
+            expires,
+            began: false,
+            pool: Rc::downgrade(pool),
+        }
+    }
+
+    /// Whether an idle connection can take a request.
+    #[inline]
+    pub(crate) fn is_usable(&mut self, now: Instant) -> bool {
+        if self.expires.is_some_and(|expires| now >= expires) {
+            self.guard.cluster().stats.upstream_cx_max_duration_reached().inc();
+            return false;
+        }
+        let alive = self.transport.liveness() == Liveness::Idle;
+        self.guard.remote = !alive;
+        alive
+    }
+
+    #[inline]
+    pub(crate) fn send_head(&mut self, worker: &Worker, headers: &Headers, end: bool) {
+        self.requests += 1;
+        self.guard.active = true;
+        self.began = false;
+        self.out.give_buffer(|| worker.take_buffer());
+        let codec = &mut self.codec;
+        self.out.with_buffer(|buffer| codec.send_head(headers, end, buffer));
+    }
+
+    pub(crate) fn send_data(&mut self, data: Bytes) {
+        let frame = self.codec.frame_data(data.len());
+        self.out.push_framed(&frame, data);
+    }
+
+    pub(crate) fn send_end(&mut self, trailers: Option<&Headers>) {
+        let codec = &mut self.codec;
+        self.out.with_buffer(|buffer| match trailers {
+            Some(trailers) => codec.send_trailers(trailers, buffer),
+            None => codec.send_end(buffer),
+        });
+    }
+
+    /// Whether more of the request may be sent now.
+    #[inline]
+    pub(crate) fn has_room(&self) -> bool {
+        self.out.len() < HIGH_WATER
+    }
+
+    #[inline]
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
+        if self.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut sent = 0;
+        let flushed = self.out.poll_flush(cx, &mut self.transport, &mut sent);
+        self.guard.sent(sent);
+        match ready!(flushed) {
+            Ok(()) => Poll::Ready(Ok(())),
+            // The answer may have come before the connection was closed: the read side says which it is.
+            Err(_) => Poll::Ready(Err(ResetReason::ConnectionTermination)),
+        }
+    }
+
+    /// The next event of the response.
+    #[inline]
+    pub(crate) fn poll_event(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+        headers: &mut Headers,
+    ) -> Poll<Result<Received<ResponseHead>, ResetReason>> {
+        loop {
+            match self.codec.receive(&mut self.input, headers) {
+                Ok(Received::NeedMore) => {}
+                Ok(received) => {
+                    if let Received::Head(head) = &received {
+                        self.began = !head.informational;
+                    }
+                    return Poll::Ready(Ok(received));
+                }
+                Err(_) => {
+                    self.guard.cluster().stats.upstream_cx_protocol_error().inc();
+                    return Poll::Ready(Err(ResetReason::ProtocolError));
+                }
+            }
+            if self.input.capacity() == 0 {
+                self.input = worker.take_buffer();
+            }
+            self.input.reserve(READ_ROOM);
+            match poll_read_buf(Pin::new(&mut self.transport), cx, &mut self.input) {
+                Poll::Pending => {
+                    if self.input.is_empty() {
+                        worker.give_buffer(std::mem::take(&mut self.input));
+                    }
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(0)) => {
+                    self.guard.remote = true;
+                    return Poll::Ready(match self.codec.receive_eof() {
+                        Ok(Received::NeedMore) => Err(ResetReason::ConnectionTermination),
+                        Ok(received) => Ok(received),
+                        // A body cut short is a violation of its framing; no head at all is a lost connection.
+                        Err(_) if self.began => Err(ResetReason::ProtocolError),
+                        Err(_) => Err(ResetReason::ConnectionTermination),
+                    });
+                }
+                Poll::Ready(Ok(count)) => self.guard.received(count),
+                Poll::Ready(Err(_)) => {
+                    self.guard.remote = true;
+                    return Poll::Ready(Err(ResetReason::ConnectionTermination));
+                }
+            }
+        }
+    }
+
+    /// Ends the exchange; whether the connection can carry another.
+    #[inline]
+    pub(crate) fn finish(&mut self, worker: &Worker) -> bool {
+        self.guard.flush();
+        let keep = self.codec.after_message() == After::KeepAlive && self.input.is_empty() && self.out.is_empty();
+        if keep {
+            self.guard.active = false;
+            worker.give_buffer(std::mem::take(&mut self.input));
+            worker.give_buffer(self.out.take_buffer());
+        }
+        keep
+    }
+
+    /// Whether no request was ever sent on it.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.requests == 0
+    }
+
+    /// The exchange is over and the response was complete, whatever becomes of the connection.
+    pub(crate) fn mark_inactive(&mut self) {
+        self.guard.active = false;
+    }
+}
+
+impl Drop for Http1 {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.closed_http1();
+        }
+    }
+}
+
+impl fmt::Debug for Http1 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http1").field("info", &self.info).field("requests", &self.requests).finish_non_exhaustive()
+    }
+}

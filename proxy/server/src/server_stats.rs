@@ -1,0 +1,95 @@
+//! `server.*`.
+
+use std::fs;
+use std::time::Duration;
+
+use waystation_stats::stats_group;
+
+use crate::cli::options::Options;
+use crate::context::Shared;
+use crate::manager::clusters::Clusters;
+use crate::version;
+
+stats_group! {
+    /// `server.`
+    pub struct ServerGroup {
+        counters {
+            debug_assertion_failures,
+            dynamic_unknown_fields,
+            static_unknown_fields,
+            envoy_bug_failures,
+            wip_protos,
+        }
+        gauges {
+            compilation_settings_fips_mode = "compilation_settings.fips_mode",
+            concurrency,
+            days_until_first_cert_expiring,
+            hot_restart_epoch,
+            hot_restart_generation,
+            live,
+            memory_allocated,
+            memory_heap_size,
+            memory_physical_size,
+            parent_connections,
+            seconds_until_first_ocsp_response_expiring,
+            state,
+            stats_recent_lookups,
+            total_connections,
+            uptime,
+            version,
+        }
+        histograms { initialization_time_ms: Milliseconds }
+    }
+}
+
+/// The group with what keeps it up to date.
+#[derive(Debug)]
+pub struct ServerStats {
+    group: ServerGroup,
+}
+
+impl ServerStats {
+    /// The stats of this process.
+    pub fn new(shared: &Shared, options: &Options) -> Self {
+        let group: ServerGroup = shared.stats.root().scope("server").group();
+        group.concurrency().set(options.concurrency.into());
+        group.hot_restart_epoch().set(options.restart_epoch.into());
+        group.version().set(version::revision_number());
+        group.state().set(shared.state() as u64);
+        // No certificate: the largest value, as Envoy.
+        group.days_until_first_cert_expiring().set(u32::MAX.into());
+        Self { group }
+    }
+
+    /// One unknown field in a dynamic resource.
+    pub fn unknown_dynamic_field(&self) {
+        self.group.dynamic_unknown_fields().inc();
+    }
+
+    /// Unknown fields in the bootstrap.
+    pub fn unknown_static_fields(&self, count: u64) {
+        self.group.static_unknown_fields().add(count);
+    }
+
+    /// Start-up took this long.
+    pub fn initialized(&self, took: Duration) {
+        self.group.initialization_time_ms().record(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Renews the gauges.
+    pub fn renew(&self, shared: &Shared, _clusters: &Clusters) {
+        let group = &self.group;
+        let state = shared.state();
+        group.state().set(state as u64);
+        group.live().set(u64::from(!shared.health_check_failed()));
+        group.uptime().set(shared.start.elapsed().as_secs());
+        group.total_connections().set(shared.connections());
+        let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        let mut pages = statm.split(' ').filter_map(|field| field.parse::<u64>().ok()).map(|pages| pages * 4096);
+        let resident = pages.nth(1).unwrap_or_default();
+        let file = pages.next().unwrap_or_default();
+        group.memory_physical_size().set(resident);
+        group.memory_heap_size().set(resident);
+        group.memory_allocated().set(resident.saturating_sub(file));
+    }
+}

@@ -1,0 +1,365 @@
+//! `envoy.filters.network.tcp_proxy`.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
+use envoy_types::pb::envoy::r#type::v3 as types;
+use waystation_filter_api::address::Address;
+use waystation_filter_api::cell::Cell;
+use waystation_filter_api::connection::ConnectionInfo;
+use waystation_filter_api::flags::ResponseFlag;
+use waystation_filter_api::stream::StreamInfo;
+use waystation_filter_api::value::Metadata;
+use waystation_format::{AccessLog, AccessLogType, FormatContext};
+use waystation_schema::{At as _, ConfigError};
+use waystation_stats::stats_group;
+use waystation_upstream::load_balancer::OriginalDestination;
+use waystation_upstream::{Cluster, MetadataMatch, PickContext};
+use xxhash_rust::xxh64::xxh64;
+
+use crate::context::CompileContext;
+use crate::convert;
+use crate::drain::DrainHandle;
+use crate::duplex::{self, End, Limits};
+use crate::pool::connect::{ConnectError, ConnectOptions, connect};
+use crate::transport::Transport;
+use crate::worker::Worker;
+
+/// Envoy's default idle timeout of a session.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+stats_group! {
+    /// `tcp.<stat_prefix>.`
+    pub struct TcpStats {
+        counters {
+            downstream_cx_no_route,
+            downstream_cx_rx_bytes_total,
+            downstream_cx_total,
+            downstream_cx_tx_bytes_total,
+            downstream_flow_control_paused_reading_total,
+            downstream_flow_control_resumed_reading_total,
+            idle_timeout,
+            max_downstream_connection_duration,
+            upstream_flush_total,
+        }
+        gauges { downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, upstream_flush_active }
+        histograms {}
+    }
+}
+
+/// A compiled `TcpProxy`.
+#[derive(Debug)]
+pub struct TcpProxy {
+    /// Where connections go; more than one with `weighted_clusters`.
+    targets: Vec<Target>,
+    total_weight: u64,
+    idle_timeout: Option<Duration>,
+    max_duration: Option<Duration>,
+    /// Percent by which the maximal duration is spread.
+    max_duration_jitter: f64,
+    max_connect_attempts: u32,
+    hash_source_ip: bool,
+    access_log: Vec<AccessLog>,
+    log_on_connect: bool,
+    log_interval: Option<Duration>,
+    stats: TcpStats,
+}
+
+#[derive(Debug)]
+struct Target {
+    cluster: Arc<Cell<Cluster>>,
+    weight: u64,
+    metadata_match: Option<MetadataMatch>,
+}
+
+impl TcpProxy {
+    /// Compiles the filter.
+    pub fn compile(proto: &pb::TcpProxy, context: &CompileContext<'_>) -> Result<Self, ConfigError> {
+        let refuse = |set: bool, field: &str, reason: &str| {
+            if set { Err(ConfigError::field(field, reason)) } else { Ok(()) }
+        };
+        refuse(proto.on_demand.is_some(), "on_demand", "on-demand clusters are not supported for TCP")?;
+        refuse(
+            proto.tunneling_config.is_some(),
+            "tunneling_config",
+            "tunneling over HTTP is not supported in this version",
+        )?;
+        refuse(proto.downstream_idle_timeout.is_some(), "downstream_idle_timeout", "use idle_timeout")?;
+        refuse(proto.upstream_idle_timeout.is_some(), "upstream_idle_timeout", "use idle_timeout")?;
+        refuse(proto.backoff_options.is_some(), "backoff_options", "not supported: attempts follow at once")?;
+        refuse(
+            !proto.proxy_protocol_tlvs.is_empty(),
+            "proxy_protocol_tlvs",
+            "the upstream PROXY protocol is not supported in this version",
+        )?;
+        refuse(proto.upstream_connect_mode != 0, "upstream_connect_mode", "only IMMEDIATE is supported")?;
+        refuse(
+            proto.max_early_data_bytes.is_some(),
+            "max_early_data_bytes",
+            "only meaningful with upstream_connect_mode, which is not supported",
+        )?;
+
+        let stats = context.shared.stats.root().scope("tcp").tag("envoy.tcp_prefix", &proto.stat_prefix);
+        let common = match_of(proto.metadata_match.as_ref()).at(|| "metadata_match")?;
+        let targets = match &proto.cluster_specifier {
+            Some(pb::tcp_proxy::ClusterSpecifier::Cluster(name)) => {
+                vec![Target { cluster: context.cluster_cell(name), weight: 1, metadata_match: common }]
+            }
+            Some(pb::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => {
+                let mut targets = Vec::with_capacity(weighted.clusters.len());
+                for (i, cluster) in weighted.clusters.iter().enumerate() {
+                    let own = match_of(cluster.metadata_match.as_ref())
+                        .at(|| "metadata_match")
+                        .at(|| format!("weighted_clusters.clusters[{i}]"))?;
+                    targets.push(Target {
+                        cluster: context.cluster_cell(&cluster.name),
+                        weight: cluster.weight.into(),
+                        metadata_match: own.or_else(|| common.clone()),
+                    });
+                }
+                targets
+            }
+            None => return Err(ConfigError::field("cluster", "cluster or weighted_clusters is required")),
+        };
+        let hash_source_ip = hash_policy(&proto.hash_policy).at(|| "hash_policy")?;
+        let mut access_log = Vec::with_capacity(proto.access_log.len());
+        for (i, log) in proto.access_log.iter().enumerate() {
+            let compiled = AccessLog::compile(log, &context.shared.access_logs, &context.shared.runtime);
+            access_log.push(compiled.at(|| format!("access_log[{i}]"))?);
+        }
+        let options = proto.access_log_options.as_ref();
+        // The two fields outside of the options are deprecated forms of those inside.
+        let interval = options
+            .and_then(|options| options.access_log_flush_interval.as_ref())
+            .or(proto.access_log_flush_interval.as_ref());
+        Ok(Self {
+            total_weight: targets.iter().map(|target| target.weight).sum(),
+            targets,
+            idle_timeout: convert::timeout(proto.idle_timeout.as_ref(), Some(IDLE_TIMEOUT))
+                .at(|| "idle_timeout")?,
+            max_duration: convert::duration(proto.max_downstream_connection_duration.as_ref())
+                .at(|| "max_downstream_connection_duration")?,
+            max_duration_jitter: proto
+                .max_downstream_connection_duration_jitter_percentage
+                .as_ref()
+                .map_or(0.0, |percent| percent.value),
+            max_connect_attempts: proto.max_connect_attempts.as_ref().map_or(1, |attempts| attempts.value.max(1)),
+            hash_source_ip,
+            access_log,
+            log_on_connect: proto.flush_access_log_on_connected
+                || options.is_some_and(|options| options.flush_access_log_on_connected),
+            log_interval: convert::duration(interval).at(|| "access_log_flush_interval")?,
+            stats: stats.group(),
+        })
+    }
+
+    fn choose(&self, random: u64) -> Option<&Target> {
+        let mut point = random.checked_rem(self.total_weight)?;
+        self.targets.iter().find(|target| {
+            let found = point < target.weight;
+            point = point.saturating_sub(target.weight);
+            found
+        })
+    }
+
+    fn log(&self, info: &StreamInfo, log_type: AccessLogType, random: u64) {
+        let cx = FormatContext {
+            request: None,
+            response: None,
+            trailers: None,
+            info,
+            local_reply_body: "",
+            log_type,
+            now: Instant::now(),
+        };
+        for log in &self.access_log {
+            log.log(&cx, random);
+        }
+    }
+}
+
+/// The `envoy.lb` part of a metadata match.
+fn match_of(proto: Option<&core::Metadata>) -> Result<Option<MetadataMatch>, ConfigError> {
+    let metadata = proto.map(Metadata::from_proto).unwrap_or_default();
+    match metadata.at::<&str>("envoy.lb", &[]) {
+        Some(waystation_filter_api::value::Value::Struct(fields)) => MetadataMatch::compile(fields),
+        _ => Ok(None),
+    }
+}
+
+/// Only the source address can be hashed; `filter_state` waits for filters that set it.
+fn hash_policy(policies: &[types::HashPolicy]) -> Result<bool, ConfigError> {
+    use types::hash_policy::PolicySpecifier;
+    match policies {
+        [] => Ok(false),
+        [policy] => match &policy.policy_specifier {
+            Some(PolicySpecifier::SourceIp(_)) => Ok(true),
+            _ => Err(ConfigError::new("only source_ip is supported in this version").at("[0]")),
+        },
+        _ => Err(ConfigError::new("only one policy is supported")),
+    }
+}
+
+/// Serves one connection.
+pub async fn serve(
+    worker: Rc<Worker>,
+    proxy: &TcpProxy,
+    mut transport: Transport,
+    connection: ConnectionInfo,
+    drain: DrainHandle,
+) {
+    // Established TCP sessions outlive a drain: the listener's removal ends them.
+    drop(drain);
+    proxy.stats.downstream_cx_total().inc();
+    let start = connection.start;
+    let now = Instant::now();
+    let start_time = SystemTime::now() - now.saturating_duration_since(start);
+    let mut info = StreamInfo::new(connection.id, start, start_time, Rc::new(connection), None);
+    relay(&worker, proxy, &mut transport, &mut info).await;
+    info.timing.complete = Some(Instant::now());
+    proxy.log(&info, AccessLogType::TcpConnectionEnd, worker.random());
+}
+
+async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &mut StreamInfo) {
+    let Some(target) = proxy.choose(worker.random()) else {
+        proxy.stats.downstream_cx_no_route().inc();
+        info.flags.set(ResponseFlag::NoRouteFound);
+        return;
+    };
+    let local = worker.cluster(&target.cluster);
+    let Some(cluster) = local.get() else {
+        proxy.stats.downstream_cx_no_route().inc();
+        info.flags.set(ResponseFlag::NoClusterFound);
+        return;
+    };
+    info.upstream.cluster = Some(Rc::clone(&cluster) as _);
+    let hash = proxy.hash_source_ip.then(|| source_hash(&info.connection.remote_address)).flatten();
+    let mut attempts = 0;
+    let (mut up, mut guard) = loop {
+        let destination = info.connection.local_address_restored.then_some(&info.connection.local_address);
+        let pick = PickContext {
+            hash,
+            metadata_match: target.metadata_match.as_ref(),
+            original_destination: Some(OriginalDestination { local_address: destination, ..Default::default() }),
+            ..PickContext::default()
+        };
+        let Ok(pool) = local.pick(worker, &cluster, &pick, Instant::now()) else {
+            cluster.stats.upstream_cx_none_healthy().inc();
+            info.flags.set(ResponseFlag::NoHealthyUpstream);
+            return;
+        };
+        let host = pool.host();
+        info.upstream.host = Some(Rc::clone(&host) as _);
+        attempts += 1;
+        info.upstream.attempts = attempts;
+        match connect(worker, &cluster, &host, ConnectOptions::default()).await {
+            Ok((transport, facts, guard)) => {
+                info.upstream.local_address = facts.local_address;
+                info.upstream.connection_id = Some(facts.id);
+                info.upstream.tls = facts.tls;
+                break (transport, guard);
+            }
+            Err(ConnectError::Overflow) => {
+                info.flags.set(ResponseFlag::UpstreamOverflow);
+                return;
+            }
+            Err(error) => {
+                if let ConnectError::Failed { reason, .. } = error {
+                    info.upstream.transport_failure_reason = Some(reason.into_string().into());
+                }
+                if attempts >= proxy.max_connect_attempts {
+                    if proxy.max_connect_attempts > 1 {
+                        cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
+                    }
+                    info.flags.set(ResponseFlag::UpstreamConnectionFailure);
+                    return;
+                }
+            }
+        }
+    };
+    if proxy.log_on_connect {
+        proxy.log(info, AccessLogType::TcpUpstreamConnected, worker.random());
+    }
+    let end = pump(worker, proxy, down, &mut up, info, &mut guard).await;
+    match end {
+        End::Closed => {}
+        End::Idle => {
+            proxy.stats.idle_timeout().inc();
+            info.flags.set(ResponseFlag::StreamIdleTimeout);
+        }
+        End::Deadline => {
+            proxy.stats.max_downstream_connection_duration().inc();
+            info.flags.set(ResponseFlag::DurationTimeout);
+        }
+        End::Downstream(_) => guard.remote = false,
+        End::Upstream(_) => guard.remote = true,
+    }
+}
+
+/// Moves the bytes; with a log interval it stops now and then to write a line.
+async fn pump(
+    worker: &Worker,
+    proxy: &TcpProxy,
+    down: &mut Transport,
+    up: &mut Transport,
+    info: &mut StreamInfo,
+    guard: &mut crate::pool::connect::ConnectionGuard,
+) -> End {
+    let spread = proxy.max_duration_jitter / 100.0 * fraction(worker.random());
+    let deadline = proxy.max_duration.map(|longest| info.start + longest.mul_f64(1.0 + spread));
+    let limits = Limits { idle_timeout: proxy.idle_timeout, deadline };
+    let mut session = duplex::Session::new(limits);
+    let mut ticks = proxy.log_interval.map(tokio::time::interval);
+    if let Some(ticks) = &mut ticks {
+        // The first tick is at once.
+        ticks.tick().await;
+    }
+    loop {
+        let tick = async {
+            match &mut ticks {
+                Some(ticks) => ticks.tick().await,
+                None => std::future::pending().await,
+            }
+        };
+        let end = {
+            let (info, stats) = (&mut *info, &proxy.stats);
+            let guard = &mut *guard;
+            let run = session.run(down, up, move |moved| {
+                stats.downstream_cx_rx_bytes_total().add(moved.upstream);
+                stats.downstream_cx_tx_bytes_total().add(moved.downstream);
+                info.bytes.body_received += moved.upstream;
+                info.bytes.body_sent += moved.downstream;
+                info.bytes.wire_received += moved.upstream;
+                info.bytes.wire_sent += moved.downstream;
+                info.upstream.bytes.wire_sent += moved.upstream;
+                info.upstream.bytes.wire_received += moved.downstream;
+                guard.sent(moved.upstream);
+                guard.received(usize::try_from(moved.downstream).unwrap_or(usize::MAX));
+                guard.flush();
+            });
+            tokio::select! {
+                end = run => Some(end),
+                _ = tick => None,
+            }
+        };
+        match end {
+            Some(end) => return end,
+            None => proxy.log(info, AccessLogType::TcpPeriodic, worker.random()),
+        }
+    }
+}
+
+/// A number in `[0, 1)`.
+fn fraction(random: u64) -> f64 {
+    // 53 bits are what a double holds exactly.
+    (random >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// Envoy hashes the address without its port.
+fn source_hash(address: &Address) -> Option<u64> {
+    let ip = address.ip()?.ip().to_string();
+    Some(xxh64(ip.as_bytes(), 0))
+}

@@ -1,0 +1,350 @@
+//! One worker: an OS thread with its own connections, pools, randomness and view of the clusters.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::BytesMut;
+use waystation_filter_api::cell::{self, Local};
+use waystation_filter_api::runtime::{Fraction, RuntimeFraction};
+use waystation_stats::{Histogram, ResponseCodes, Unit};
+use waystation_upstream::cluster::ClusterRef;
+use waystation_upstream::load_balancer::LocalLb;
+use waystation_upstream::{Cluster, Host, HostRef, NoHost, PickContext};
+
+use crate::context::Shared;
+use crate::http::stream::Scratch;
+use crate::pool::HostPool;
+
+/// How often idle connections are looked after.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// The size of a read buffer: a head and a small body in one `read`.
+const BUFFER: usize = 16 * 1024;
+
+/// Buffers kept for the next connection that becomes active.
+const SPARE_BUFFERS: usize = 64;
+
+/// Stream states kept for the next request.
+const SPARE_STREAMS: usize = 64;
+
+/// Connection ids are taken from the process in blocks.
+const ID_BLOCK: u64 = 1024;
+
+/// What one worker thread owns. Never leaves its thread.
+pub struct Worker {
+    /// The worker's number, from 0.
+    pub index: u32,
+    /// The process.
+    pub shared: Arc<Shared>,
+    /// Our own address, written to `x-forwarded-for` in place of a loopback peer.
+    pub(crate) node_ip: IpAddr,
+    random: RefCell<fastrand::Rng>,
+    /// By cell id.
+    clusters: RefCell<Vec<Option<Rc<LocalCluster>>>>,
+    buffers: RefCell<Vec<BytesMut>>,
+    streams: RefCell<Vec<Box<Scratch>>>,
+    ids: Cell<(u64, u64)>,
+    date: RefCell<Date>,
+    wall: Cell<(Instant, SystemTime)>,
+}
+
+/// The `date` header, rendered once a second.
+#[derive(Debug)]
+struct Date {
+    until: Instant,
+    text: [u8; 29],
+}
+
+/// One worker's view of one cluster.
+pub struct LocalCluster {
+    cell: Arc<cell::Cell<Cluster>>,
+    view: RefCell<View>,
+    pools: RefCell<HashMap<u64, Rc<HostPool>, BuildHasherDefault<IdHasher>>>,
+    extras: OnceCell<Extras>,
+}
+
+/// What only clusters that carry HTTP requests have.
+pub(crate) struct Extras {
+    pub(crate) internal: ResponseCodes,
+    pub(crate) external: ResponseCodes,
+    /// `upstream_rq_time`.
+    pub(crate) time: Histogram,
+    /// Runtime `upstream.maintenance_mode.<cluster>`.
+    pub(crate) maintenance: RuntimeFraction,
+}
+
+struct View {
+    local: Local<Cluster>,
+    cluster: Option<Rc<ClusterRef>>,
+    lb: LocalLb,
+}
+
+impl Worker {
+    /// A worker; to be made on its own thread, inside its `LocalSet`. `seed` makes its randomness repeatable.
+    pub fn new(index: u32, shared: Arc<Shared>, seed: Option<u64>) -> Rc<Self> {
+        let random = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+        let now = Instant::now();
+        let worker = Rc::new(Self {
+            index,
+            shared,
+            node_ip: local_ip(),
+            random: RefCell::new(random),
+            clusters: RefCell::default(),
+            buffers: RefCell::default(),
+            streams: RefCell::default(),
+            ids: Cell::default(),
+            date: RefCell::new(Date { until: now, text: [0; 29] }),
+            wall: Cell::new((now, SystemTime::now())),
+        });
+        tokio::task::spawn_local(sweep(Rc::downgrade(&worker)));
+        worker
+    }
+
+    /// A number unique to a connection of this process.
+    pub fn connection_id(&self) -> u64 {
+        let (next, end) = self.ids.get();
+        if next < end {
+            self.ids.set((next + 1, end));
+            return next;
+        }
+        let start = self.shared.reserve_connection_ids(ID_BLOCK);
+        self.ids.set((start + 1, start + ID_BLOCK));
+        start
+    }
+
+    /// A random number.
+    #[inline]
+    pub fn random(&self) -> u64 {
+        self.random.borrow_mut().u64(..)
+    }
+
+    /// The worker's randomness, for a phase that takes it.
+    #[inline]
+    pub(crate) fn with_random<T>(&self, with: impl FnOnce(&mut fastrand::Rng) -> T) -> T {
+        with(&mut self.random.borrow_mut())
+    }
+
+    /// The wall clock at `now`, from one reading per sweep.
+    #[inline]
+    pub(crate) fn wall_clock(&self, now: Instant) -> SystemTime {
+        let (then, wall) = self.wall.get();
+        wall + now.saturating_duration_since(then)
+    }
+
+    /// Passes the current `date` value on.
+    #[inline]
+    pub(crate) fn with_date<T>(&self, now: Instant, with: impl FnOnce(&[u8]) -> T) -> T {
+        let mut date = self.date.borrow_mut();
+        if now >= date.until {
+            let wall = SystemTime::now();
+            let text = httpdate::fmt_http_date(wall);
+            date.text.copy_from_slice(&text.as_bytes()[..29]);
+            let since = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            date.until = now + Duration::from_nanos(1_000_000_000 - u64::from(since.subsec_nanos()));
+        }
+        with(&date.text)
+    }
+
+    /// A buffer to read into or encode to.
+    #[inline]
+    pub(crate) fn take_buffer(&self) -> BytesMut {
+        self.buffers.borrow_mut().pop().unwrap_or_else(|| BytesMut::with_capacity(BUFFER))
+    }
+
+    /// Gives a buffer back for others to use.
+    #[inline]
+    pub(crate) fn give_buffer(&self, mut buffer: BytesMut) {
+        let mut spare = self.buffers.borrow_mut();
+        if buffer.capacity() == 0 || spare.len() >= SPARE_BUFFERS {
+            return;
+        }
+        buffer.clear();
+        // Pieces of it may still be on their way: only a buffer that is ours alone again is worth keeping.
+        if buffer.try_reclaim(BUFFER) && buffer.capacity() <= 2 * BUFFER {
+            spare.push(buffer);
+        }
+    }
+
+    /// The state of a new stream; its memory is that of an earlier one.
+    #[inline]
+    pub(crate) fn take_scratch(&self) -> Box<Scratch> {
+        self.streams.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps the memory of a finished stream.
+    #[inline]
+    pub(crate) fn give_scratch(&self, mut scratch: Box<Scratch>) {
+        scratch.recycle();
+        let mut spare = self.streams.borrow_mut();
+        if spare.len() < SPARE_STREAMS {
+            spare.push(scratch);
+        }
+    }
+
+    /// This worker's view of the cluster in `cell`.
+    #[inline]
+    pub fn cluster(&self, cell: &Arc<cell::Cell<Cluster>>) -> Rc<LocalCluster> {
+        let index = cell.id() as usize;
+        if let Some(Some(found)) = self.clusters.borrow().get(index)
+            && Arc::ptr_eq(&found.cell, cell)
+        {
+            return Rc::clone(found);
+        }
+        self.add_cluster(cell)
+    }
+
+    #[cold]
+    fn add_cluster(&self, cell: &Arc<cell::Cell<Cluster>>) -> Rc<LocalCluster> {
+        let mut clusters = self.clusters.borrow_mut();
+        let index = cell.id() as usize;
+        if clusters.len() <= index {
+            clusters.resize_with(index + 1, || None);
+        }
+        let view = View { local: Local::new(Arc::clone(cell)), cluster: None, lb: LocalLb::default() };
+        let local = LocalCluster { cell: Arc::clone(cell), view: RefCell::new(view), pools: RefCell::default(), extras: OnceCell::new() };
+        Rc::clone(clusters[index].insert(Rc::new(local)))
+    }
+
+    fn sweep(&self, now: Instant) {
+        self.wall.set((now, SystemTime::now()));
+        let mut clusters = self.clusters.borrow_mut();
+        for slot in clusters.iter_mut() {
+            let Some(cluster) = slot else { continue };
+            cluster.sweep(now);
+            // Nobody else refers to the name any more: let its id be used again.
+            if Arc::strong_count(&cluster.cell) <= 2 && cluster.pools.borrow().is_empty() && !cluster.cell.is_set() {
+                *slot = None;
+            }
+        }
+    }
+}
+
+impl LocalCluster {
+    /// The cluster in force; nothing while it does not exist.
+    #[inline]
+    pub fn get(&self) -> Option<Rc<ClusterRef>> {
+        let mut view = self.view.borrow_mut();
+        let View { local, cluster, lb } = &mut *view;
+        let held = local.get();
+        match (held, &*cluster) {
+            (Some(held), Some(known)) if known.0.same(held) => Some(Rc::clone(known)),
+            (Some(held), _) => {
+                // Another configuration: its schedules start anew, its hosts and their connections stay.
+                *lb = LocalLb::default();
+                let fresh = ClusterRef::new(held.clone());
+                *cluster = Some(Rc::clone(&fresh));
+                Some(fresh)
+            }
+            (None, _) => {
+                *cluster = None;
+                None
+            }
+        }
+    }
+
+    /// Picks a host and gives its pool.
+    pub fn pick(
+        &self,
+        worker: &Worker,
+        cluster: &Cluster,
+        cx: &PickContext<'_>,
+        now: Instant,
+    ) -> Result<Rc<HostPool>, NoHost> {
+        let mut view = self.view.borrow_mut();
+        let host = worker.with_random(|random| cluster.pick(&mut view.lb, cx, random, now))?;
+        if let Some(pool) = self.pools.borrow().get(&host.id()) {
+            pool.update(host);
+            return Ok(Rc::clone(pool));
+        }
+        Ok(self.add_pool(host))
+    }
+
+    /// Made with the first request; a replaced cluster keeps its name, and so these.
+    #[inline]
+    pub(crate) fn extras(&self, worker: &Worker, cluster: &Cluster) -> &Extras {
+        self.extras.get_or_init(|| {
+            let scope = cluster.scope();
+            let key = format!("upstream.maintenance_mode.{}", cluster.name());
+            Extras {
+                internal: scope.scope("internal").response_codes("upstream_rq_"),
+                external: scope.scope("external").response_codes("upstream_rq_"),
+                time: scope.histogram("upstream_rq_time", Unit::Milliseconds),
+                maintenance: worker.shared.runtime.fraction(&key, Fraction::NEVER),
+            }
+        })
+    }
+
+    #[cold]
+    fn add_pool(&self, host: &Arc<Host>) -> Rc<HostPool> {
+        let pool = Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host)))));
+        self.pools.borrow_mut().insert(host.id(), Rc::clone(&pool));
+        pool
+    }
+
+    /// Closes what is dead or idle for too long, and forgets pools without connections.
+    fn sweep(&self, now: Instant) {
+        let cluster = self.get();
+        self.pools.borrow_mut().retain(|_, pool| {
+            pool.sweep(cluster.as_deref(), now);
+            !(pool.is_empty() && Rc::strong_count(pool) == 1)
+        });
+    }
+}
+
+async fn sweep(worker: Weak<Worker>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(worker) = worker.upgrade() else { return };
+        worker.sweep(Instant::now());
+    }
+}
+
+/// The address that packets to the outside would carry; no packet is sent to find out.
+fn local_ip() -> IpAddr {
+    let probe = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        // TEST-NET-1: routed like any other address.
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        socket.local_addr()
+    });
+    probe.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+/// Host ids are small numbers that nobody outside chooses.
+#[derive(Debug, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0 << 8 | u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for LocalCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalCluster").field("cell", &self.cell).finish_non_exhaustive()
+    }
+}
