@@ -110,6 +110,12 @@ fn action(route: &Route) -> &RouteAction {
     }
 }
 
+/// Tables are published to every worker.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<RouteTable>();
+};
+
 /// Choices that Envoy 1.40 made when it was asked.
 #[test]
 fn virtual_hosts_by_domain() {
@@ -585,6 +591,12 @@ fn virtual_hosts_come_and_go() {
     let shrunk = grown.with_virtual_hosts(&[], &["a".into()], &cx).unwrap();
     assert_eq!(answer(&shrunk, &request("a", "/", &[])), 404);
     assert_eq!(answer(&shrunk, &request("b", "/", &[])), 202);
+}
+
+/// Ten thousand routes are as many of these.
+#[test]
+fn a_route_is_small() {
+    assert!(size_of::<Route>() <= 256, "{}", size_of::<Route>());
 }
 
 #[test]
