@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::value::Metadata;
 use waystation_schema::ConfigError;
+use waystation_stats::Gauge;
 
 use super::{Cluster, Discovery};
 use crate::discovery::{Assignment, EndpointSpec, LocalityAssignment};
@@ -42,6 +43,7 @@ pub struct Endpoints {
     /// Updates are made one after the other.
     updating: Mutex<()>,
     hash_stats: OnceLock<HashStats>,
+    subset_duplicates: OnceLock<Box<Gauge>>,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,7 @@ impl Endpoints {
             initialized: AtomicBool::new(false),
             updating: Mutex::new(()),
             hash_stats: OnceLock::new(),
+            subset_duplicates: OnceLock::new(),
         }
     }
 
@@ -273,7 +276,11 @@ impl Cluster {
             stats.lb_subsets_removed().add(removed as u64);
             stats.lb_subsets_active().set(subsets.list.len() as u64);
             if subsets.duplicates > 0 {
-                self.scope.gauge("lb_subsets_single_host_per_subset_duplicate").set(subsets.duplicates);
+                let name = "lb_subsets_single_host_per_subset_duplicate";
+                self.endpoints
+                    .subset_duplicates
+                    .get_or_init(|| Box::new(self.scope.gauge(name)))
+                    .set(subsets.duplicates);
             }
         }
         if let Kind::Hash(HashPolicy { table, .. }) = self.policy.kind {

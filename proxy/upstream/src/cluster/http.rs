@@ -182,7 +182,9 @@ pub(super) fn compile(
 ) -> Result<Arc<HttpOptions>, ConfigError> {
     static DEFAULT: OnceLock<Arc<HttpOptions>> = OnceLock::new();
     let options = match typed {
-        Some(typed) => from_typed(typed)?,
+        Some(typed) => from_typed(typed).at(
+            || "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]",
+        )?,
         None => from_cluster(proto)?,
     };
     // Most clusters of a mesh have the same options: they share one copy.

@@ -1,0 +1,132 @@
+//! Circuit breakers are exact.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::LbPolicy;
+use envoy_types::pb::google::protobuf as wkt;
+use waystation_filter_api::runtime::{Layer, Runtime};
+use waystation_filter_api::value::Value;
+use waystation_upstream::Priority;
+use waystation_upstream::admission::Resource;
+use waystation_upstream::cluster::Environment;
+
+use crate::support::{Rig, cluster, percent};
+
+fn with(thresholds: pb::circuit_breakers::Thresholds) -> pb::Cluster {
+    let mut proto = cluster(LbPolicy::RoundRobin, Vec::new());
+    proto.circuit_breakers =
+        Some(pb::CircuitBreakers { thresholds: vec![thresholds], ..pb::CircuitBreakers::default() });
+    proto
+}
+
+fn limit(value: u32) -> Option<wkt::UInt32Value> {
+    Some(wkt::UInt32Value { value })
+}
+
+#[test]
+fn eight_threads_never_hold_one_too_many() {
+    const LIMIT: u64 = 5;
+    let rig = Rig::new(&with(pb::circuit_breakers::Thresholds {
+        max_requests: limit(LIMIT as u32),
+        track_remaining: true,
+        ..Default::default()
+    }));
+    let held = AtomicU64::new(0);
+    let granted = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            let admission = Arc::clone(&rig.cluster.admission);
+            let (held, granted) = (&held, &granted);
+            scope.spawn(move || {
+                for _ in 0..20_000 {
+                    if let Some(permit) = admission.reserve(Priority::Default, Resource::Requests) {
+                        assert!(held.fetch_add(1, Ordering::SeqCst) < LIMIT);
+                        granted.fetch_add(1, Ordering::Relaxed);
+                        held.fetch_sub(1, Ordering::SeqCst);
+                        drop(permit);
+                    }
+                }
+            });
+        }
+    });
+    assert!(granted.load(Ordering::Relaxed) > 20_000);
+    assert_eq!(rig.cluster.admission.in_use(Priority::Default, Resource::Requests), 0);
+    assert_eq!(rig.cluster.admission.active_requests(), 0);
+    assert_eq!(rig.stat("circuit_breakers.default.rq_open"), 0);
+    assert_eq!(rig.stat("circuit_breakers.default.remaining_rq"), LIMIT);
+}
+
+#[test]
+fn gauges_show_open_breakers() {
+    let rig = Rig::new(&with(pb::circuit_breakers::Thresholds {
+        max_connections: limit(1),
+        max_pending_requests: limit(0),
+        ..Default::default()
+    }));
+    let admission = &rig.cluster.admission;
+    let open = |name: &str| rig.stat(&format!("circuit_breakers.default.{name}"));
+    assert_eq!((open("cx_open"), open("rq_pending_open")), (0, 1), "a threshold of zero is open");
+    assert!(admission.reserve(Priority::Default, Resource::Pending).is_none());
+    let permit = admission.reserve(Priority::Default, Resource::Connections);
+    assert!(permit.is_some());
+    assert_eq!(open("cx_open"), 1);
+    assert!(admission.reserve(Priority::Default, Resource::Connections).is_none());
+    assert!(admission.reserve(Priority::High, Resource::Connections).is_some(), "priorities are apart");
+    admission.acquire_anyway(Priority::Default, Resource::Connections);
+    admission.release(Priority::Default, Resource::Connections);
+    assert_eq!(open("cx_open"), 1);
+    drop(permit);
+    assert_eq!(open("cx_open"), 0);
+}
+
+#[test]
+fn defaults_are_envoys() {
+    let rig = Rig::new(&cluster(LbPolicy::RoundRobin, Vec::new()));
+    for priority in [Priority::Default, Priority::High] {
+        let max = |resource| rig.cluster.admission.max(priority, resource);
+        let found = [
+            Resource::Connections,
+            Resource::Pending,
+            Resource::Requests,
+            Resource::Retries,
+            Resource::Pools,
+        ]
+        .map(max);
+        assert_eq!(found, [1024, 1024, 1024, 3, u64::from(u32::MAX)]);
+    }
+}
+
+#[test]
+fn the_runtime_moves_thresholds() {
+    let runtime = Runtime::new();
+    let rig = Rig::within(&cluster(LbPolicy::RoundRobin, Vec::new()), &Environment::new(runtime.clone()));
+    let admission = &rig.cluster.admission;
+    assert!(admission.try_acquire(Priority::Default, Resource::Requests));
+    let key = "circuit_breakers.c.default.max_requests".to_owned();
+    runtime.set_layers(vec![Layer { name: "test".into(), values: [(key, Value::Number(1.0))].into() }]);
+    assert!(!admission.try_acquire(Priority::Default, Resource::Requests));
+    assert_eq!(admission.max(Priority::Default, Resource::Requests), 1);
+    assert_eq!(admission.max(Priority::High, Resource::Requests), 1024);
+}
+
+#[test]
+fn a_retry_budget_follows_requests_in_flight() {
+    let rig = Rig::new(&with(pb::circuit_breakers::Thresholds {
+        retry_budget: Some(pb::circuit_breakers::thresholds::RetryBudget {
+            budget_percent: Some(percent(20.0)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }));
+    let admission = &rig.cluster.admission;
+    assert_eq!(admission.max(Priority::Default, Resource::Retries), 3, "min_retry_concurrency");
+    let held: Vec<_> = (0..50).map(|_| admission.reserve(Priority::Default, Resource::Requests)).collect();
+    assert_eq!(admission.max(Priority::Default, Resource::Retries), 10);
+    let retries: Vec<_> =
+        (0..20).filter_map(|_| admission.reserve(Priority::Default, Resource::Retries)).collect();
+    assert_eq!(retries.len(), 10);
+    drop(held);
+    assert!(admission.reserve(Priority::Default, Resource::Retries).is_none());
+}
