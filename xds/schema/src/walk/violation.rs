@@ -223,18 +223,20 @@ fn write_list<T: fmt::Display>(
     f.write_str("]")
 }
 
-/// `connect_timeout` as `ConnectTimeout`, in Go's manner.
+/// `connect_timeout` as `ConnectTimeout`, as `protoc-gen-go` does it: an underscore before a digit stays, and a
+/// digit begins a word, so that `consecutive_5xx` becomes `Consecutive_5Xx`.
 fn write_pascal(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     use fmt::Write as _;
-    let mut upper = true;
-    for character in name.chars() {
-        match character {
-            '_' => upper = true,
-            other if upper => {
-                f.write_char(other.to_ascii_uppercase())?;
-                upper = false;
-            }
-            other => f.write_char(other)?,
+    let mut begins = true;
+    let mut characters = name.chars().peekable();
+    while let Some(character) = characters.next() {
+        if character == '_' && characters.peek().is_some_and(char::is_ascii_lowercase) {
+            begins = true;
+        } else if begins || !character.is_ascii_lowercase() {
+            f.write_char(character.to_ascii_uppercase())?;
+            begins = !character.is_ascii_alphabetic();
+        } else {
+            f.write_char(character)?;
         }
     }
     Ok(())
@@ -270,5 +272,42 @@ impl fmt::Display for GoDuration {
             write!(f, ".{}", fraction.trim_end_matches('0'))?;
         }
         f.write_str("s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+
+    use super::{GoDuration, write_pascal};
+
+    struct Pascal(&'static str);
+
+    impl fmt::Display for Pascal {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write_pascal(self.0, f)
+        }
+    }
+
+    #[test]
+    fn names_and_durations_read_as_in_go() {
+        for (name, expected) in [
+            ("connect_timeout", "ConnectTimeout"),
+            ("consecutive_5xx", "Consecutive_5Xx"),
+            ("http2_protocol_options", "Http2ProtocolOptions"),
+            ("default_host_for_http_10", "DefaultHostForHttp_10"),
+            ("v4_prefix_mask_len", "V4PrefixMaskLen"),
+        ] {
+            assert_eq!(Pascal(name).to_string(), expected);
+        }
+        for (span, expected) in [
+            ((0, 0), "0s"),
+            ((0, 1_500_000), "1.5ms"),
+            ((301, 0), "5m1s"),
+            ((-1, -500_000_000), "-1.5s"),
+            ((4_294_967_296, 0), "1193046h28m16s"),
+        ] {
+            assert_eq!(GoDuration(span).to_string(), expected);
+        }
     }
 }
