@@ -48,8 +48,6 @@ const RESOURCES: [Resource; 5] =
 /// The circuit breakers of one cluster.
 #[derive(Debug)]
 pub struct Admission {
-    /// Requests in flight over both priorities, for bounded-load hashing.
-    requests: AtomicU64,
     priorities: [Breakers; 2],
     /// `per_host_thresholds` of the default priority: connections per host.
     max_connections_per_host: Option<u32>,
@@ -139,11 +137,7 @@ impl Admission {
                 max_connections_per_host = u32_value(threshold.max_connections.as_ref());
             }
         }
-        Ok(Self {
-            requests: AtomicU64::new(0),
-            priorities: [of(Priority::Default)?, of(Priority::High)?],
-            max_connections_per_host,
-        })
+        Ok(Self { priorities: [of(Priority::Default)?, of(Priority::High)?], max_connections_per_host })
     }
 
     /// Takes one unit, or `None` when the breaker is open. Takes a shared reference: see [`Admission::try_acquire`] for
@@ -166,9 +160,6 @@ impl Admission {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| (count < max).then_some(count + 1));
         if taken.is_ok() {
             breakers.changed(resource, max, true);
-            if resource == Resource::Requests {
-                self.requests.fetch_add(1, Ordering::Relaxed);
-            }
         }
         taken.is_ok()
     }
@@ -179,9 +170,6 @@ impl Admission {
         let breakers = &self.priorities[priority as usize];
         breakers.limits[resource as usize].count.fetch_add(1, Ordering::SeqCst);
         breakers.changed(resource, breakers.max(resource), true);
-        if resource == Resource::Requests {
-            self.requests.fetch_add(1, Ordering::Relaxed);
-        }
     }
 
     /// Gives back one unit.
@@ -189,9 +177,6 @@ impl Admission {
         let breakers = &self.priorities[priority as usize];
         breakers.limits[resource as usize].count.fetch_sub(1, Ordering::SeqCst);
         breakers.changed(resource, breakers.max(resource), false);
-        if resource == Resource::Requests {
-            self.requests.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 
     /// Units in use.
@@ -214,9 +199,9 @@ impl Admission {
         self.max_connections_per_host
     }
 
-    /// Requests in flight over both priorities.
+    /// Requests in flight over both priorities, for bounded-load hashing.
     pub fn active_requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+        self.in_use(Priority::Default, Resource::Requests) + self.in_use(Priority::High, Resource::Requests)
     }
 }
 

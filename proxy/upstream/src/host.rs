@@ -80,7 +80,8 @@ pub struct HostState {
 #[repr(align(64))]
 struct Counts {
     cx_total: AtomicU64,
-    cx_active: AtomicU64,
+    cx_active: AtomicU32,
+    rq_pending_active: AtomicU32,
     cx_connect_fail: AtomicU64,
     rq_total: AtomicU64,
     rq_active: AtomicU64,
@@ -102,6 +103,8 @@ pub struct HostCounts {
     pub rq_total: u64,
     /// Requests in flight.
     pub rq_active: u64,
+    /// Requests that wait for a connection to the host.
+    pub rq_pending_active: u64,
     /// Requests that were answered without a 5xx.
     pub rq_success: u64,
     /// Requests that failed or were answered with a 5xx.
@@ -200,6 +203,10 @@ pub struct HostRef(pub Arc<Host>);
 /// It holds the worker's own reference: a shared count beside the address would bounce between workers on each request.
 #[derive(Debug)]
 pub struct ActiveRequest(Rc<HostRef>);
+
+/// A request that waits for a connection to a host.
+#[derive(Debug)]
+pub struct PendingRequest(Rc<HostRef>);
 
 /// An open connection to a host.
 #[derive(Debug)]
@@ -329,7 +336,7 @@ impl Host {
 
     /// Connections open over all workers.
     pub fn active_connections(&self) -> u64 {
-        self.state.counts.cx_active.load(Ordering::Relaxed)
+        self.state.counts.cx_active.load(Ordering::Relaxed).into()
     }
 
     /// All counts.
@@ -338,7 +345,8 @@ impl Host {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         HostCounts {
             cx_total: of(&counts.cx_total),
-            cx_active: of(&counts.cx_active),
+            cx_active: counts.cx_active.load(Ordering::Relaxed).into(),
+            rq_pending_active: counts.rq_pending_active.load(Ordering::Relaxed).into(),
             cx_connect_fail: of(&counts.cx_connect_fail),
             rq_total: of(&counts.rq_total),
             rq_active: of(&counts.rq_active),
@@ -441,6 +449,12 @@ impl Drop for ActiveRequest {
     }
 }
 
+impl Drop for PendingRequest {
+    fn drop(&mut self) {
+        self.0.state.counts.rq_pending_active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl ActiveConnection {
     /// The host.
     pub fn host(&self) -> &Rc<HostRef> {
@@ -478,17 +492,22 @@ impl HostRef {
         ActiveRequest(Rc::clone(self))
     }
 
+    /// Counts a request that waits for a connection.
+    pub fn begin_pending(self: &Rc<Self>) -> PendingRequest {
+        self.state.counts.rq_pending_active.fetch_add(1, Ordering::Relaxed);
+        PendingRequest(Rc::clone(self))
+    }
+
     /// Counts a connection that is being made.
     pub fn begin_connection(self: &Rc<Self>) -> ActiveConnection {
         add(&self.state.counts.cx_total);
-        add(&self.state.counts.cx_active);
+        self.state.counts.cx_active.fetch_add(1, Ordering::SeqCst);
         ActiveConnection(Rc::clone(self))
     }
 
     /// Counts a connection only while there are fewer than `max` (`per_host_thresholds`).
     pub fn try_begin_connection(self: &Rc<Self>, max: u32) -> Option<ActiveConnection> {
         let active = &self.state.counts.cx_active;
-        let max = u64::from(max);
         active
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| (count < max).then_some(count + 1))
             .ok()?;

@@ -192,7 +192,7 @@ impl<'a> DnsDiscovery<'a> {
     }
 
     /// The endpoints as they are known now.
-    fn assignment(&self) -> Assignment {
+    pub fn assignment(&self) -> Assignment {
         let configured = &self.settings.assignment;
         let mut localities: Vec<LocalityAssignment> = Vec::with_capacity(configured.localities.len());
         for (l, locality) in configured.localities.iter().enumerate() {

@@ -26,13 +26,19 @@ pub struct OriginalDst {
     /// The header that names the address, when one may.
     header: Option<Box<str>>,
     /// Namespace and path of the metadata that names the address.
-    metadata_key: Option<(Box<str>, Box<[Box<str>]>)>,
+    metadata_key: Option<MetadataKey>,
     port_override: Option<u16>,
     /// How often unused hosts are forgotten.
     pub cleanup_interval: Duration,
     hosts: Mutex<HashMap<SocketAddr, Arc<Entry>>>,
     /// Moves when hosts are forgotten, so that workers forget theirs.
     generation: AtomicU64,
+}
+
+#[derive(Debug)]
+struct MetadataKey {
+    namespace: Box<str>,
+    path: Box<[Box<str>]>,
 }
 
 #[derive(Debug)]
@@ -88,7 +94,7 @@ impl OriginalDst {
                         _ => return Err(ConfigError::field("path", "segments must be keys")),
                     }
                 }
-                Ok((key.key.as_str().into(), path.into()))
+                Ok(MetadataKey { namespace: key.key.as_str().into(), path: path.into() })
             })
             .transpose()
             .at(|| "metadata_key")?;
@@ -109,7 +115,7 @@ impl OriginalDst {
 
     /// The metadata whose value the caller hands to a pick: namespace and path.
     pub fn metadata_key(&self) -> Option<(&str, &[Box<str>])> {
-        self.metadata_key.as_ref().map(|(namespace, path)| (&**namespace, &**path))
+        self.metadata_key.as_ref().map(|key| (&*key.namespace, &*key.path))
     }
 
     /// Every host now in use.

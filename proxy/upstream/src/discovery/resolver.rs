@@ -59,7 +59,7 @@ pub async fn drive(cluster: &Cluster, resolver: &dyn Resolver, mut applied: impl
             Some(assignment) => applied(cluster.apply(&assignment, Instant::now())),
             // A name that cannot be resolved must not keep the cluster from starting.
             None if failed && !cluster.endpoints().initialized() => {
-                applied(cluster.apply(&super::Assignment::default(), Instant::now()));
+                applied(cluster.apply(&discovery.assignment(), Instant::now()));
             }
             None => {}
         }

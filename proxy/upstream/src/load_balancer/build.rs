@@ -220,10 +220,7 @@ impl<'a> Builder<'a> {
             .iter()
             .map(|locality| {
                 let local = zones.by_locality.get(&locality.locality).copied().unwrap_or(0);
-                (
-                    10_000 * local / zones.total,
-                    if total == 0 { 0 } else { 10_000 * healthy(locality) / total },
-                )
+                (10_000 * local / zones.total, (10_000 * healthy(locality)).checked_div(total).unwrap_or(0))
             })
             .collect();
         if zones.panic {

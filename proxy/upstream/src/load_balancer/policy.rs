@@ -171,7 +171,7 @@ impl LbPolicy {
     ) -> Result<(), ConfigError> {
         use pb::cluster::common_lb_config::LocalityConfigSpecifier;
         use pb::cluster::{LbConfig, LbPolicy as Legacy};
-        let hashing = common.consistent_hashing_lb_config.clone().unwrap_or_default();
+        let hashing = common.consistent_hashing_lb_config.unwrap_or_default();
         let balance = balance_factor(hashing.hash_balance_factor.as_ref())
             .at(|| "consistent_hashing_lb_config")
             .at(|| "common_lb_config")?;
@@ -416,8 +416,8 @@ fn ring(
 
 fn maglev(size: Option<&wkt::UInt64Value>) -> Result<TableKind, ConfigError> {
     let size = size.map_or(DEFAULT_MAGLEV, |value| value.value);
-    let prime =
-        size >= 2 && (2..).take_while(|factor| factor * factor <= size).all(|factor| size % factor != 0);
+    let prime = size >= 2
+        && (2..).take_while(|factor| factor * factor <= size).all(|factor| !size.is_multiple_of(factor));
     if size > MAX_MAGLEV || !prime {
         return Err(ConfigError::field(
             "table_size",

@@ -73,7 +73,8 @@ fn found(rig: &mut Rig, fields: &[(&str, &str)]) -> Vec<u8> {
 #[test]
 fn documented_table() {
     let mut rig = rig(documented());
-    let table: [(&[(&str, &str)], &[u8]); 7] = [
+    type Row = (&'static [(&'static str, &'static str)], &'static [u8]);
+    let table: [Row; 7] = [
         (&[("stage", "prod"), ("version", "1.0")], &[1, 2, 5]),
         (&[("stage", "prod"), ("version", "1.1")], &[3, 4, 6]),
         (&[("stage", "prod"), ("type", "std")], &[1, 2, 3, 4]),
