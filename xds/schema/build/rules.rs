@@ -73,21 +73,39 @@ impl Rules {
         self.flag(&item.options(), "validate.required")
     }
 
-    /// The offset of the field's program, 0 when it has no rules.
+    /// The offset of the field's program, 0 when it has no rules; and whether the rules say something about a field
+    /// that is not set or about a list as a whole.
     pub(crate) fn compile(
         &self,
         field: &FieldDescriptor,
         program: &mut Program,
         strings: &mut Strings,
-    ) -> u32 {
+    ) -> (u32, bool) {
         match extension(&self.pool, &field.options(), "validate.rules") {
             Some(Value::Message(rules)) => {
                 let mut compiler = Compiler { at: field.full_name(), program, strings };
                 let ops = compiler.field_rules(&rules, &field.kind());
-                compiler.program.append(ops)
+                (compiler.program.append(ops), judges_whole(field, &rules))
             }
-            _ => 0,
+            _ => (0, false),
         }
+    }
+}
+
+fn judges_whole(field: &FieldDescriptor, rules: &DynamicMessage) -> bool {
+    let has = |wanted: &dyn Fn(&str) -> bool| {
+        rules.fields().any(|(_, value)| match value {
+            Value::Message(set) => set.fields().any(|(rule, _)| wanted(rule.name())),
+            _ => false,
+        })
+    };
+    if field.is_list() || field.is_map() {
+        has(&|name| !matches!(name, "items" | "keys" | "values" | "ignore_empty"))
+    } else if field.containing_oneof().is_some() {
+        // A member of a oneof is judged only when it is set.
+        false
+    } else {
+        !field.supports_presence() || has(&|name| name == "required")
     }
 }
 

@@ -73,6 +73,7 @@ pub(crate) fn build(pool: &DescriptorPool, ledger: &Ledger) -> Tables {
         fields: Vec::new(),
         oneofs: Vec::new(),
         names: Vec::new(),
+        checks: Vec::new(),
         enums: Vec::new(),
         values: Vec::new(),
     };
@@ -102,6 +103,7 @@ struct Writer {
     fields: Vec<u32>,
     oneofs: Vec<u32>,
     names: Vec<u32>,
+    checks: Vec<u32>,
     enums: Vec<u32>,
     values: Vec<u32>,
 }
@@ -114,6 +116,7 @@ impl Writer {
         let first_field = len(&self.fields, field::WORDS);
         let first_oneof = len(&self.oneofs, oneof::WORDS);
         let first_name = len(&self.names, 2);
+        let first_check = len(&self.checks, 1);
 
         let mut names: Vec<(String, u32)> = Vec::new();
         let mut name_field = 0xffff_u32;
@@ -126,7 +129,9 @@ impl Writer {
             if member.name() == "name" && member.kind() == Kind::String && !member.is_list() {
                 name_field = ordinal;
             }
-            self.field(item, member, &oneofs, ledger);
+            if self.field(item, member, &oneofs, ledger) {
+                self.checks.push(ordinal);
+            }
         }
         names.sort();
         names.dedup_by(|a, b| {
@@ -164,16 +169,19 @@ impl Writer {
         record[message::NAMES] = first_name;
         record[message::NAMES_LEN] = names.len() as u32 | name_field << 16;
         record[message::LEDGER] = self.ledger_word(ledger.message(item.full_name()));
+        record[message::CHECKS] = first_check;
+        record[message::CHECKS_LEN] = len(&self.checks, 1) - first_check;
         self.messages.extend(record);
     }
 
+    /// Adds a field; true when its rules judge its absence or its list as a whole.
     fn field(
         &mut self,
         owner: &MessageDescriptor,
         member: &FieldDescriptor,
         oneofs: &[protox::prost_reflect::OneofDescriptor],
         ledger: &Ledger,
-    ) {
+    ) -> bool {
         assert!(!member.is_group(), "groups are not supported: {}", member.full_name());
         let options = member.options();
         let proto = member.field_descriptor_proto();
@@ -208,7 +216,7 @@ impl Writer {
             .containing_oneof()
             .and_then(|group| oneofs.iter().position(|other| other.full_name() == group.full_name()))
             .unwrap_or(0xffff);
-        let program = self.rules.compile(member, &mut self.programs, &mut self.strings);
+        let (program, judges_whole) = self.rules.compile(member, &mut self.programs, &mut self.strings);
 
         let mut record = [0; field::WORDS];
         record[field::NUMBER] = member.number();
@@ -221,11 +229,17 @@ impl Writer {
         let deprecated = self.rules.text(&options, "envoy.annotations.deprecated_at_minor_version");
         record[field::DEPRECATED] = self.strings.add(&deprecated);
         self.fields.extend(record);
+        judges_whole
     }
 
     fn enumeration(&mut self, item: &EnumDescriptor) {
-        let mut values: Vec<_> = item.values().collect();
-        // Stable: of two names for one number the first declared is the one to print.
+        // In the order of declaration: of two names for one number the first is the one to print.
+        let mut values: Vec<_> = item
+            .enum_descriptor_proto()
+            .value
+            .iter()
+            .map(|value| item.get_value_by_name(value.name()).expect("the enum declares it"))
+            .collect();
         values.sort_by_key(|value| value.number());
         let first_value = len(&self.values, value::WORDS);
         let first_name = len(&self.names, 2);
@@ -278,6 +292,7 @@ impl Writer {
             ("FIELDS", &self.fields, field::WORDS),
             ("ONEOFS", &self.oneofs, oneof::WORDS),
             ("NAMES", &self.names, 2),
+            ("CHECKS", &self.checks, 1),
             ("ENUMS", &self.enums, enumeration::WORDS),
             ("VALUES", &self.values, value::WORDS),
         ];

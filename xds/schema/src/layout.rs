@@ -21,8 +21,12 @@ pub(crate) mod message {
     pub(crate) const NAMES_LEN: usize = 6;
     /// Ledger word of the message itself: see [`super::ledger`].
     pub(crate) const LEDGER: usize = 7;
+    /// First entry of the list of fields with rules about their absence or their number.
+    pub(crate) const CHECKS: usize = 8;
+    /// Length of that list.
+    pub(crate) const CHECKS_LEN: usize = 9;
     /// Words per record.
-    pub(crate) const WORDS: usize = 8;
+    pub(crate) const WORDS: usize = 10;
 
     /// Flag: a map entry.
     pub(crate) const MAP_ENTRY: u8 = 1;

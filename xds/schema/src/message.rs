@@ -210,6 +210,16 @@ impl Message {
         self.flags() & message::NO_RULES != 0
     }
 
+    /// The fields with rules about their absence, or about a list as a whole, with their positions.
+    #[inline]
+    pub(crate) fn checks(self) -> impl Iterator<Item = (usize, Field)> {
+        let first = self.word(message::CHECKS) as usize;
+        (first..first + self.word(message::CHECKS_LEN) as usize).map(move |index| {
+            let ordinal = word(section::CHECKS, 1, index, 0) as usize;
+            (ordinal, self.field_at(ordinal))
+        })
+    }
+
     /// Whether the ledger accepts it as a document or inside an `Any`.
     pub(crate) fn is_root(self) -> bool {
         self.flags() & message::ROOT != 0

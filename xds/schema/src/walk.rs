@@ -334,14 +334,11 @@ impl Walker<'_> {
         seen: &Seen,
         place: &Place<'_>,
     ) -> Result<(), ConfigError> {
-        for (ordinal, field) in message.fields().enumerate() {
-            if field.rules() == 0 {
-                continue;
-            }
+        for (ordinal, field) in message.checks() {
             let present = seen.contains(ordinal);
             let fault = if field.is_repeated() {
                 rules::check_list(field, bytes, present)
-            } else if present || field.oneof().is_some() {
+            } else if present {
                 None
             } else {
                 rules::check_absent(field)

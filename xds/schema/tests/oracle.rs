@@ -72,7 +72,7 @@ fn fields_are_those_of_the_descriptors() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, max_shrink_iters: 0, ..ProptestConfig::default() })]
 
     #[test]
     fn random_messages_round_trip(index in 0..TYPES.len(), seed in any::<u64>()) {
