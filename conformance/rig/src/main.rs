@@ -95,8 +95,15 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
-    match Cli::parse().command {
+async fn main() -> ExitCode {
+    perform(Cli::parse().command).await.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn perform(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Run { selection, envoy, subject, golden, verbose } => {
             let oracle = match (envoy, golden) {
                 (_, Some(dir)) => run::Oracle::Golden(dir),

@@ -30,7 +30,9 @@ static DATE: LazyLock<Regex> = LazyLock::new(|| {
     pattern(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 });
 static MILLIS: LazyLock<Regex> =
-    LazyLock::new(|| pattern(r"(x-envoy-upstream-service-time: |x-envoy-expected-rq-timeout-ms: 1499)\d+"));
+    LazyLock::new(|| pattern(r"(x-envoy-upstream-service-time: )\d+"));
+/// What is left of the default fifteen seconds.
+static LEFT: LazyLock<Regex> = LazyLock::new(|| pattern(r"(x-envoy-expected-rq-timeout-ms: )1(4[5-9]\d\d|5000)\b"));
 static LOCAL: LazyLock<Regex> = LazyLock::new(|| pattern(r"127\.0\.0\.1:(\d{4,5})\b"));
 
 /// The rig's own expressions are constants.
@@ -111,7 +113,14 @@ impl Place {
         match value {
             Value::String(text) => *text = self.plain(text, extra),
             Value::Array(items) => items.iter_mut().for_each(|v| self.visit(v, extra)),
-            Value::Object(map) => map.values_mut().for_each(|v| self.visit(v, extra)),
+            Value::Object(map) => {
+                for (key, value) in map {
+                    if key == "port_value" && value.is_number() {
+                        *value = Value::from("{port}");
+                    }
+                    self.visit(value, extra);
+                }
+            }
             _ => {}
         }
     }
@@ -120,6 +129,7 @@ impl Place {
         let mut out = UUID.replace_all(text, "{uuid}").into_owned();
         out = DATE.replace_all(&out, "{date}").into_owned();
         out = MILLIS.replace_all(&out, "$1{ms}").into_owned();
+        out = LEFT.replace_all(&out, "${1}15000").into_owned();
         out = LOCAL.replace_all(&out, |c: &Captures<'_>| self.named_port(&c[1])).into_owned();
         for (name, cert) in self.certs.iter() {
             if out.contains(&cert.hash) {

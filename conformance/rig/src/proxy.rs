@@ -70,8 +70,13 @@ impl Proxy {
     /// The end of what it wrote to stderr.
     pub(crate) fn last_words(&self) -> String {
         let text = std::fs::read_to_string(&self.stderr).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().rev().take(6).collect();
-        lines.into_iter().rev().map(|l| l.chars().take(600).collect::<String>()).collect::<Vec<_>>().join("\n")
+        let line = text.lines().rev().find(|l| l.contains("[critical]") || l.contains("panicked"));
+        let line = line.or_else(|| text.lines().last()).unwrap_or_default();
+        let end = line.chars().count().saturating_sub(300);
+        if end < 300 {
+            return line.to_owned();
+        }
+        line.chars().take(300).chain(" ... ".chars()).chain(line.chars().skip(end)).collect()
     }
 
     /// Asks the admin server: `METHOD /path`.

@@ -167,10 +167,14 @@ pub(crate) async fn record(
         let first = &runs[0];
         println!("{:40} {:3} cases", file.name, first.len());
         let mut good = Map::new();
+        let mut last = String::new();
         for (name, result) in first {
             if let Some(error) = runs.iter().find_map(|r| r.get(name).and_then(|v| v.get("error"))) {
                 failed += 1;
-                println!("  BROKEN    {name}: {error}");
+                // One failed start breaks every case of its file.
+                let error = error.to_string();
+                println!("  BROKEN    {name}: {}", if error == last { "as above".to_owned() } else { short(&error) });
+                last = error;
                 continue;
             }
             let unstable: Vec<Difference> =

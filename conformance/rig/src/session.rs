@@ -113,9 +113,12 @@ async fn run_case(
     let results = steps.run(case).await?;
     let tallies = case.steps.iter().any(|s| s.tally.is_some() || s.until.is_some());
     let mut out = json!({"steps": results});
-    if !file.http.is_empty() && !(tallies && case.logs.is_none()) {
+    if !file.http.is_empty() {
+        // Lines of a tally are waited for, so that they do not fall into the next case, but say nothing.
         let lines = log_lines(&log, seen_lines, case.logs.unwrap_or(steps.answers)).await;
-        out["log"] = json!(lines);
+        if !tallies || case.logs.is_some() {
+            out["log"] = json!(lines);
+        }
     }
     if !case.stats.is_empty() {
         out["stats"] = steps.stats(&case.stats).await?;

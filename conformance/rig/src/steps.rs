@@ -488,7 +488,6 @@ impl<'a> Steps<'a> {
 
     async fn until(&mut self, until: &Until) -> Result<Value> {
         let deadline = Instant::now() + PATIENCE;
-        let answers = self.answers;
         loop {
             let message = if let Some(request) = &until.admin {
                 let request = self.place.fill(request)?;
@@ -508,7 +507,7 @@ impl<'a> Steps<'a> {
                     }
                 }
             };
-            self.answers = answers;
+            self.answers += usize::from(message.is_some() && until.admin.is_none());
             let body = message.as_ref().map(|m| latin1(&m.body));
             let met = message.as_ref().is_some_and(|m| {
                 until.status.is_none_or(|s| s == m.status())

@@ -87,9 +87,9 @@ impl Session {
         }
     }
 
-    /// True when a final head came.
+    /// True when the stream came to a final head or a reset; both leave an access log line.
     pub(crate) fn answered(&self, stream: u32) -> bool {
-        self.streams.get(&stream).is_some_and(|s| s.head.is_some())
+        self.streams.get(&stream).is_some_and(|s| s.head.is_some() || s.reset.is_some())
     }
 
     /// What came for a stream.
