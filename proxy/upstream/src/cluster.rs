@@ -28,7 +28,7 @@ mod endpoints;
 mod http;
 mod transport;
 
-pub use connection::{BindOptions, ConnectionOptions, SocketOption, TcpKeepalive};
+pub use connection::{BindOptions, ConnectionOptions, SocketOption, SocketState, TcpKeepalive};
 pub use endpoints::{Applied, Endpoints};
 pub use http::{
     HeaderCase, Http1Options, Http2Options, HttpOptions, Keepalive, Underscores, UpstreamProtocol,
