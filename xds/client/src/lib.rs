@@ -68,12 +68,13 @@ mod core;
 mod driver;
 mod resource_type;
 mod source;
-mod wire;
+pub mod wire;
 
 pub use crate::core::{
     Action, ControlPlaneStats, Core, Event, Failure, HeldResource, MuxId, Options, Rejection, Resource,
     StreamId, SubId, SubscribeError, SubscriptionStats, Update, UpdateToken,
 };
+pub use driver::raw_codec::RawCodec;
 pub use driver::{BoxedIo, Client, ConfigCodec, Connect, Io, Transport};
 pub use resource_type::ResourceType;
 pub use source::{

@@ -118,7 +118,7 @@ impl ResourceType {
     }
 
     /// Whether a state-of-the-world response lists all there is, so that what it does not name is gone.
-    pub(crate) fn is_full_state(&self) -> bool {
+    pub fn is_full_state(&self) -> bool {
         matches!(self, Self::Listener | Self::Cluster | Self::ScopedRouteConfiguration)
     }
 
@@ -172,7 +172,8 @@ impl ResourceType {
         }
     }
 
-    fn known() -> [Self; 9] {
+    /// The types with a service of their own.
+    pub fn known() -> [Self; 9] {
         [
             Self::Listener,
             Self::RouteConfiguration,

@@ -57,6 +57,16 @@ pub enum Protocol {
     Delta,
 }
 
+impl Protocol {
+    /// The method of the aggregated service.
+    pub fn aggregated_method(self) -> &'static str {
+        match self {
+            Self::Sotw => "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+            Self::Delta => "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+        }
+    }
+}
+
 /// `ApiConfigSource` with `api_type` `GRPC`, `DELTA_GRPC` or their aggregated forms.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct GrpcSource {

@@ -1,1 +1,5 @@
 //! The embedded management server: a folder of resources served over xDS.
+
+#![forbid(unsafe_code)]
+
+pub mod cli;

@@ -7,9 +7,6 @@ use super::feed::Feed;
 use super::pacing::{Backoff, TokenBucket};
 use crate::{BackoffSpec, GrpcService, GrpcSource, PathSource, Protocol, ResourceType, RestSource};
 
-const ADS_SOTW: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
-const ADS_DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-
 /// Requests handed to the transport and not yet sent. Beyond it they wait here, where they cost nothing and
 /// melt together.
 const SEND_WINDOW: usize = 16;
@@ -144,13 +141,7 @@ impl Mux {
     /// The server to connect to, and the method to call there.
     pub(super) fn destination(&self) -> Option<(Arc<GrpcService>, &'static str)> {
         let (source, method) = match &self.kind {
-            MuxKind::Ads(source) => {
-                let method = match source.protocol {
-                    Protocol::Sotw => ADS_SOTW,
-                    Protocol::Delta => ADS_DELTA,
-                };
-                (source, method)
-            }
+            MuxKind::Ads(source) => (source, source.protocol.aggregated_method()),
             MuxKind::Grpc(source, method) => (source, *method),
             MuxKind::Path(_) | MuxKind::Rest(..) => return None,
         };
