@@ -28,7 +28,7 @@ mod stats;
 pub(crate) mod stream;
 mod timer;
 
-pub use config::Hcm;
+pub use config::{Hcm, Hcm as HttpConnectionManager, compile_routes};
 
 use crate::drain::DrainHandle;
 use crate::transport::Transport;

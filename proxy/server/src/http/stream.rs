@@ -28,6 +28,7 @@ mod router;
 mod upstream;
 
 use chain::Chain;
+pub(crate) use upstream::Event;
 
 /// Memory of a stream that the worker keeps for the next one.
 #[derive(Debug, Default)]

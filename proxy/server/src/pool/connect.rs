@@ -15,6 +15,7 @@ use waystation_upstream::cluster::{ClusterRef, ConnectionOptions, SocketState};
 use waystation_upstream::host::ActiveConnection;
 use waystation_upstream::{HostRef, Permit, Priority};
 
+use crate::address::set_option;
 use crate::transport::{Socket, Transport};
 use crate::worker::Worker;
 
@@ -292,14 +293,6 @@ async fn tcp(address: SocketAddr, options: Option<&ConnectionOptions>) -> io::Re
         }
     }
     socket.connect(address).await
-}
-
-fn set_option(socket: &TcpSocket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
-    use std::os::fd::AsRawFd as _;
-    let len = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: the descriptor is open for the life of `socket`, and `value` is `len` readable bytes.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 async fn secure(

@@ -74,7 +74,7 @@ impl<D: Downstream> Stream<'_, D> {
             if levels.disabled.unwrap_or(entry.disabled) {
                 continue;
             }
-            let Some(factory) = entry.factory.get() else { continue };
+            let factory = &entry.factory;
             let Some(filter) = factory.create(levels.configs) else { continue };
             let phases = factory.phases();
             let all = &mut self.chain.phases;

@@ -30,7 +30,7 @@ impl<D: Downstream> Stream<'_, D> {
             Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
             Cow::Owned(text) => Cow::Owned(text.clone().into_bytes()),
         };
-        let mut content_type: Cow<'_, str> = "text/plain".into();
+        let mut content_type = "text/plain".to_owned();
         self.heads.response.clear();
         self.heads.response.set_status(reply.status);
         self.info.response_code = reply.status;
@@ -93,7 +93,7 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// `local_reply_config`: the first mapper whose filter matches, then the body format.
-    fn map_reply(&mut self, reply: &mut LocalReply, body: &mut Cow<'_, [u8]>, content_type: &mut Cow<'_, str>) {
+    fn map_reply(&mut self, reply: &mut LocalReply, body: &mut Cow<'_, [u8]>, content_type: &mut String) {
         let Some(config) = self.cx.hcm.local_reply.as_deref() else { return };
         let now = Instant::now();
         let mut format = config.format.as_ref();
@@ -108,7 +108,7 @@ impl<D: Downstream> Stream<'_, D> {
                 log_type: AccessLogType::NotSet,
                 now,
             };
-            if !mapper.filter.matches(&cx, random) {
+            if !mapper.filter.is_match(&cx, random) {
                 continue;
             }
             if let Some(status) = mapper.status {
@@ -120,7 +120,7 @@ impl<D: Downstream> Stream<'_, D> {
                 *body = Cow::Owned(replacement.to_vec());
             }
             if !mapper.headers.is_empty() {
-                let cx = FormatContext { info: &self.info, ..super::request::format_context(&self.info, Some(&self.heads.request), None) };
+                let cx = super::request::format_context(&self.info, Some(&self.heads.request), None);
                 mapper.headers.apply(&mut reply.headers, &cx);
             }
             format = mapper.format.as_ref().or(format);
@@ -138,9 +138,9 @@ impl<D: Downstream> Stream<'_, D> {
                 now,
             };
             let mut formatted = Vec::new();
-            format.body.write(&cx, &mut formatted);
+            format.write(&cx, &mut formatted);
             *body = Cow::Owned(formatted);
-            *content_type = format.content_type.clone().into_owned().into();
+            *content_type = format.content_type().to_owned();
         }
     }
 }

@@ -21,9 +21,7 @@ impl<D: Downstream> Stream<'_, D> {
     pub(super) fn prepare_head(&mut self) -> Result<(), StreamEnd> {
         let hcm = &self.cx.hcm;
         for mutations in &hcm.early_mutations {
-            // The mutation reads the head it changes: from a copy, where it is configured at all.
-            let before = self.heads.request.clone();
-            mutations.apply(&mut self.heads.request, &format_context(&self.info, Some(&before), None));
+            mutations.apply_to_request(&mut self.heads.request, &format_context(&self.info, None, None));
         }
         let headers = &mut self.heads.request;
         if self.facts.expect_continue && !hcm.proxy_100_continue {
@@ -65,7 +63,7 @@ impl<D: Downstream> Stream<'_, D> {
                 }
             }
         }
-        if let Some(rewritten) = headers.authority().and_then(|host| self.strip_host(host)) {
+        if let Some(rewritten) = self.heads.request.authority().and_then(|host| self.strip_host(host)) {
             self.heads.request.set(Known::Authority, rewritten);
         }
         let headers = &mut self.heads.request;

@@ -13,30 +13,17 @@ use crate::http::downstream::Downstream;
 impl<D: Downstream> Stream<'_, D> {
     /// Applies the route's header mutations to `heads.response`.
     pub(super) fn mutate_response(&mut self, route: &Route, weighted: Option<&WeightedCluster>) {
-        let mut mutations = route.response_mutations(weighted).peekable();
-        if mutations.peek().is_none() {
-            return;
+        for mutations in route.response_mutations(weighted) {
+            let cx = format_context(&self.info, Some(&self.heads.request), None);
+            mutations.apply_to_response(&mut self.heads.response, &cx);
         }
-        let mut head = std::mem::take(&mut self.heads.response);
-        for mutation in mutations {
-            let before = head.clone();
-            mutation.apply(&mut head, &format_context(&self.info, Some(&self.heads.request), Some(&before)));
-        }
-        self.heads.response = head;
     }
 
     /// Applies the route's header mutations to `heads.request`.
     pub(super) fn mutate_request(&mut self, route: &Route, weighted: Option<&WeightedCluster>) {
-        let mut mutations = route.request_mutations(weighted).peekable();
-        if mutations.peek().is_none() {
-            return;
+        for mutations in route.request_mutations(weighted) {
+            mutations.apply_to_request(&mut self.heads.request, &format_context(&self.info, None, None));
         }
-        let mut head = std::mem::take(&mut self.heads.request);
-        for mutation in mutations {
-            let before = head.clone();
-            mutation.apply(&mut head, &format_context(&self.info, Some(&before), None));
-        }
-        self.heads.request = head;
     }
 
     /// Adds what the connection manager adds to every response, and sends the head. Tells whether the response ends

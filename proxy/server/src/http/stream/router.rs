@@ -36,7 +36,7 @@ struct Routing<'r> {
     timeouts: RequestTimeouts,
     options: RouterOptions,
     hash: Option<u64>,
-    metadata: Option<MetadataMatch>,
+    metadata: Option<&'r MetadataMatch>,
     cookies: Vec<String>,
     alternative: bool,
     /// Hosts tried, for predicates and the log.
@@ -123,12 +123,7 @@ impl<D: Downstream> Stream<'_, D> {
         if self.request_complete {
             self.deadlines.route = after(now, self.route_timeout);
         }
-        let wanted = weighted.map_or(action.metadata_match.as_ref(), |w| w.metadata_match.as_ref());
-        let metadata = match wanted.and_then(|metadata| metadata.filter.get("envoy.lb")) {
-            // The table was compiled with it: what cannot be matched matches nothing.
-            Some(waystation_filter_api::value::Value::Struct(fields)) => MetadataMatch::compile(fields).ok().flatten(),
-            _ => None,
-        };
+        let metadata = weighted.map_or(action.metadata_match.as_ref(), |weighted| weighted.metadata_match.as_ref());
         self.start_mirrors(action);
         let mut routing = Routing {
             route,
@@ -393,18 +388,14 @@ impl<D: Downstream> Stream<'_, D> {
                 policy.host_predicates.iter().any(|predicate| match predicate {
                     waystation_route::RetryHostPredicate::PreviousHosts => routing.tried.contains(&host.id()),
                     waystation_route::RetryHostPredicate::OmitCanary => host.canary(),
-                    waystation_route::RetryHostPredicate::OmitMetadata(wanted) => {
-                        host.metadata().is_some_and(|metadata| {
-                            wanted.filter.iter().all(|(namespace, value)| metadata.filter.get(namespace) == Some(value))
-                        })
-                    }
+                    waystation_route::RetryHostPredicate::OmitMetadata(labels) => labels.match_host(host.metadata()),
                 })
             })
         };
         let connection = &self.cx.info;
         let cx = PickContext {
             hash: routing.hash,
-            metadata_match: routing.metadata.as_ref(),
+            metadata_match: routing.metadata,
             original_destination: Some(OriginalDestination {
                 local_address: Some(&connection.local_address).filter(|_| connection.local_address_restored),
                 header: self.heads.request.get(Known::XEnvoyOriginalDstHost),

@@ -28,7 +28,7 @@ pub(super) enum Upstream {
 
 /// What upstream says next.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// A 1xx head other than 101, in the map that was passed in.
     Informational,
     /// The response head, in the map that was passed in.
@@ -98,7 +98,7 @@ pub(super) fn ready(pool: &Rc<HostPool>, cluster: &ClusterRef, downstream: Proto
     match wanted(cluster, pool, downstream) {
         Wanted::Http1 => pool.take_idle(now).map(Upstream::Http1),
         Wanted::Http2 | Wanted::Either => {
-            let stream = pool.least_loaded().map(|connection| Upstream::Http2(Http2Stream::reserve(connection)));
+            let stream = pool.least_loaded().map(|connection| Upstream::Http2(Box::new(Http2Stream::reserve(connection))));
             stream.or_else(|| pool.take_idle(now).map(Upstream::Http1))
         }
     }
@@ -167,7 +167,7 @@ pub(super) async fn acquire(
                 let made = Http2::start(&pool, transport, info, guard, &http.http2, http.max_requests_per_connection, expires).await;
                 match made {
                     Ok(connection) => {
-                        let stream = Http2Stream::reserve(Rc::clone(&connection));
+                        let stream = Box::new(Http2Stream::reserve(Rc::clone(&connection)));
                         pool.add_http2(connection);
                         return Ok(Upstream::Http2(stream));
                     }

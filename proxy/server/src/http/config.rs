@@ -1,0 +1,532 @@
+//! The connection manager, compiled.
+//!
+//! Every field is compiled here, or refused with its path, or left out for a reason that stands beside it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::google::protobuf as wkt;
+use pb::http_connection_manager as hcm;
+use prost::Message as _;
+use waystation_filter_api::cell::{Cell, CellTable};
+use waystation_format::{AccessLog, HeaderMutationList, HeaderMutations, SubstitutionFormat};
+use waystation_http::{EscapedSlashes, PathOptions, h1};
+use waystation_matchers::{CidrList, StringMatcher};
+use waystation_route::RouteTable;
+use waystation_schema::{At, ConfigError};
+use waystation_stats::Scope;
+
+use super::client_cert::{Details, Forward};
+use super::filters::{self, FilterEntry, RouterConfig};
+use super::forwarding::{Internal, Trust};
+use super::stats::Stats;
+use crate::context::{CompileContext, Shared};
+use crate::convert;
+
+mod extensions;
+mod protocol;
+
+/// How the codec is chosen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Codec {
+    /// ALPN, or the first bytes.
+    Auto,
+    Http1,
+    Http2,
+}
+
+/// `server_header_transformation`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ServerHeader {
+    Overwrite,
+    AppendIfAbsent,
+    PassThrough,
+}
+
+/// Whether the port is taken off the host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum StripPort {
+    Never,
+    /// When it is the listener's.
+    Matching,
+    Any,
+}
+
+/// Timeouts; `None` is never.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    pub(crate) stream_idle: Option<Duration>,
+    pub(crate) flush: Option<Duration>,
+    pub(crate) request: Option<Duration>,
+    pub(crate) request_headers: Option<Duration>,
+    /// Of a connection without a stream.
+    pub(crate) idle: Option<Duration>,
+    pub(crate) max_connection_duration: Option<Duration>,
+    pub(crate) max_stream_duration: Option<Duration>,
+    pub(crate) drain: Option<Duration>,
+    pub(crate) delayed_close: Option<Duration>,
+}
+
+/// `Http2ProtocolOptions`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Http2Options {
+    pub(crate) hpack_table_size: u32,
+    pub(crate) max_concurrent_streams: u32,
+    pub(crate) initial_stream_window_size: u32,
+    pub(crate) initial_connection_window_size: u32,
+    pub(crate) allow_connect: bool,
+    pub(crate) keepalive_interval: Option<Duration>,
+    pub(crate) keepalive_timeout: Option<Duration>,
+}
+
+/// What is done with `x-request-id`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestId {
+    pub(crate) generate: bool,
+    pub(crate) preserve_external: bool,
+    pub(crate) always_in_response: bool,
+}
+
+/// `local_reply_config`.
+#[derive(Debug)]
+pub(crate) struct LocalReplies {
+    pub(crate) mappers: Vec<Mapper>,
+    pub(crate) format: Option<SubstitutionFormat>,
+}
+
+/// `ResponseMapper`.
+#[derive(Debug)]
+pub(crate) struct Mapper {
+    pub(crate) filter: waystation_format::AccessLogFilter,
+    pub(crate) status: Option<u16>,
+    pub(crate) body: Option<Vec<u8>>,
+    pub(crate) format: Option<SubstitutionFormat>,
+    pub(crate) headers: HeaderMutations,
+}
+
+/// A compiled `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
+#[derive(Debug)]
+pub struct Hcm {
+    pub(crate) stats: Stats,
+    pub(crate) codec: Codec,
+    pub(crate) routes: Arc<Cell<RouteTable>>,
+    pub(crate) filters: Vec<FilterEntry>,
+    pub(crate) router: RouterConfig,
+    pub(crate) trust: Trust,
+    pub(crate) server_name: Box<str>,
+    pub(crate) server_header: ServerHeader,
+    /// `scheme_to_overwrite`.
+    pub(crate) scheme: Option<&'static str>,
+    pub(crate) http1: Arc<h1::Config>,
+    pub(crate) http2: Http2Options,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) max_requests_per_connection: Option<u32>,
+    pub(crate) access_logs: Vec<AccessLog>,
+    pub(crate) log_on_request: bool,
+    pub(crate) request_id: RequestId,
+    pub(crate) forward_cert: Forward,
+    pub(crate) cert_details: Details,
+    pub(crate) proxy_100_continue: bool,
+    /// Upgrade protocols in lower case, and whether they are allowed.
+    pub(crate) upgrades: Vec<(Box<str>, bool)>,
+    pub(crate) paths: PathOptions,
+    pub(crate) strip_port: StripPort,
+    pub(crate) strip_dot: bool,
+    pub(crate) local_reply: Option<Box<LocalReplies>>,
+    pub(crate) early_mutations: Vec<HeaderMutationList>,
+    /// What a stream may buffer.
+    pub(crate) buffer_limit: usize,
+    /// The inline route configuration, encoded.
+    inline_routes: Option<(String, Bytes)>,
+}
+
+/// Envoy's default of `per_connection_buffer_limit_bytes`.
+const BUFFER_LIMIT: usize = 1 << 20;
+
+impl Hcm {
+    /// Compiles the filter of a listener whose statistics are below `listener`.
+    ///
+    /// # Errors
+    /// When a field is invalid, or set but not supported; the path starts below the filter.
+    pub fn compile(
+        proto: &pb::HttpConnectionManager,
+        listener: &Scope,
+        cx: &CompileContext<'_>,
+    ) -> Result<Self, ConfigError> {
+        #[expect(deprecated, reason = "the deprecated forms of the log options are still in use")]
+        let pb::HttpConnectionManager {
+            codec_type: _,
+            stat_prefix,
+            http_filters,
+            add_user_agent,
+            // Tracing changes no traffic; spans are not reported in this version.
+            tracing: _,
+            common_http_protocol_options,
+            // Only changes when a connection over its age closes: here it always waits for its request.
+            http1_safe_max_connection_duration: _,
+            http_protocol_options,
+            http2_protocol_options,
+            http3_protocol_options,
+            server_name,
+            server_header_transformation: _,
+            scheme_header_transformation,
+            max_request_headers_kb,
+            stream_idle_timeout,
+            stream_flush_timeout,
+            request_timeout,
+            request_headers_timeout,
+            drain_timeout,
+            drain_timeout_jitter,
+            delayed_close_timeout,
+            access_log,
+            access_log_flush_interval,
+            flush_access_log_on_new_request,
+            access_log_options,
+            use_remote_address,
+            xff_num_trusted_hops,
+            original_ip_detection_extensions,
+            early_header_mutation_extensions,
+            internal_address_config,
+            skip_xff_append,
+            via,
+            generate_request_id,
+            preserve_external_request_id,
+            always_set_request_id_in_response,
+            forward_client_cert_details: _,
+            set_current_client_cert_details,
+            forward_client_cert_matcher,
+            proxy_100_continue,
+            represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+            upgrade_configs,
+            normalize_path,
+            merge_slashes,
+            path_with_escaped_slashes_action: _,
+            request_id_extension,
+            local_reply_config,
+            strip_matching_host_port,
+            stream_error_on_invalid_http_message,
+            path_normalization_options,
+            strip_trailing_host_dot,
+            proxy_status_config,
+            typed_header_validation_config,
+            append_x_forwarded_port,
+            append_local_overload,
+            // PROXY protocol's state goes to filter state for transport sockets that are not there yet.
+            add_proxy_protocol_connection_state: _,
+            forward_proto_config,
+            route_specifier,
+            strip_port_mode,
+        } = proto;
+        let refuse = |field: &'static str, set: bool| {
+            if set { Err(ConfigError::field(field, "is not supported in this version")) } else { Ok(()) }
+        };
+        refuse("http3_protocol_options", http3_protocol_options.is_some())?;
+        refuse("drain_timeout_jitter", drain_timeout_jitter.as_ref().is_some_and(|percent| percent.value > 0.0))?;
+        refuse("forward_client_cert_matcher", forward_client_cert_matcher.is_some())?;
+        refuse(
+            "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
+            *represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        )?;
+        refuse("path_normalization_options", path_normalization_options.is_some())?;
+        refuse("proxy_status_config", proxy_status_config.is_some())?;
+        refuse("typed_header_validation_config", typed_header_validation_config.is_some())?;
+        refuse("append_local_overload", *append_local_overload)?;
+        refuse("forward_proto_config", forward_proto_config.is_some())?;
+        refuse("stream_error_on_invalid_http_message", boolean(stream_error_on_invalid_http_message.as_ref(), false))?;
+        let options = access_log_options.as_ref();
+        let interval = options.and_then(|options| options.access_log_flush_interval.as_ref());
+        refuse("access_log_flush_interval", interval.or(access_log_flush_interval.as_ref()).is_some())?;
+        refuse(
+            "access_log_options.flush_log_on_tunnel_successfully_established",
+            options.is_some_and(|options| options.flush_log_on_tunnel_successfully_established),
+        )?;
+        let codec = match proto.codec_type() {
+            hcm::CodecType::Auto => Codec::Auto,
+            hcm::CodecType::Http1 => Codec::Http1,
+            hcm::CodecType::Http2 => Codec::Http2,
+            hcm::CodecType::Http3 => return Err(ConfigError::field("codec_type", "HTTP/3 is not supported")),
+        };
+        if stat_prefix.is_empty() {
+            return Err(ConfigError::field("stat_prefix", "must not be empty"));
+        }
+        let shared = cx.shared;
+        let http = shared.stats.root().scope("http").tag("envoy.http_conn_manager_prefix", stat_prefix);
+        let (filters, router) = filters::compile(http_filters, &http, cx)?;
+        let common = common_http_protocol_options.clone().unwrap_or_default();
+        let refuse_jitter = common.max_connection_duration_jitter.as_ref().is_some_and(|percent| percent.value > 0.0);
+        refuse("common_http_protocol_options.max_connection_duration_jitter", refuse_jitter)?;
+        let duration = |field: &'static str, value: Option<&wkt::Duration>, default: Option<Duration>| {
+            convert::timeout(value, default).at(|| field)
+        };
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let stream_idle = duration("stream_idle_timeout", stream_idle_timeout.as_ref(), seconds(300))?;
+        let timeouts = Timeouts {
+            stream_idle,
+            flush: duration("stream_flush_timeout", stream_flush_timeout.as_ref(), stream_idle)?,
+            request: duration("request_timeout", request_timeout.as_ref(), None)?,
+            request_headers: duration("request_headers_timeout", request_headers_timeout.as_ref(), None)?,
+            idle: duration("common_http_protocol_options.idle_timeout", common.idle_timeout.as_ref(), seconds(3600))?,
+            max_connection_duration: duration(
+                "common_http_protocol_options.max_connection_duration",
+                common.max_connection_duration.as_ref(),
+                None,
+            )?,
+            max_stream_duration: duration(
+                "common_http_protocol_options.max_stream_duration",
+                common.max_stream_duration.as_ref(),
+                None,
+            )?,
+            drain: duration("drain_timeout", drain_timeout.as_ref(), seconds(5))?,
+            delayed_close: duration("delayed_close_timeout", delayed_close_timeout.as_ref(), seconds(1))?,
+        };
+        let node = &shared.node;
+        let add_agent = boolean(add_user_agent.as_ref(), false);
+        if add_agent && node.cluster.is_empty() {
+            return Err(ConfigError::field("add_user_agent", "needs the node's cluster"));
+        }
+        let trust = Trust {
+            use_remote_address: boolean(use_remote_address.as_ref(), false),
+            trusted_hops: *xff_num_trusted_hops,
+            skip_xff_append: *skip_xff_append,
+            append_port: *append_x_forwarded_port,
+            detection: extensions::detection(
+                original_ip_detection_extensions,
+                boolean(use_remote_address.as_ref(), false),
+                *xff_num_trusted_hops,
+            )?,
+            internal: match internal_address_config {
+                None => Internal::default(),
+                Some(config) => Internal {
+                    unix_sockets: config.unix_sockets,
+                    ranges: Some(CidrList::compile(&config.cidr_ranges, "cidr_ranges").at(|| "internal_address_config")?),
+                },
+            },
+            user_agent: add_agent.then(|| (node.cluster.as_str().into(), node.id.as_str().into())),
+            via: via.as_str().into(),
+        };
+        let routes = match route_specifier {
+            None => return Err(ConfigError::field("route_specifier", "is required")),
+            Some(hcm::RouteSpecifier::RouteConfig(config)) => {
+                let table = compile_routes(config, true, shared).at(|| "route_config")?;
+                // Nobody else knows the name: the cell is this connection manager's own.
+                let cell = CellTable::new().cell(&config.name);
+                cell.set(Some(Arc::new(table)));
+                cell
+            }
+            Some(hcm::RouteSpecifier::Rds(rds)) => {
+                let source = rds
+                    .config_source
+                    .as_ref()
+                    .ok_or_else(|| ConfigError::field("rds.config_source", "is required"))?;
+                cx.route_cell(source, &rds.route_config_name)
+            }
+            Some(hcm::RouteSpecifier::ScopedRoutes(_)) => {
+                return Err(ConfigError::field("scoped_routes", "is not supported in this version"));
+            }
+        };
+        let access_logs = access_log.iter().enumerate().map(|(index, proto)| {
+            AccessLog::compile(proto, &shared.access_logs, &shared.runtime).at(|| format!("access_log[{index}]"))
+        });
+        Ok(Self {
+            stats: Stats::new(&http, listener, stat_prefix),
+            codec,
+            routes,
+            filters,
+            router,
+            trust,
+            server_name: if server_name.is_empty() { "envoy".into() } else { server_name.as_str().into() },
+            server_header: match proto.server_header_transformation() {
+                hcm::ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,
+                hcm::ServerHeaderTransformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
+                hcm::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
+            },
+            scheme: scheme(scheme_header_transformation.as_ref()).at(|| "scheme_header_transformation")?,
+            http1: Arc::new(protocol::http1(
+                http_protocol_options.as_ref(),
+                &common,
+                max_request_headers_kb.as_ref().map_or(60, |kb| kb.value),
+            )?),
+            http2: protocol::http2(http2_protocol_options.as_ref()).at(|| "http2_protocol_options")?,
+            timeouts,
+            max_requests_per_connection: common
+                .max_requests_per_connection
+                .as_ref()
+                .map(|max| max.value)
+                .filter(|max| *max > 0),
+            access_logs: access_logs.collect::<Result<_, _>>()?,
+            log_on_request: *flush_access_log_on_new_request
+                || options.is_some_and(|options| options.flush_access_log_on_new_request),
+            request_id: extensions::request_id(
+                request_id_extension.as_ref(),
+                RequestId {
+                    generate: boolean(generate_request_id.as_ref(), true),
+                    preserve_external: *preserve_external_request_id,
+                    always_in_response: *always_set_request_id_in_response,
+                },
+            )
+            .at(|| "request_id_extension")?,
+            forward_cert: match proto.forward_client_cert_details() {
+                hcm::ForwardClientCertDetails::Sanitize => Forward::Sanitize,
+                hcm::ForwardClientCertDetails::ForwardOnly => Forward::ForwardOnly,
+                hcm::ForwardClientCertDetails::AppendForward => Forward::AppendForward,
+                hcm::ForwardClientCertDetails::SanitizeSet => Forward::SanitizeSet,
+                hcm::ForwardClientCertDetails::AlwaysForwardOnly => Forward::AlwaysForwardOnly,
+            },
+            cert_details: cert_details(set_current_client_cert_details.as_ref())
+                .at(|| "set_current_client_cert_details")?,
+            proxy_100_continue: *proxy_100_continue,
+            upgrades: upgrade_configs
+                .iter()
+                .enumerate()
+                .map(|(index, config)| upgrade(config).at(|| format!("upgrade_configs[{index}]")))
+                .collect::<Result<_, _>>()?,
+            paths: PathOptions {
+                normalize: boolean(normalize_path.as_ref(), false),
+                merge_slashes: *merge_slashes,
+                escaped_slashes: match proto.path_with_escaped_slashes_action() {
+                    hcm::PathWithEscapedSlashesAction::ImplementationSpecificDefault
+                    | hcm::PathWithEscapedSlashesAction::KeepUnchanged => EscapedSlashes::Keep,
+                    hcm::PathWithEscapedSlashesAction::RejectRequest => EscapedSlashes::Reject,
+                    hcm::PathWithEscapedSlashesAction::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
+                    hcm::PathWithEscapedSlashesAction::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
+                },
+            },
+            strip_port: match strip_port_mode {
+                Some(hcm::StripPortMode::StripAnyHostPort(true)) => StripPort::Any,
+                _ if *strip_matching_host_port => StripPort::Matching,
+                _ => StripPort::Never,
+            },
+            strip_dot: *strip_trailing_host_dot,
+            local_reply: local_reply_config
+                .as_ref()
+                .map(|config| local_replies(config, cx).at(|| "local_reply_config").map(Box::new))
+                .transpose()?,
+            early_mutations: extensions::early_mutations(early_header_mutation_extensions)?,
+            buffer_limit: BUFFER_LIMIT,
+            inline_routes: match route_specifier {
+                Some(hcm::RouteSpecifier::RouteConfig(config)) => {
+                    Some((config.name.clone(), config.encode_to_vec().into()))
+                }
+                _ => None,
+            },
+        })
+    }
+
+    /// Name and encoded form of the inline route configuration, for `/config_dump`.
+    pub fn inline_routes(&self) -> Option<(String, Bytes)> {
+        self.inline_routes.clone()
+    }
+}
+
+/// Compiles a route configuration with the per-route configuration of every HTTP filter this binary has. `inline`: it
+/// stands in a listener, so its clusters must exist unless it says otherwise.
+///
+/// # Errors
+/// When a field is invalid, or set but not supported; the path starts below the route configuration.
+pub fn compile_routes(
+    proto: &envoy_types::pb::envoy::config::route::v3::RouteConfiguration,
+    inline: bool,
+    shared: &Shared,
+) -> Result<RouteTable, ConfigError> {
+    let cx = waystation_route::CompileContext {
+        clusters: &shared.clusters,
+        runtime: &shared.runtime,
+        validate_clusters: inline,
+        filter_config: &|name, any| filters::compile_route_config(name, any, shared),
+    };
+    RouteTable::compile(proto, &cx)
+}
+
+pub(super) fn boolean(value: Option<&wkt::BoolValue>, default: bool) -> bool {
+    value.map_or(default, |value| value.value)
+}
+
+fn scheme(proto: Option<&core::SchemeHeaderTransformation>) -> Result<Option<&'static str>, ConfigError> {
+    use core::scheme_header_transformation::Transformation;
+    let Some(proto) = proto else { return Ok(None) };
+    if proto.match_upstream {
+        return Err(ConfigError::field("match_upstream", "is not supported in this version"));
+    }
+    match &proto.transformation {
+        None => Ok(None),
+        Some(Transformation::SchemeToOverwrite(scheme)) => match scheme.as_str() {
+            "http" => Ok(Some("http")),
+            "https" => Ok(Some("https")),
+            _ => Err(ConfigError::field("scheme_to_overwrite", "must be http or https")),
+        },
+    }
+}
+
+fn cert_details(proto: Option<&hcm::SetCurrentClientCertDetails>) -> Result<Details, ConfigError> {
+    let Some(proto) = proto else { return Ok(Details::default()) };
+    let hcm::SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } = proto;
+    for (field, set) in [("issuer", *issuer), ("format", *format != 0)] {
+        if set {
+            return Err(ConfigError::field(field, "is not supported in this version"));
+        }
+    }
+    Ok(Details {
+        cert: *cert,
+        chain: *chain,
+        subject: boolean(subject.as_ref(), false),
+        uri: *uri,
+        dns: *dns,
+    })
+}
+
+fn upgrade(proto: &hcm::UpgradeConfig) -> Result<(Box<str>, bool), ConfigError> {
+    let hcm::UpgradeConfig { upgrade_type, filters, enabled } = proto;
+    if !filters.is_empty() {
+        return Err(ConfigError::field("filters", "upgrades go through the connection manager's filters"));
+    }
+    Ok((upgrade_type.to_ascii_lowercase().into(), boolean(enabled.as_ref(), true)))
+}
+
+fn local_replies(proto: &pb::LocalReplyConfig, cx: &CompileContext<'_>) -> Result<LocalReplies, ConfigError> {
+    let pb::LocalReplyConfig { mappers, body_format } = proto;
+    let format = |proto: Option<&core::SubstitutionFormatString>, field: &'static str| {
+        proto.map(|proto| SubstitutionFormat::compile(proto).at(|| field)).transpose()
+    };
+    let mapper = |proto: &pb::ResponseMapper| {
+        let pb::ResponseMapper { filter, status_code, body, body_format_override, headers_to_add } = proto;
+        let filter = filter.as_ref().ok_or_else(|| ConfigError::field("filter", "is required"))?;
+        let status = status_code.as_ref().map(|code| {
+            u16::try_from(code.value)
+                .ok()
+                .filter(|code| (200..600).contains(code))
+                .ok_or_else(|| ConfigError::field("status_code", "must be between 200 and 599"))
+        });
+        Ok(Mapper {
+            filter: waystation_format::AccessLogFilter::compile(filter, &cx.shared.runtime).at(|| "filter")?,
+            status: status.transpose()?,
+            body: body.as_ref().map(|body| convert::data_source(Some(body)).at(|| "body")).transpose()?,
+            format: format(body_format_override.as_ref(), "body_format_override")?,
+            headers: HeaderMutations::compile(headers_to_add, &[]).at(|| "headers_to_add")?,
+        })
+    };
+    Ok(LocalReplies {
+        mappers: mappers
+            .iter()
+            .enumerate()
+            .map(|(index, proto)| mapper(proto).at(|| format!("mappers[{index}]")))
+            .collect::<Result<_, ConfigError>>()?,
+        format: format(body_format.as_ref(), "body_format")?,
+    })
+}
+
+/// `upgrade` tokens that HTTP/1 requests lose on arrival.
+pub(super) fn ignored_upgrades(
+    protos: &[envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher],
+) -> Result<Option<h1::UpgradeMatcher>, ConfigError> {
+    if protos.is_empty() {
+        return Ok(None);
+    }
+    let matchers = protos.iter().enumerate().map(|(index, proto)| {
+        StringMatcher::compile(proto).at(|| format!("ignore_http_11_upgrade[{index}]"))
+    });
+    let matchers: Vec<StringMatcher> = matchers.collect::<Result<_, _>>()?;
+    Ok(Some(Arc::new(move |token: &[u8]| matchers.iter().any(|matcher| matcher.is_match(token)))))
+}

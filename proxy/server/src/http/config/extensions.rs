@@ -1,0 +1,103 @@
+//! The small extensions of the connection manager.
+
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::envoy::extensions as ext;
+use ext::filters::network::http_connection_manager::v3::RequestIdExtension;
+use ext::http::early_header_mutation::header_mutation::v3::HeaderMutation;
+use ext::http::original_ip_detection::{custom_header::v3::CustomHeaderConfig, xff::v3::XffConfig};
+use ext::request_id::uuid::v3::UuidRequestIdConfig;
+use waystation_format::HeaderMutationList;
+use waystation_http::HeaderName;
+use waystation_matchers::CidrList;
+use waystation_schema::{At, ConfigError};
+
+use super::{RequestId, boolean};
+use crate::http::forwarding::Detection;
+use crate::listener::config::{decode, type_name};
+
+/// `original_ip_detection_extensions`; without any, XFF as Envoy reads it by default.
+pub(super) fn detection(
+    protos: &[TypedExtensionConfig],
+    use_remote_address: bool,
+    trusted_hops: u32,
+) -> Result<Vec<Detection>, ConfigError> {
+    if protos.is_empty() {
+        return Ok(match use_remote_address {
+            true => Vec::new(),
+            false => vec![Detection::Xff { hops: trusted_hops, trusted: None, skip_append: true }],
+        });
+    }
+    if use_remote_address {
+        return Err(ConfigError::field(
+            "original_ip_detection_extensions",
+            "Original IP detection extensions and use_remote_address may not be mixed",
+        ));
+    }
+    if trusted_hops > 0 {
+        return Err(ConfigError::field(
+            "original_ip_detection_extensions",
+            "Original IP detection extensions and xff_num_trusted_hops may not be mixed",
+        ));
+    }
+    let one = |proto: &TypedExtensionConfig| {
+        let any = proto.typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
+        match type_name(any) {
+            "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig" => {
+                let XffConfig { xff_num_trusted_hops, xff_trusted_cidrs, skip_xff_append } = decode(any)?;
+                let trusted = xff_trusted_cidrs
+                    .as_ref()
+                    .map(|list| CidrList::compile(&list.cidrs, "cidrs").at(|| "xff_trusted_cidrs"))
+                    .transpose()?;
+                let skip_append = boolean(skip_xff_append.as_ref(), true);
+                Ok(Detection::Xff { hops: xff_num_trusted_hops, trusted, skip_append })
+            }
+            "envoy.extensions.http.original_ip_detection.custom_header.v3.CustomHeaderConfig" => {
+                let config: CustomHeaderConfig = decode(any)?;
+                let name = HeaderName::parse(&config.header_name)
+                    .map_err(|error| ConfigError::field("header_name", error.to_string()))?;
+                let reject = config.reject_with_status.map(|status| {
+                    let code = u16::try_from(status.code).ok().filter(|code| (400..512).contains(code));
+                    code.unwrap_or(403)
+                });
+                Ok(Detection::Header { name, trusted: config.allow_extension_to_set_address_as_trusted, reject })
+            }
+            other => Err(ConfigError::new(format!("unknown original IP detection type '{other}'"))),
+        }
+    };
+    protos
+        .iter()
+        .enumerate()
+        .map(|(index, proto)| one(proto).at(|| format!("original_ip_detection_extensions[{index}]")))
+        .collect()
+}
+
+/// `early_header_mutation_extensions`.
+pub(super) fn early_mutations(protos: &[TypedExtensionConfig]) -> Result<Vec<HeaderMutationList>, ConfigError> {
+    let one = |proto: &TypedExtensionConfig| {
+        let any = proto.typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
+        match type_name(any) {
+            "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation" => {
+                let config: HeaderMutation = decode(any)?;
+                HeaderMutationList::compile(&config.mutations).at(|| "mutations")
+            }
+            other => Err(ConfigError::new(format!("unknown early header mutation type '{other}'"))),
+        }
+    };
+    protos
+        .iter()
+        .enumerate()
+        .map(|(index, proto)| one(proto).at(|| format!("early_header_mutation_extensions[{index}]")))
+        .collect()
+}
+
+/// `request_id_extension`: only the UUID that is Envoy's default. Its trace bit follows tracing, which is not there.
+pub(super) fn request_id(proto: Option<&RequestIdExtension>, base: RequestId) -> Result<RequestId, ConfigError> {
+    let Some(any) = proto.and_then(|proto| proto.typed_config.as_ref()) else { return Ok(base) };
+    match type_name(any) {
+        "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => {
+            let UuidRequestIdConfig { pack_trace_reason: _, use_request_id_for_trace_sampling: _ } = decode(any)?;
+            Ok(base)
+        }
+        other => Err(ConfigError::new(format!("unknown request id type '{other}'"))),
+    }
+}

@@ -1,0 +1,413 @@
+//! A downstream HTTP/2 connection: the `h2` crate below, one local task per stream.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
+use waystation_http::{Headers, Known, h2 as convert};
+
+use super::{Downstream, HeadFacts, Piece};
+use crate::http::ConnCx;
+use crate::http::end::StreamEnd;
+use crate::http::stream::{self, Begin};
+use crate::http::timer::{Timer, after, earliest};
+use crate::pool::http2::poll_send;
+use crate::transport::Transport;
+
+/// Bytes of response that may wait for flow control before upstream is read further.
+const HIGH_WATER: usize = 64 * 1024;
+
+/// Serves a connection to its end; `input` was read while the codec was found out.
+pub(crate) async fn serve(cx: Rc<ConnCx>, transport: Transport, input: BytesMut) {
+    let hcm = cx.hcm.clone();
+    let stats = &hcm.stats.hcm;
+    stats.downstream_cx_http2_total().inc();
+    stats.downstream_cx_http2_active().inc();
+    serve_streams(&cx, Counted { transport, prefix: input.freeze(), cx: Rc::clone(&cx) }).await;
+    stats.downstream_cx_http2_active().dec();
+    stats.downstream_cx_destroy_remote().inc();
+}
+
+async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
+    let hcm = &cx.hcm;
+    let stats = &hcm.stats.hcm;
+    let options = &hcm.http2;
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(options.initial_stream_window_size)
+        .initial_connection_window_size(options.initial_connection_window_size)
+        .max_concurrent_streams(options.max_concurrent_streams)
+        .header_table_size(options.hpack_table_size)
+        .max_header_list_size(hcm.http1.max_head_bytes)
+        .max_send_buffer_size(HIGH_WATER * 4);
+    if options.allow_connect {
+        builder.enable_connect_protocol();
+    }
+    let mut connection = match builder.handshake::<_, Bytes>(io).await {
+        Ok(connection) => connection,
+        Err(_) => {
+            stats.downstream_cx_protocol_error().inc();
+            return;
+        }
+    };
+    let active = Rc::new(std::cell::Cell::new(0_usize));
+    let idle_wake = Rc::new(tokio::sync::Notify::new());
+    let mut ping = connection.ping_pong();
+    let mut pinging: Option<Instant> = None;
+    let mut next_ping = after(Instant::now(), options.keepalive_interval);
+    let mut timer = Timer::default();
+    let mut idle_since = Instant::now();
+    let mut drain = cx.drain.waiter();
+    let mut draining = false;
+    let mut served = 0_u32;
+    let mut drain_until: Option<Instant> = None;
+    let expires = after(cx.info.start, hcm.timeouts.max_connection_duration);
+    loop {
+        enum Next {
+            Stream(http::Request<RecvStream>, SendResponse<Bytes>),
+            Error(h2::Error),
+            Closed,
+            Timer,
+            Drain,
+        }
+        let next = std::future::poll_fn(|task| {
+            match connection.poll_accept(task) {
+                Poll::Ready(Some(Ok((request, respond)))) => return Poll::Ready(Next::Stream(request, respond)),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Next::Error(error)),
+                Poll::Ready(None) => return Poll::Ready(Next::Closed),
+                Poll::Pending => {}
+            }
+            if pinging.is_some()
+                && let Some(ping) = &mut ping
+                && let Poll::Ready(Ok(_)) = ping.poll_pong(task)
+            {
+                pinging = None;
+            }
+            if !draining {
+                drain.register(task.waker());
+                if drain.handle().is_draining() {
+                    return Poll::Ready(Next::Drain);
+                }
+            }
+            if active.get() > 0 {
+                idle_since = Instant::now();
+            }
+            let idle = after(idle_since, hcm.timeouts.idle).filter(|_| active.get() == 0);
+            let pong = after_opt(pinging, options.keepalive_timeout);
+            let due = [idle, next_ping, pong, drain_until].into_iter().fold(expires.filter(|_| !draining), earliest);
+            timer.poll(task, due).map(|()| Next::Timer)
+        })
+        .await;
+        match next {
+            Next::Stream(request, respond) => {
+                served += 1;
+                let now = Instant::now();
+                if hcm.max_requests_per_connection.is_some_and(|max| served >= max) && !draining {
+                    stats.downstream_cx_max_requests_reached().inc();
+                    draining = true;
+                    connection.graceful_shutdown();
+                } else if !draining && cx.drain.should_close(now, cx.worker.random()) {
+                    stats.downstream_cx_drain_close().inc();
+                    draining = true;
+                    connection.graceful_shutdown();
+                }
+                active.set(active.get() + 1);
+                let guard = Active(Rc::clone(&active), Rc::clone(&idle_wake));
+                let cx = Rc::clone(cx);
+                tokio::task::spawn_local(async move {
+                    let _guard = guard;
+                    serve_stream(&cx, request, respond).await;
+                });
+            }
+            Next::Error(error) => {
+                if !error.is_io() && !error.is_remote() {
+                    stats.downstream_cx_protocol_error().inc();
+                }
+                // The library has queued GOAWAY; polling on writes it out.
+                let end = std::future::poll_fn(|task| connection.poll_closed(task));
+                let _ = tokio::time::timeout(std::time::Duration::from_secs(1), end).await;
+                return;
+            }
+            Next::Closed => return,
+            Next::Drain => {
+                draining = true;
+                stats.downstream_cx_drain_close().inc();
+                connection.graceful_shutdown();
+            }
+            Next::Timer => {
+                let now = Instant::now();
+                if drain_until.is_some_and(|until| now >= until) {
+                    return;
+                }
+                if pinging.zip(options.keepalive_timeout).is_some_and(|(sent, limit)| now >= sent + limit) {
+                    return;
+                }
+                if next_ping.is_some_and(|due| now >= due) {
+                    next_ping = after(now, options.keepalive_interval);
+                    if let Some(ping) = &mut ping
+                        && ping.send_ping(h2::Ping::opaque()).is_ok()
+                    {
+                        pinging.get_or_insert(now);
+                    }
+                }
+                if expires.is_some_and(|expires| now >= expires) && !draining {
+                    stats.downstream_cx_max_duration_reached().inc();
+                    draining = true;
+                    connection.graceful_shutdown();
+                    drain_until = after(now, hcm.timeouts.drain);
+                }
+                let idle = after(idle_since, hcm.timeouts.idle);
+                if active.get() == 0 && idle.is_some_and(|due| now >= due) && !draining {
+                    stats.downstream_cx_idle_timeout().inc();
+                    draining = true;
+                    connection.graceful_shutdown();
+                    drain_until = after(now, hcm.timeouts.drain);
+                }
+            }
+        }
+    }
+}
+
+fn after_opt(from: Option<Instant>, timeout: Option<std::time::Duration>) -> Option<Instant> {
+    from.and_then(|from| after(from, timeout))
+}
+
+struct Active(Rc<std::cell::Cell<usize>>, Rc<tokio::sync::Notify>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+        self.1.notify_one();
+    }
+}
+
+async fn serve_stream(cx: &Rc<ConnCx>, request: http::Request<RecvStream>, respond: SendResponse<Bytes>) {
+    let start = Instant::now();
+    let mut scratch = cx.worker.take_scratch();
+    let (parts, receive) = request.into_parts();
+    let protocol = parts.extensions.get::<h2::ext::Protocol>().map(h2::ext::Protocol::as_str);
+    convert::read_request(&parts, protocol, &mut scratch.request);
+    let head = &scratch.request;
+    let facts = HeadFacts {
+        protocol: Protocol::Http2,
+        end: receive.is_end_stream(),
+        tunnel: head.method() == Some(b"CONNECT"),
+        expect_continue: head
+            .get(Known::Expect)
+            .is_some_and(|expect| expect.eq_ignore_ascii_case(b"100-continue")),
+    };
+    let refused = if head.len() > cx.hcm.http1.max_headers as usize + 4 {
+        cx.hcm.stats.hcm.downstream_rq_too_large().inc();
+        Some(StreamEnd::Codec {
+            status: 431,
+            body: "Request Header Fields Too Large",
+            details: "http2.too_many_headers",
+        })
+    } else {
+        None
+    };
+    let mut down = Http2 {
+        receive,
+        respond,
+        send: None,
+        pending: VecDeque::new(),
+        pending_bytes: 0,
+        ended: false,
+        trailers: None,
+        data_done: facts.end,
+        finished: false,
+        bytes: ByteCounts::default(),
+    };
+    let mut timer = Timer::default();
+    stream::serve(cx, &mut down, &mut timer, &mut scratch, Begin { start, facts, refused }).await;
+    if down.finished && !down.receive.is_end_stream() {
+        // RFC 9113 section 8.1: the response is complete, the rest of the request is not needed.
+        down.respond.send_reset(Reason::NO_ERROR);
+    }
+    cx.worker.give_scratch(scratch);
+}
+
+/// One stream.
+struct Http2 {
+    receive: RecvStream,
+    respond: SendResponse<Bytes>,
+    send: Option<SendStream<Bytes>>,
+    pending: VecDeque<Bytes>,
+    pending_bytes: usize,
+    ended: bool,
+    trailers: Option<http::HeaderMap>,
+    data_done: bool,
+    finished: bool,
+    bytes: ByteCounts,
+}
+
+impl Downstream for Http2 {
+    fn poll_piece(&mut self, cx: &mut Context<'_>, trailers: &mut Headers) -> Poll<Result<Piece, StreamEnd>> {
+        if !self.data_done {
+            match ready!(self.receive.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // Read only when upstream has room: that is the back-pressure.
+                    let _ = self.receive.flow_control().release_capacity(data.len());
+                    self.bytes.body_received += data.len() as u64;
+                    return Poll::Ready(Ok(Piece::Data(data)));
+                }
+                Some(Err(error)) => return Poll::Ready(Err(lost(&error))),
+                None => self.data_done = true,
+            }
+        }
+        match ready!(self.receive.poll_trailers(cx)) {
+            Ok(Some(map)) => {
+                convert::read_trailers(&map, trailers);
+                Poll::Ready(Ok(Piece::Trailers))
+            }
+            Ok(None) => Poll::Ready(Ok(Piece::End)),
+            Err(error) => Poll::Ready(Err(lost(&error))),
+        }
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<StreamEnd> {
+        let reset = match &mut self.send {
+            Some(send) => send.poll_reset(cx),
+            None if self.finished => return Poll::Pending,
+            None => self.respond.poll_reset(cx),
+        };
+        match ready!(reset) {
+            Ok(_) => Poll::Ready(StreamEnd::DownstreamReset),
+            Err(error) => Poll::Ready(lost(&error)),
+        }
+    }
+
+    fn send_informational(&mut self, head: &Headers) {
+        if let Ok(head) = convert::write_response(head) {
+            // A stream that is gone says so when the response is sent.
+            let _ = self.respond.send_informational(head);
+        }
+    }
+
+    fn send_head(&mut self, head: &Headers, end: bool) {
+        self.bytes.header_sent += head.byte_size() as u64;
+        let Ok(head) = convert::write_response(head) else {
+            self.respond.send_reset(Reason::INTERNAL_ERROR);
+            return;
+        };
+        if let Ok(send) = self.respond.send_response(head, end) {
+            self.finished = end;
+            self.send = (!end).then_some(send);
+        }
+    }
+
+    fn send_data(&mut self, data: Bytes) {
+        if self.send.is_some() {
+            self.bytes.body_sent += data.len() as u64;
+            self.pending_bytes += data.len();
+            self.pending.push_back(data);
+        }
+    }
+
+    fn send_end(&mut self, trailers: Option<&Headers>) {
+        self.ended = true;
+        self.trailers = trailers.and_then(|trailers| convert::write_trailers(trailers).ok());
+    }
+
+    fn has_room(&self) -> bool {
+        self.pending_bytes < HIGH_WATER
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamEnd>> {
+        let Some(send) = &mut self.send else { return Poll::Ready(Ok(())) };
+        let sent = poll_send(cx, send, &mut self.pending, &mut self.pending_bytes, self.ended, &mut self.trailers);
+        match ready!(sent) {
+            Ok(done) => {
+                if done {
+                    self.finished = true;
+                    self.send = None;
+                }
+                Poll::Ready(Ok(()))
+            }
+            Err(error) => Poll::Ready(Err(lost(&error))),
+        }
+    }
+
+    fn close_after_response(&mut self) {}
+
+    fn reset(&mut self) {
+        if !self.finished {
+            match &mut self.send {
+                Some(send) => send.send_reset(Reason::INTERNAL_ERROR),
+                None => self.respond.send_reset(Reason::INTERNAL_ERROR),
+            }
+            self.finished = true;
+            self.send = None;
+        }
+    }
+
+    fn bytes(&self) -> ByteCounts {
+        self.bytes
+    }
+}
+
+fn lost(error: &h2::Error) -> StreamEnd {
+    if error.is_reset() { StreamEnd::DownstreamReset } else { StreamEnd::DownstreamGone }
+}
+
+/// The transport with what was read ahead, counting bytes for the statistics.
+struct Counted {
+    transport: Transport,
+    prefix: Bytes,
+    cx: Rc<ConnCx>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        if this.prefix.is_empty() {
+            ready!(Pin::new(&mut this.transport).poll_read(cx, buffer))?;
+        } else {
+            let count = this.prefix.len().min(buffer.remaining());
+            buffer.put_slice(&this.prefix.split_to(count));
+        }
+        let count = buffer.filled().len() - before;
+        this.cx.hcm.stats.hcm.downstream_cx_rx_bytes_total().add(count as u64);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<std::io::Result<usize>> {
+        let this = self.get_mut();
+        let count = ready!(Pin::new(&mut this.transport).poll_write(cx, data))?;
+        this.cx.hcm.stats.hcm.downstream_cx_tx_bytes_total().add(count as u64);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let this = self.get_mut();
+        let count = ready!(Pin::new(&mut this.transport).poll_write_vectored(cx, slices))?;
+        this.cx.hcm.stats.hcm.downstream_cx_tx_bytes_total().add(count as u64);
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.get_mut().transport).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.get_mut().transport).poll_shutdown(cx)
+    }
+}

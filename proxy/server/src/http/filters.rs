@@ -1,0 +1,146 @@
+//! The HTTP filters of this binary, and the compiled filter chain.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::google::protobuf::Any;
+use pb::http_filter::ConfigType;
+use waystation_filter_api::http::{FactoryContext, FilterConfig, HttpFilterExtension, HttpFilterFactory};
+use waystation_schema::{At, ConfigError};
+use waystation_stats::Scope;
+
+use super::config::boolean;
+use crate::context::{CompileContext, Shared};
+use crate::listener::config::{decode, type_name};
+
+mod header_mutation;
+
+/// Every HTTP filter besides the router.
+pub const EXTENSIONS: &[&HttpFilterExtension] = &[&header_mutation::EXTENSION];
+
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+
+/// One filter of a chain.
+#[derive(Debug)]
+pub(crate) struct FilterEntry {
+    /// The name under which routes configure it.
+    pub(crate) name: Box<str>,
+    pub(crate) factory: Arc<dyn HttpFilterFactory>,
+    /// Unless the route says otherwise.
+    pub(crate) disabled: bool,
+}
+
+/// The terminal filter's configuration.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RouterConfig {
+    pub(crate) dynamic_stats: bool,
+    pub(crate) suppress_envoy_headers: bool,
+    pub(crate) strict_headers: bool,
+    pub(crate) respect_expected_timeout: bool,
+}
+
+/// Compiles `http_filters`. The router must be last and only there; an empty chain is one without a router.
+pub(crate) fn compile(
+    protos: &[pb::HttpFilter],
+    scope: &Scope,
+    cx: &CompileContext<'_>,
+) -> Result<(Vec<FilterEntry>, RouterConfig), ConfigError> {
+    let mut entries = Vec::new();
+    let mut router = RouterConfig { dynamic_stats: true, ..RouterConfig::default() };
+    for (index, proto) in protos.iter().enumerate() {
+        let last = index + 1 == protos.len();
+        let compiled = compile_one(proto, last, scope, cx, &mut router).at(|| format!("http_filters[{}]", proto.name))?;
+        entries.extend(compiled);
+    }
+    Ok((entries, router))
+}
+
+fn compile_one(
+    proto: &pb::HttpFilter,
+    last: bool,
+    scope: &Scope,
+    cx: &CompileContext<'_>,
+    router: &mut RouterConfig,
+) -> Result<Option<FilterEntry>, ConfigError> {
+    let any = match &proto.config_type {
+        Some(ConfigType::TypedConfig(any)) => any,
+        Some(ConfigType::ConfigDiscovery(_)) => {
+            return Err(ConfigError::field("config_discovery", "is not supported in this version"));
+        }
+        None => return Err(ConfigError::field("typed_config", "is required")),
+    };
+    let terminal = type_name(any) == ROUTER;
+    if terminal != last {
+        let name = &proto.name;
+        let reason = match terminal {
+            true => format!("Error: terminal filter named {name} of type {name} must be the last filter in a http filter chain."),
+            false => format!("Error: non-terminal filter named {name} of type {name} is the last filter in a http filter chain."),
+        };
+        return Err(ConfigError::new(reason));
+    }
+    if terminal {
+        *router = compile_router(&decode(any)?).at(|| "typed_config")?;
+        return Ok(None);
+    }
+    let Some(extension) = EXTENSIONS.iter().find(|extension| extension.type_name == type_name(any)) else {
+        if proto.is_optional {
+            return Ok(None);
+        }
+        let reason = format!(
+            "Didn't find a registered implementation for '{}' with type URL: '{}'",
+            proto.name,
+            type_name(any)
+        );
+        return Err(ConfigError::new(reason));
+    };
+    let shared = cx.shared;
+    let context = FactoryContext { stats: scope, runtime: &shared.runtime, node: &shared.node };
+    let factory = (extension.compile)(&any.value, &context).at(|| "typed_config")?;
+    Ok(Some(FilterEntry { name: proto.name.as_str().into(), factory, disabled: proto.disabled }))
+}
+
+fn compile_router(proto: &Router) -> Result<RouterConfig, ConfigError> {
+    let Router {
+        dynamic_stats,
+        // There are no spans yet, so no child spans.
+        start_child_span: _,
+        upstream_log,
+        upstream_log_options: _,
+        suppress_envoy_headers,
+        strict_check_headers,
+        respect_expected_rq_timeout,
+        suppress_grpc_request_failure_code_stats,
+        upstream_http_filters,
+        reject_connect_request_early_data,
+    } = proto;
+    for (field, set) in [
+        ("upstream_log", !upstream_log.is_empty()),
+        ("suppress_grpc_request_failure_code_stats", *suppress_grpc_request_failure_code_stats),
+        ("upstream_http_filters", !upstream_http_filters.is_empty()),
+        ("reject_connect_request_early_data", boolean(reject_connect_request_early_data.as_ref(), false)),
+    ] {
+        if set {
+            return Err(ConfigError::field(field, "is not supported in this version"));
+        }
+    }
+    Ok(RouterConfig {
+        dynamic_stats: boolean(dynamic_stats.as_ref(), true),
+        suppress_envoy_headers: *suppress_envoy_headers,
+        strict_headers: !strict_check_headers.is_empty(),
+        respect_expected_timeout: *respect_expected_rq_timeout,
+    })
+}
+
+/// Compiles a filter's per-route configuration; nothing for a message that no filter knows.
+pub(crate) fn compile_route_config(
+    _name: &str,
+    any: &Any,
+    shared: &Shared,
+) -> Result<Option<FilterConfig>, ConfigError> {
+    let found = EXTENSIONS.iter().find(|extension| extension.route_type_name == Some(type_name(any)));
+    let Some(extension) = found else { return Ok(None) };
+    let scope = shared.stats.root();
+    let context = FactoryContext { stats: &scope, runtime: &shared.runtime, node: &shared.node };
+    (extension.compile_route)(&any.value, &context).map(Some)
+}

@@ -1,0 +1,358 @@
+//! An upstream HTTP/2 connection, and one stream on it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future as _;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
+use tokio::sync::Notify;
+use waystation_http::{Headers, Known, h2 as convert};
+use waystation_upstream::cluster::Http2Options;
+
+use super::HostPool;
+use super::connect::{ConnectionGuard, UpstreamConnInfo};
+use crate::http::end::ResetReason;
+use crate::http::stream::Event;
+use crate::transport::Transport;
+
+/// Bytes of request that may wait for flow control before more is taken in.
+const HIGH_WATER: usize = 64 * 1024;
+
+/// A connection that carries many streams; a task of its own drives it.
+pub(crate) struct Http2 {
+    sender: RefCell<SendRequest<Bytes>>,
+    info: Rc<UpstreamConnInfo>,
+    active: Cell<u32>,
+    begun: Cell<u32>,
+    max_streams: u32,
+    max_requests: Option<u32>,
+    expires: Option<Instant>,
+    /// Takes no further stream: GOAWAY, its end, or a limit.
+    closing: Cell<bool>,
+    idle_since: Cell<Instant>,
+    /// Tells the connection's task to end once no stream is left.
+    close: Notify,
+}
+
+impl Http2 {
+    /// Does the preface on a new connection and starts its task.
+    pub(crate) async fn start(
+        pool: &Rc<HostPool>,
+        transport: Transport,
+        info: UpstreamConnInfo,
+        guard: ConnectionGuard,
+        options: &Http2Options,
+        max_requests: Option<u32>,
+        expires: Option<Instant>,
+    ) -> Result<Rc<Self>, ResetReason> {
+        let mut builder = h2::client::Builder::new();
+        builder
+            .enable_push(false)
+            .initial_window_size(options.initial_stream_window_size)
+            .initial_connection_window_size(options.initial_connection_window_size)
+            .header_table_size(options.hpack_table_size)
+            .initial_max_send_streams(options.max_concurrent_streams.min(100) as usize)
+            .max_send_buffer_size(HIGH_WATER * 4);
+        let (sender, mut connection) =
+            builder.handshake::<_, Bytes>(transport).await.map_err(|error| reason(&error))?;
+        let ping = options.keepalive.clone().zip(connection.ping_pong());
+        let this = Rc::new(Self {
+            sender: RefCell::new(sender),
+            info: Rc::new(info),
+            active: Cell::new(0),
+            begun: Cell::new(0),
+            max_streams: options.max_concurrent_streams,
+            max_requests,
+            expires,
+            closing: Cell::new(false),
+            idle_since: Cell::new(Instant::now()),
+            close: Notify::new(),
+        });
+        let (weak, pool) = (Rc::clone(&this), Rc::downgrade(pool));
+        tokio::task::spawn_local(async move {
+            let mut guard = guard;
+            let keepalive = async {
+                match ping {
+                    Some((settings, ping)) => keepalive(settings.interval, settings.timeout, ping).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                result = connection => guard.remote = result.is_ok() || result.is_err_and(|error| error.is_remote() || error.is_io()),
+                () = weak.close.notified() => {}
+                () = keepalive => {
+                    guard.cluster().scope().counter("http2.keepalive_timeout").inc();
+                }
+            }
+            guard.active = weak.active.get() > 0;
+            weak.closing.set(true);
+            leave(&pool, &weak);
+        });
+        Ok(this)
+    }
+
+    /// Whether it takes another stream.
+    #[inline]
+    pub(crate) fn has_room(&self) -> bool {
+        if self.closing.get() {
+            return false;
+        }
+        let peer = self.sender.borrow().current_max_send_streams();
+        (self.active.get() as usize) < (self.max_streams as usize).min(peer.max(1))
+    }
+
+    pub(crate) fn active(&self) -> u32 {
+        self.active.get()
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closing.get()
+    }
+
+    /// Ends an idle connection whose time has come.
+    pub(crate) fn sweep(&self, idle_timeout: Option<Option<Duration>>, now: Instant) {
+        if self.expires.is_some_and(|expires| now >= expires) {
+            self.closing.set(true);
+        }
+        let idle = match idle_timeout {
+            None => true,
+            Some(None) => false,
+            Some(Some(timeout)) => now.saturating_duration_since(self.idle_since.get()) >= timeout,
+        };
+        if self.active.get() == 0 && (idle || self.closing.get()) {
+            self.closing.set(true);
+            self.close.notify_one();
+        }
+    }
+}
+
+fn leave(pool: &Weak<HostPool>, connection: &Rc<Http2>) {
+    if let Some(pool) = pool.upgrade() {
+        pool.remove_http2(connection);
+    }
+}
+
+/// Returns when a PING is not answered in time.
+async fn keepalive(interval: Option<Duration>, timeout: Duration, mut ping: h2::PingPong) {
+    let Some(interval) = interval else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(interval).await;
+        let answer = ping.ping(h2::Ping::opaque());
+        tokio::select! {
+            answer = answer => if answer.is_err() { return std::future::pending().await },
+            () = tokio::time::sleep(timeout) => return,
+        }
+    }
+}
+
+/// One request and its response.
+pub(crate) struct Http2Stream {
+    connection: Rc<Http2>,
+    response: Option<ResponseFuture>,
+    send: Option<SendStream<Bytes>>,
+    receive: Option<RecvStream>,
+    pending: VecDeque<Bytes>,
+    pending_bytes: usize,
+    /// The request's end is queued behind `pending`.
+    ended: bool,
+    trailers: Option<http::HeaderMap>,
+    data_done: bool,
+}
+
+impl Http2Stream {
+    /// Takes a place on a connection that has room.
+    pub(crate) fn reserve(connection: Rc<Http2>) -> Self {
+        connection.active.set(connection.active.get() + 1);
+        connection.begun.set(connection.begun.get() + 1);
+        if connection.max_requests.is_some_and(|max| connection.begun.get() >= max) {
+            connection.closing.set(true);
+        }
+        Self {
+            connection,
+            response: None,
+            send: None,
+            receive: None,
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            ended: false,
+            trailers: None,
+            data_done: false,
+        }
+    }
+
+    pub(crate) fn info(&self) -> &Rc<UpstreamConnInfo> {
+        &self.connection.info
+    }
+
+    pub(crate) fn send_head(&mut self, headers: &Headers, end: bool) -> Result<(), ResetReason> {
+        let mut request = convert::write_request(headers).map_err(|_| ResetReason::LocalReset)?;
+        if let Some(protocol) = headers.get_str(Known::Protocol) {
+            request.extensions_mut().insert(h2::ext::Protocol::from(protocol));
+        }
+        let sent = self.connection.sender.borrow_mut().send_request(request, end);
+        let (response, send) = sent.map_err(|error| {
+            self.connection.closing.set(true);
+            reason(&error)
+        })?;
+        self.response = Some(response);
+        self.send = (!end).then_some(send);
+        Ok(())
+    }
+
+    pub(crate) fn send_data(&mut self, data: Bytes) -> Result<(), ResetReason> {
+        self.pending_bytes += data.len();
+        self.pending.push_back(data);
+        Ok(())
+    }
+
+    pub(crate) fn send_end(&mut self, trailers: Option<&Headers>) -> Result<(), ResetReason> {
+        self.ended = true;
+        self.trailers = trailers.and_then(|trailers| convert::write_trailers(trailers).ok());
+        Ok(())
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.pending_bytes < HIGH_WATER
+    }
+
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
+        let Some(send) = &mut self.send else { return Poll::Ready(Ok(())) };
+        let flushed = poll_send(cx, send, &mut self.pending, &mut self.pending_bytes, self.ended, &mut self.trailers);
+        match ready!(flushed) {
+            Ok(done) => {
+                if done {
+                    self.send = None;
+                }
+                Poll::Ready(Ok(()))
+            }
+            Err(error) => Poll::Ready(Err(reason(&error))),
+        }
+    }
+
+    pub(crate) fn poll_event(
+        &mut self,
+        cx: &mut Context<'_>,
+        headers: &mut Headers,
+    ) -> Poll<Result<Event, ResetReason>> {
+        if let Some(response) = &mut self.response {
+            if let Poll::Ready(Some(Ok(informational))) = response.poll_informational(cx) {
+                convert::read_response(&informational.into_parts().0, headers);
+                return Poll::Ready(Ok(Event::Informational));
+            }
+            let response = match ready!(Pin::new(response).poll(cx)) {
+                Ok(response) => response,
+                Err(error) => return Poll::Ready(Err(self.lost(&error))),
+            };
+            self.response = None;
+            let (parts, receive) = response.into_parts();
+            convert::read_response(&parts, headers);
+            let end = receive.is_end_stream();
+            self.receive = Some(receive);
+            return Poll::Ready(Ok(Event::Head { end }));
+        }
+        let Some(receive) = &mut self.receive else { return Poll::Ready(Ok(Event::End)) };
+        if !self.data_done {
+            match ready!(receive.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // What is read here goes on at once, or is not read at all: that is the back-pressure.
+                    let _ = receive.flow_control().release_capacity(data.len());
+                    return Poll::Ready(Ok(Event::Data(data)));
+                }
+                Some(Err(error)) => return Poll::Ready(Err(self.lost(&error))),
+                None => self.data_done = true,
+            }
+        }
+        match ready!(receive.poll_trailers(cx)) {
+            Ok(Some(trailers)) => {
+                convert::read_trailers(&trailers, headers);
+                Poll::Ready(Ok(Event::Trailers))
+            }
+            Ok(None) => Poll::Ready(Ok(Event::End)),
+            Err(error) => Poll::Ready(Err(self.lost(&error))),
+        }
+    }
+
+    fn lost(&self, error: &h2::Error) -> ResetReason {
+        if !error.is_reset() {
+            self.connection.closing.set(true);
+        }
+        reason(error)
+    }
+}
+
+impl Drop for Http2Stream {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        connection.active.set(connection.active.get() - 1);
+        if connection.active.get() == 0 {
+            connection.idle_since.set(Instant::now());
+            if connection.closing.get() {
+                connection.close.notify_one();
+            }
+        }
+    }
+}
+
+/// Sends what flow control lets through. Ready with whether the end went out, once nothing waits.
+pub(crate) fn poll_send(
+    cx: &mut Context<'_>,
+    send: &mut SendStream<Bytes>,
+    pending: &mut VecDeque<Bytes>,
+    pending_bytes: &mut usize,
+    ended: bool,
+    trailers: &mut Option<http::HeaderMap>,
+) -> Poll<Result<bool, h2::Error>> {
+    while let Some(front) = pending.front_mut() {
+        if front.is_empty() {
+            pending.pop_front();
+            continue;
+        }
+        if send.capacity() == 0 {
+            send.reserve_capacity((*pending_bytes).min(HIGH_WATER));
+            match ready!(send.poll_capacity(cx)) {
+                Some(Ok(0)) => continue,
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => return Poll::Ready(Err(h2::Reason::CANCEL.into())),
+            }
+        }
+        let take = send.capacity().min(front.len());
+        let data = front.split_to(take);
+        *pending_bytes -= take;
+        if front.is_empty() {
+            pending.pop_front();
+        }
+        let last = ended && pending.is_empty() && trailers.is_none();
+        send.send_data(data, last)?;
+        if last {
+            return Poll::Ready(Ok(true));
+        }
+    }
+    if ended {
+        match trailers.take() {
+            Some(trailers) => send.send_trailers(trailers)?,
+            None => send.send_data(Bytes::new(), true)?,
+        }
+        return Poll::Ready(Ok(true));
+    }
+    Poll::Ready(Ok(false))
+}
+
+/// Envoy's reset reason for an error of the HTTP/2 library.
+fn reason(error: &h2::Error) -> ResetReason {
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => ResetReason::RemoteRefused,
+        Some(h2::Reason::CONNECT_ERROR) => ResetReason::ConnectError,
+        _ if error.is_reset() && error.is_remote() => ResetReason::RemoteReset,
+        _ if error.is_go_away() && error.is_remote() => ResetReason::RemoteReset,
+        _ if error.is_io() => ResetReason::ConnectionTermination,
+        Some(_) => ResetReason::ProtocolError,
+        None => ResetReason::ConnectionTermination,
+    }
+}
