@@ -1,17 +1,32 @@
 //! Access logs.
 
-use envoy_types::pb::envoy::config::accesslog::v3 as pb;
-use waystation_filter_api::runtime::Runtime;
-use waystation_schema::ConfigError;
-use waystation_stats::Store;
+mod filter;
+mod sink;
 
-use crate::formatter::FormatContext;
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::accesslog::v3 as pb;
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3 as file;
+use envoy_types::pb::envoy::extensions::access_loggers::stream::v3 as stream;
+use envoy_types::pb::google::protobuf::Any;
+use waystation_filter_api::runtime::Runtime;
+use waystation_schema::{At, ConfigError};
+
+use crate::formatter::{FormatContext, Formatter, SubstitutionFormat};
+pub use filter::AccessLogFilter;
+pub use sink::AccessLogSinks;
+use sink::{Destination, Sink};
 
 /// When a log line is written (`%ACCESS_LOG_TYPE%`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum AccessLogType {
     /// Not set.
     NotSet,
+    /// The upstream connection of a TCP session was made.
+    TcpUpstreamConnected,
+    /// Now and then while a TCP session lasts.
+    TcpPeriodic,
     /// The end of a TCP session.
     TcpConnectionEnd,
     /// The start of a request.
@@ -27,6 +42,8 @@ impl AccessLogType {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotSet => "NotSet",
+            Self::TcpUpstreamConnected => "TcpUpstreamConnected",
+            Self::TcpPeriodic => "TcpPeriodic",
             Self::TcpConnectionEnd => "TcpConnectionEnd",
             Self::DownstreamStart => "DownstreamStart",
             Self::DownstreamPeriodic => "DownstreamPeriodic",
@@ -35,21 +52,20 @@ impl AccessLogType {
     }
 }
 
-/// Files and streams that access logs write to, shared by all logs of the process.
-#[derive(Debug)]
-pub struct AccessLogSinks {}
-
-impl AccessLogSinks {
-    /// No sinks open yet.
-    pub fn new(stats: &Store) -> Self {
-        let _ = stats;
-        Self {}
-    }
-}
-
 /// One compiled `envoy.config.accesslog.v3.AccessLog`: a filter, a format, a sink.
 #[derive(Debug)]
-pub struct AccessLog {}
+pub struct AccessLog {
+    filter: Option<AccessLogFilter>,
+    format: SubstitutionFormat,
+    sink: Arc<Sink>,
+}
+
+/// A line's buffer larger than this is not kept for the next one.
+const KEPT_LINE_CAPACITY: usize = 16 * 1024;
+
+thread_local! {
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 impl AccessLog {
     /// Compiles it and opens its sink.
@@ -58,12 +74,97 @@ impl AccessLog {
         sinks: &AccessLogSinks,
         runtime: &Runtime,
     ) -> Result<Self, ConfigError> {
-        let _ = (proto, sinks, runtime);
-        Ok(Self {})
+        // The name has no meaning beside the type.
+        let pb::AccessLog { name: _, filter, config_type } = proto;
+        let filter = filter
+            .as_ref()
+            .map(|filter| AccessLogFilter::compile(filter, runtime))
+            .transpose()
+            .at(|| "filter")?;
+        let Some(pb::access_log::ConfigType::TypedConfig(config)) = config_type else {
+            return Err(ConfigError::field("typed_config", "is required"));
+        };
+        let (destination, format) = compile_logger(config).at(|| "typed_config")?;
+        let sink = sinks.open(destination).at(|| "typed_config")?;
+        Ok(Self { filter, format, sink })
     }
 
     /// Writes a line if the filter lets it through. `random` serves runtime filters.
+    ///
+    /// The line is handed to the sink's writer thread; nothing here waits for a disk or a reader.
     pub fn log(&self, cx: &FormatContext<'_>, random: u64) {
-        let _ = (cx, random);
+        if self.filter.as_ref().is_some_and(|filter| !filter.is_match(cx, random)) {
+            return;
+        }
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            self.format.write(cx, line);
+            self.sink.write(line);
+            if line.capacity() > KEPT_LINE_CAPACITY {
+                *line = Vec::new();
+            }
+        });
     }
 }
+
+fn compile_logger(config: &Any) -> Result<(Destination, SubstitutionFormat), ConfigError> {
+    let name = config.type_url.rsplit('/').next().unwrap_or_default();
+    match name {
+        "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
+            let file::FileAccessLog { path, access_log_format } = unpack(config)?;
+            if path.is_empty() {
+                return Err(ConfigError::field("path", "must not be empty"));
+            }
+            Ok((Destination::of_path(&path), compile_file_format(access_log_format)?))
+        }
+        "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
+            let stream::StdoutAccessLog { access_log_format } = unpack(config)?;
+            let format = match &access_log_format {
+                Some(stream::stdout_access_log::AccessLogFormat::LogFormat(format)) => {
+                    SubstitutionFormat::compile(format).at(|| "log_format")?
+                }
+                None => default_format(),
+            };
+            Ok((Destination::Stdout, format))
+        }
+        "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
+            let stream::StderrAccessLog { access_log_format } = unpack(config)?;
+            let format = match &access_log_format {
+                Some(stream::stderr_access_log::AccessLogFormat::LogFormat(format)) => {
+                    SubstitutionFormat::compile(format).at(|| "log_format")?
+                }
+                None => default_format(),
+            };
+            Ok((Destination::Stderr, format))
+        }
+        name => Err(ConfigError::new(format!("not supported: access logger {name}"))),
+    }
+}
+
+#[expect(deprecated, reason = "configurations still use the old formats")]
+fn compile_file_format(
+    format: Option<file::file_access_log::AccessLogFormat>,
+) -> Result<SubstitutionFormat, ConfigError> {
+    use file::file_access_log::AccessLogFormat as Format;
+    match format {
+        None => Ok(default_format()),
+        Some(Format::Format(text)) if text.is_empty() => Ok(default_format()),
+        Some(Format::Format(text)) => {
+            Ok(SubstitutionFormat::text(Formatter::compile(&text).at(|| "format")?))
+        }
+        Some(Format::JsonFormat(object)) => SubstitutionFormat::json(&object).at(|| "json_format"),
+        Some(Format::TypedJsonFormat(object)) => SubstitutionFormat::json(&object).at(|| "typed_json_format"),
+        Some(Format::LogFormat(format)) => SubstitutionFormat::compile(&format).at(|| "log_format"),
+    }
+}
+
+fn default_format() -> SubstitutionFormat {
+    SubstitutionFormat::text(Formatter::default_line())
+}
+
+fn unpack<T: prost::Message + Default>(any: &Any) -> Result<T, ConfigError> {
+    T::decode(&*any.value).map_err(|error| ConfigError::new(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

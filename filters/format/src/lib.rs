@@ -11,6 +11,6 @@ mod access_log;
 mod formatter;
 mod header_mutation;
 
-pub use access_log::{AccessLog, AccessLogSinks, AccessLogType};
+pub use access_log::{AccessLog, AccessLogFilter, AccessLogSinks, AccessLogType};
 pub use formatter::{FormatContext, Formatter, SubstitutionFormat};
 pub use header_mutation::{HeaderMutationList, HeaderMutations};

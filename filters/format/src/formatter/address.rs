@@ -44,11 +44,7 @@ pub(super) fn write(
         AddressPart::WithoutPort => put_without_port(address, out),
         AddressPart::Masked(len) => {
             let ip = address.ip()?.ip();
-            let max = if ip.is_ipv4() { 32 } else { 128 };
-            if len > max {
-                return None;
-            }
-            let network = Cidr::new(ip, len);
+            let network = Cidr::new(ip, len.min(if ip.is_ipv4() { 32 } else { 128 }));
             let _ = write!(out, "{}/{}", network.address(), network.prefix_len());
         }
         AddressPart::Port => {

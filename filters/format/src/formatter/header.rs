@@ -89,7 +89,7 @@ pub(super) fn write_query(
     let Some(query) = path.get(without_query(path).len() + 1..) else { return false };
     let max_length = max_length.unwrap_or(usize::MAX);
     if decode {
-        out.extend(decoded(query).take(max_length));
+        out.extend(visibly_decoded(query).take(max_length));
     } else {
         out.extend_from_slice(&query[..query.len().min(max_length)]);
     }
@@ -106,11 +106,21 @@ pub(super) fn without_port(host: &[u8]) -> &[u8] {
 
 /// Percent-decodes; what is no escape stays as it is.
 fn decoded(text: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    decoded_if(text, |_| true)
+}
+
+/// Percent-decodes what becomes a visible character, so that the text stays one word.
+fn visibly_decoded(text: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    decoded_if(text, |byte| byte.is_ascii_graphic())
+}
+
+fn decoded_if(text: &[u8], wanted: impl Fn(u8) -> bool) -> impl Iterator<Item = u8> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let (first, tail) = rest.split_first()?;
         if let [b'%', high, low, after @ ..] = rest
             && let (Some(high), Some(low)) = (hex(*high), hex(*low))
+            && wanted(high << 4 | low)
         {
             rest = after;
             return Some(high << 4 | low);

@@ -1,6 +1,7 @@
 //! One compiled operator.
 
 use std::io::Write as _;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use waystation_filter_api::connection::{Certificate, TlsInfo};
@@ -363,10 +364,10 @@ impl TextOf {
             Self::StreamId => match cx.request.and_then(|headers| headers.get(Known::XRequestId)) {
                 Some(id) => put(out, id),
                 // Only a TCP session has an id without a request that carries it.
-                None if info.protocol.is_none() => put_uuid(out, &mut fastrand::Rng::with_seed(info.id)),
+                None if info.protocol.is_none() => put_uuid(out, session_bits(info.id)),
                 None => None,
             },
-            Self::UniqueId => put_uuid(out, &mut fastrand::Rng::new()),
+            Self::UniqueId => put_uuid(out, fastrand::u128(..)),
             Self::ListenerName => put_non_empty(out, &connection.listener),
             Self::FilterChainName => put_non_empty(out, &connection.filter_chain),
             Self::RequestedServerName => put_non_empty(out, connection.requested_server_name.as_ref()?),
@@ -647,9 +648,15 @@ fn put_reason(out: &mut Vec<u8>, reason: &str) -> Option<Written> {
     written
 }
 
-/// A random UUID, version 4.
-fn put_uuid(out: &mut Vec<u8>, random: &mut fastrand::Rng) -> Option<Written> {
-    let bits = random.u128(..) & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+/// Random bits that stay the same for one session of this process.
+fn session_bits(id: u64) -> u128 {
+    static SEED: LazyLock<u64> = LazyLock::new(|| fastrand::u64(..));
+    fastrand::Rng::with_seed(SEED.wrapping_add(id)).u128(..)
+}
+
+/// A UUID of version 4 from random bits.
+fn put_uuid(out: &mut Vec<u8>, random: u128) -> Option<Written> {
+    let bits = random & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
     let _ = write!(
         out,
         "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
