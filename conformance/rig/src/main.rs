@@ -6,11 +6,15 @@
 
 #![forbid(unsafe_code)]
 
+mod abuse;
 mod bootstrap;
 mod case;
 mod certs;
 mod client;
 mod compare;
+mod control_plane;
+mod h2spec;
+mod launchers;
 mod place;
 mod proxy;
 mod report;
@@ -82,6 +86,42 @@ enum Command {
         #[arg(long)]
         show: bool,
     },
+    /// Drives the subject by a real go-control-plane server, over every transport.
+    ControlPlane {
+        /// The program built from `conformance/go-control-plane`.
+        #[arg(long)]
+        go: PathBuf,
+        /// The binary to be judged.
+        #[arg(long)]
+        subject: PathBuf,
+    },
+    /// Runs h2spec against both; what Envoy passes the subject must pass.
+    H2spec {
+        /// The h2spec binary.
+        #[arg(long)]
+        h2spec: PathBuf,
+        /// The Envoy binary.
+        #[arg(long)]
+        envoy: PathBuf,
+        /// The binary to be judged.
+        #[arg(long)]
+        subject: PathBuf,
+    },
+    /// Floods, slowness and garbage.
+    Abuse {
+        /// The Envoy binary; without it only survival is judged.
+        #[arg(long)]
+        envoy: Option<PathBuf>,
+        /// The binary to be judged.
+        #[arg(long)]
+        subject: PathBuf,
+    },
+    /// Starts the subject as real launchers do.
+    Launchers {
+        /// The binary to be judged.
+        #[arg(long)]
+        subject: PathBuf,
+    },
     /// Counts the cases by topic.
     List {
         #[command(flatten)]
@@ -117,6 +157,15 @@ async fn perform(command: Command) -> Result<ExitCode> {
             let filter = selection.filter.as_deref();
             run::record(&selection.cases, filter, &absolute(envoy)?, &golden, selection.jobs, times.max(1), show).await
         }
+        Command::ControlPlane { go, subject } => control_plane::run(&absolute(go)?, &absolute(subject)?).await,
+        Command::H2spec { h2spec, envoy, subject } => {
+            h2spec::run(&absolute(h2spec)?, &absolute(envoy)?, &absolute(subject)?).await
+        }
+        Command::Abuse { envoy, subject } => {
+            let envoy = envoy.map(absolute).transpose()?;
+            abuse::run(envoy.as_deref(), &absolute(subject)?).await
+        }
+        Command::Launchers { subject } => launchers::run(&absolute(subject)?).await,
         Command::List { selection } => run::list(&selection.cases, selection.filter.as_deref()),
         Command::Show { selection } => {
             let certs = certs::Certs::generate()?;

@@ -38,7 +38,7 @@ pub(crate) async fn show(file: &CaseFile, certs: &Arc<Certs>) -> Result<String> 
     config(file, &place(tmp.path(), certs, &upstreams, Path::new("proxy"))?)
 }
 
-fn place(tmp: &Path, certs: &Arc<Certs>, upstreams: &Upstreams, binary: &Path) -> Result<Place> {
+pub(crate) fn place(tmp: &Path, certs: &Arc<Certs>, upstreams: &Upstreams, binary: &Path) -> Result<Place> {
     certs.write(&tmp.join("certs"))?;
     Ok(Place {
         tmp: tmp.to_owned(),
@@ -49,7 +49,7 @@ fn place(tmp: &Path, certs: &Arc<Certs>, upstreams: &Upstreams, binary: &Path) -
     })
 }
 
-fn config(file: &CaseFile, place: &Place) -> Result<String> {
+pub(crate) fn config(file: &CaseFile, place: &Place) -> Result<String> {
     match &file.config {
         Some(text) => place.fill(text),
         None => Ok(serde_json::to_string_pretty(&place.fill_tree(&bootstrap::build(file))?)?),
