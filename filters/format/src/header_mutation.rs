@@ -2,8 +2,11 @@
 
 mod inline;
 
+use std::borrow::Cow;
+
 use envoy_types::pb::envoy::config::common::mutation_rules::v3 as rules;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use smallvec::SmallVec;
 use waystation_http::{HeaderName, Headers, Known, is_valid_value};
 use waystation_matchers::StringMatcher;
 use waystation_schema::{At, ConfigError};
@@ -106,34 +109,12 @@ impl HeaderMutations {
     }
 }
 
-/// An addition whose value is known, or that is not wanted.
-type Decided<'a> = Option<std::borrow::Cow<'a, [u8]>>;
+/// An addition's value, if it is wanted.
+type Decided<'a> = Option<Cow<'a, [u8]>>;
 
 fn apply_together(additions: &[Addition], headers: &mut Headers, cx: &FormatContext<'_>, role: Role) {
-    use std::borrow::Cow;
-    let literal = |addition: &Addition| {
-        matches!(addition.value, Value::Literal(_)) && addition.action == Action::Append
-    };
-    let independent = additions.iter().all(literal);
-    if independent {
-        for addition in additions {
-            addition.apply(headers, cx, role);
-        }
-        return;
-    }
-    let decided: Vec<Decided<'_>> = additions
-        .iter()
-        .map(|addition| {
-            if !addition.is_wanted(headers) {
-                return None;
-            }
-            let value = match &addition.value {
-                Value::Literal(value) => Cow::Borrowed(&**value),
-                Value::Format(formatter) => Cow::Owned(role.format(formatter, headers, cx)),
-            };
-            addition.accepts(&value).then_some(value)
-        })
-        .collect();
+    let decided: SmallVec<[Decided<'_>; 8]> =
+        additions.iter().map(|addition| addition.decide(headers, cx, role)).collect();
     for overwrites in [true, false] {
         for (addition, value) in additions.iter().zip(&decided) {
             if let Some(value) = value
@@ -244,19 +225,20 @@ impl Addition {
     }
 
     fn apply(&self, headers: &mut Headers, cx: &FormatContext<'_>, role: Role) {
+        if let Some(value) = self.decide(headers, cx, role) {
+            self.write(headers, &value, role);
+        }
+    }
+
+    fn decide(&self, headers: &Headers, cx: &FormatContext<'_>, role: Role) -> Decided<'_> {
         if !self.is_wanted(headers) {
-            return;
+            return None;
         }
-        match &self.value {
-            Value::Literal(value) if self.accepts(value) => self.write(headers, value, role),
-            Value::Literal(_) => {}
-            Value::Format(formatter) => {
-                let value = role.format(formatter, headers, cx);
-                if self.accepts(&value) {
-                    self.write(headers, &value, role);
-                }
-            }
-        }
+        let value = match &self.value {
+            Value::Literal(value) => Cow::Borrowed(&**value),
+            Value::Format(formatter) => Cow::Owned(role.format(formatter, headers, cx)),
+        };
+        self.accepts(&value).then_some(value)
     }
 
     fn is_wanted(&self, headers: &Headers) -> bool {

@@ -267,8 +267,8 @@ impl Operator {
             }
             Self::GrpcStatus(form) => form.write(grpc_status_of_request(cx)?, out),
             Self::Xfcc(key) => {
-                let value = cx.request?.get(Known::XForwardedClientCert)?;
-                xfcc::write_value(value, key, out).then_some(Written::Text)
+                let value = cx.request?.get_joined(Known::XForwardedClientCert)?;
+                xfcc::write_value(&value, key, out).then_some(Written::Text)
             }
             Self::Duration(of) => put_number(out, of.get(cx)?.as_millis() as u64),
             Self::CommonDuration { from, to, unit } => {
