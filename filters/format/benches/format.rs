@@ -1,5 +1,4 @@
 //! The default access log line, and header mutation.
-#![expect(missing_docs, reason = "criterion's macros make the entry points")]
 
 use std::hint::black_box;
 use std::net::SocketAddr;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
@@ -215,20 +215,20 @@ fn apply(socket: &Socket, domain: Domain, options: &[SocketOption], now: SocketS
     Ok(())
 }
 
+/// Sets a socket option by number.
 #[expect(unsafe_code, reason = "the configuration names socket options by number, for which no safe wrapper exists")]
-fn set(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
-    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the value is a live `i32` whose size is
-    // passed with it; setsockopt only reads it.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_ref(&value).cast(),
-            size_of::<i32>() as libc::socklen_t,
-        )
-    };
+pub fn set_option(socket: impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let descriptor = socket.as_fd();
+    // SAFETY: the descriptor is open for as long as it is borrowed, and `value` is `length` readable bytes that the call
+    // only reads.
+    let result =
+        unsafe { libc::setsockopt(descriptor.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn set(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
+    set_option(socket, level, name, &value.to_ne_bytes())
 }
 
 /// The destination that a connection had before the kernel redirected it (`SO_ORIGINAL_DST`), if it was.

@@ -18,7 +18,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::combinators::BoxBody;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, SERVER, X_CONTENT_TYPE_OPTIONS};
@@ -38,7 +38,7 @@ use endpoints::ENDPOINTS;
 /// A request body (form values of `/runtime_modify`) is read up to this size.
 const BODY_LIMIT: usize = 64 * 1024;
 
-pub(crate) type Body = BoxBody<Bytes, Infallible>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// What the endpoints work with.
 #[derive(Clone, Debug)]
@@ -217,7 +217,7 @@ pub(crate) fn respond(status: StatusCode, content_type: &'static str, body: Body
 }
 
 pub(crate) fn full(body: impl Into<Bytes>) -> Body {
-    Full::new(body.into()).boxed()
+    Full::new(body.into()).boxed_unsync()
 }
 
 pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {

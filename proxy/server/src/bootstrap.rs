@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use prost::Message as _;
 use waystation_filter_api::http::NodeInfo;
 use waystation_schema::{
-    ConfigError, Encoded, Message, Policy, Report, TextOptions, check, json_to_wire, text_to_wire, yaml_to_wire,
+    ConfigError, Encoded, Format, Message, Policy, Report, TextOptions, check, to_wire, yaml_to_wire,
 };
 
 use crate::cli::options::Options;
@@ -102,21 +102,11 @@ impl Bootstrap {
 
 /// Reads a file in the format that its extension names; another extension is taken as YAML, of which JSON is a part.
 fn read(message: Message, path: &Path, options: TextOptions) -> Result<Encoded, LoadError> {
-    let invalid = |_| LoadError::InvalidPath(path.display().to_string());
-    let malformed = |error: &dyn fmt::Display| LoadError::Malformed(format!("{}: {error}", path.display()));
     // A named pipe can be read once and has no size: one read to its end serves all kinds of file.
-    let bytes = fs::read(path).map_err(invalid)?;
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    if extension == "pb" {
-        return Ok(Encoded { wire: bytes, ..Encoded::default() });
-    }
-    let text = String::from_utf8(bytes).map_err(|error| malformed(&error))?;
-    let encoded = match extension {
-        "pb_text" => text_to_wire(message, &text, options),
-        "json" => json_to_wire(message, &text, options),
-        _ => yaml_to_wire(message, &text, options),
-    };
-    encoded.map_err(|error| malformed(&error))
+    let content = fs::read(path).map_err(|_| LoadError::InvalidPath(path.display().to_string()))?;
+    let format = Format::of_path(path).unwrap_or(Format::Yaml);
+    to_wire(message, format, &content, options)
+        .map_err(|error| LoadError::Malformed(format!("{}: {error}", path.display())))
 }
 
 /// `--service-*` override the node where they are not empty.

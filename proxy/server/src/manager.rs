@@ -8,4 +8,5 @@ pub mod clusters;
 pub mod dump;
 pub mod listeners;
 pub mod needs;
+pub mod routes;
 pub mod subscription_stats;

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -32,7 +31,7 @@ use crate::context::{ServerState, Shared, static_secret};
 use crate::control::{Job, MainThread};
 use crate::manager::clusters::Clusters;
 use crate::manager::dump::Dumped;
-use crate::manager::listeners::{Listeners, Order};
+use crate::manager::listeners::Listeners;
 use crate::manager::needs::{Needs, Slot};
 use crate::manager::subscription_stats::Counters;
 use crate::runtime_layers::RuntimeLayers;
@@ -365,7 +364,7 @@ impl Server {
                 self.waiting.retain(|sub| *sub != update.sub);
             }
             Event::Failed { sub, failure } => {
-                tracing::warn!(target: "config", "subscription failed: {failure}");
+                tracing::warn!(target: "config", "subscription failed: {failure:?}");
                 self.waiting.retain(|waiting| *waiting != sub);
                 if let Some(needed) = self.needs.by_sub(sub) {
                     needed.settled = true;
@@ -461,7 +460,7 @@ impl Server {
         let result = match &slot {
             Slot::Route(cell) => self
                 .decode::<RouteConfiguration>(resource, "envoy.config.route.v3.RouteConfiguration")
-                .and_then(|proto| crate::http::compile_routes(&proto, false, &self.shared))
+                .and_then(|proto| crate::manager::routes::compile(&proto, false, &self.shared))
                 .map(|table| cell.set(Some(Arc::new(table)))),
             Slot::Secret(cell) => self
                 .decode::<SecretProto>(resource, "envoy.extensions.transport_sockets.tls.v3.Secret")

@@ -29,8 +29,8 @@ pub fn compile(proto: &bootstrap::Bootstrap, options: &Options) -> Result<StatsC
             let matcher = settings.r#match.as_ref().ok_or_else(|| ConfigError::field("match", "is required"))?;
             let matcher = StringMatcher::compile(matcher).at(|| "match")?;
             Ok(BucketSettings {
-                matches: Arc::new(move |name: &str| matcher.matches(name.as_bytes())),
-                buckets: settings.buckets.clone(),
+                matches: Arc::new(move |name: &str| matcher.is_match(name.as_bytes())),
+                buckets: settings.buckets.as_slice().into(),
             })
         };
         compiled.buckets.push(compile().at(|| format!("stats_config.histogram_bucket_settings[{i}]"))?);
@@ -65,13 +65,13 @@ fn stats_matcher(proto: &pb::StatsMatcher) -> Result<StatsMatcher, ConfigError> 
         Some(Kind::ExclusionList(list)) => {
             let patterns = compile(list, "exclusion_list")?;
             Ok(StatsMatcher::Keep(Arc::new(move |name: &str| {
-                !patterns.iter().any(|pattern| pattern.matches(name.as_bytes()))
+                !patterns.iter().any(|pattern| pattern.is_match(name.as_bytes()))
             })))
         }
         Some(Kind::InclusionList(list)) => {
             let patterns = compile(list, "inclusion_list")?;
             Ok(StatsMatcher::Keep(Arc::new(move |name: &str| {
-                patterns.iter().any(|pattern| pattern.matches(name.as_bytes()))
+                patterns.iter().any(|pattern| pattern.is_match(name.as_bytes()))
             })))
         }
     }

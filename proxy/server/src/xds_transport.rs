@@ -9,9 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::net::{TcpStream, UnixStream};
 use waystation_filter_api::address::Address;
-use waystation_schema::{
-    JsonStyle, Message, TextOptions, json_to_wire, text_to_wire, wire_to_json, yaml_to_wire,
-};
+use waystation_schema::{Format, JsonStyle, Message, TextOptions, json_to_wire, to_wire, wire_to_json};
 use waystation_tls::ClientOptions;
 use waystation_upstream::{Cluster, Health, Host};
 use waystation_xds::{BoxedIo, ConfigCodec, Connect, Transport};
@@ -121,21 +119,11 @@ struct TextCodec;
 
 impl ConfigCodec for TextCodec {
     fn decode_file(&self, path: &Path, content: &[u8]) -> Result<Bytes, String> {
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        if extension == "pb" {
-            return Ok(Bytes::copy_from_slice(content));
-        }
-        let text = std::str::from_utf8(content).map_err(|error| format!("{}: {error}", path.display()))?;
-        let message = message(RESPONSE)?;
         // Unknown fields of resources are judged when the resource is walked; here they would hide its name.
         let options = TextOptions { allow_unknown: true };
-        let encoded = match extension {
-            "pb_text" => text_to_wire(message, text, options),
-            "json" => json_to_wire(message, text, options),
-            _ => yaml_to_wire(message, text, options),
-        };
-        let encoded = encoded.map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(encoded.wire.into())
+        let format = Format::of_path(path).unwrap_or(Format::Yaml);
+        let encoded = to_wire(message(RESPONSE)?, format, content, options);
+        Ok(encoded.map_err(|error| format!("{}: {error}", path.display()))?.wire.into())
     }
 
     fn request_to_json(&self, request: &[u8]) -> Result<String, String> {

@@ -28,6 +28,11 @@ impl Secret {
         let _ = proto;
         Err(ConfigError::new("unsupported"))
     }
+
+    /// The certificates in it, for `/certs`.
+    pub fn describe(&self) -> Option<envoy_types::pb::envoy::admin::v3::Certificate> {
+        None
+    }
 }
 
 /// Where contexts get secrets by name.

@@ -226,10 +226,8 @@ fn compile_metadata(proto: &pb::MetadataFilter) -> Result<Condition, ConfigError
         None => None,
         // Envoy does not read `invert` here, and so neither do we.
         Some(MetadataMatcher { filter, path, value, invert: _ }) => {
-            let keys = path.iter().filter_map(|segment| match &segment.segment {
-                Some(Segment::Key(key)) => Some(&**key),
-                None => None,
-            });
+            let keys =
+                path.iter().filter_map(|segment| segment.segment.as_ref().map(|Segment::Key(key)| &**key));
             let value = value.as_ref().ok_or_else(|| ConfigError::field("matcher.value", "is required"))?;
             let value = ValueMatcher::compile(value).at(|| "matcher.value")?;
             Some((MetadataPath::new(filter, keys), value))

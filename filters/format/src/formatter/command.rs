@@ -268,11 +268,9 @@ fn with_arguments(command: Command<'_>, extensions: Extensions) -> Result<Option
         "ENVIRONMENT" => {
             command.requires_arguments()?;
             let value = std::env::var_os(arguments);
-            let mut value = value.map_or_else(|| "-".into(), |value| value.to_string_lossy().into_owned());
-            if let Some(max_length) = max_length {
-                value.truncate(value.floor_char_boundary(max_length));
-            }
-            Operator::Constant(value.into())
+            let mut value = value.map_or_else(|| b"-".to_vec(), std::ffi::OsString::into_encoded_bytes);
+            value.truncate(max_length.unwrap_or(usize::MAX));
+            Operator::Constant(String::from_utf8_lossy(&value).into())
         }
         "XFCC_VALUE" => {
             let key = arguments.to_ascii_lowercase();

@@ -173,7 +173,7 @@ fn host_status(host: &Host) -> pb::HostStatus {
             gauge("rq_pending_active", 0),
         ],
         health_status: Some(pb::HostHealthStatus {
-            failed_active_health_check: host.has_flag(HealthFlag::FailedActiveHealthCheck),
+            failed_active_health_check: host.has_flag(HealthFlag::FailedActiveHc),
             failed_outlier_check: host.has_flag(HealthFlag::FailedOutlierCheck),
             eds_health_status: match host.eds_status() {
                 core::HealthStatus::Unknown => core::HealthStatus::Healthy.into(),

@@ -25,7 +25,7 @@ pub(super) fn stats(admin: &Admin, query: &Query, prometheus: bool) -> Response<
         Ok(parsed) => {
             let kind = parsed.format.content_type();
             let renderer = Renderer::new(&admin.shared.stats, parsed.format, parsed.options);
-            respond(StatusCode::OK, kind, StatsBody(renderer).boxed())
+            respond(StatusCode::OK, kind, StatsBody(renderer).boxed_unsync())
         }
         Err(reason) => text(StatusCode::BAD_REQUEST, reason),
     }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use waystation_schema::{Message, Policy, TextOptions, check, json_to_wire, yaml_to_wire};
+use waystation_schema::{Encoded, Format, Message, Policy, TextOptions, check, to_wire};
 
 use crate::bootstrap::BOOTSTRAP;
 
@@ -42,19 +42,9 @@ fn run(path: &Path, type_name: &str) -> Result<Vec<String>, String> {
     let message = Message::find(type_name).ok_or_else(|| format!("there is no message {type_name}"))?;
     let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let options = TextOptions { allow_unknown: true };
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    let (wire, unknown) = if extension == "pb" {
-        (bytes, Vec::new())
-    } else {
-        let text = String::from_utf8(bytes).map_err(|error| error.to_string())?;
-        let encoded = if extension == "json" {
-            json_to_wire(message, &text, options)
-        } else {
-            yaml_to_wire(message, &text, options)
-        };
-        let encoded = encoded.map_err(|error| error.to_string())?;
-        (encoded.wire, encoded.unknown)
-    };
+    let format = Format::of_path(path).unwrap_or(Format::Yaml);
+    let Encoded { wire, unknown } =
+        to_wire(message, format, &bytes, options).map_err(|error| error.to_string())?;
     let policy = Policy { allow_unknown: true, allow_disallowed: true };
     let report = check(message, &wire, policy).map_err(|error| error.to_string())?;
     let mut lines = Vec::new();

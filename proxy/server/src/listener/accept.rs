@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::timeout;
 use waystation_filter_api::address::Address;
+use waystation_filter_api::cell::Held;
 use waystation_filter_api::connection::ConnectionInfo;
 use waystation_filter_api::flags::ResponseFlag;
 use waystation_filter_api::stream::StreamInfo;
@@ -62,11 +63,18 @@ struct Active {
     listener: RefCell<Arc<Listener>>,
     drain: DrainHandle,
     /// One drain state for each chain, so that an update drains only those that are gone.
-    chains: RefCell<Vec<(Arc<FilterChain>, DrainHandle)>>,
+    chains: RefCell<Vec<ChainState>>,
     stopped: Notify,
     is_stopped: Cell<bool>,
     closed: Notify,
     is_closed: Cell<bool>,
+}
+
+/// What a worker keeps for each filter chain.
+#[derive(Clone, Debug)]
+struct ChainState {
+    chain: Arc<FilterChain>,
+    drain: DrainHandle,
 }
 
 impl Listeners {
@@ -91,7 +99,7 @@ impl Listeners {
     fn obey(&self, order: Order) {
         match order {
             Order::Start { id, listener, sockets } => {
-                let chains = listener.all_chains().map(|chain| (Arc::clone(chain), DrainHandle::new())).collect();
+                let chains = listener.all_chains().map(ChainState::new).collect();
                 let active = Rc::new(Active {
                     id,
                     listener: RefCell::new(Arc::clone(&listener)),
@@ -316,7 +324,8 @@ impl Listeners {
         let worker = Rc::clone(&self.worker);
         match &chain.filters {
             NetworkFilter::Http(manager) => {
-                http::serve_connection(worker, Arc::clone(manager), transport, info, drain).await;
+                let manager = Held::new(Arc::clone(manager));
+                http::serve_connection(worker, manager, transport, Rc::new(info), drain).await;
             }
             NetworkFilter::Tcp(proxy) => tcp_proxy::serve(worker, proxy, transport, info, drain).await,
             NetworkFilter::Echo => network::echo(transport).await,
@@ -486,20 +495,23 @@ async fn inspect_all(
     Ok(())
 }
 
+impl ChainState {
+    fn new(chain: &Arc<FilterChain>) -> Self {
+        Self { chain: Arc::clone(chain), drain: DrainHandle::new() }
+    }
+}
+
 impl Active {
     fn update(&self, listener: Arc<Listener>, over: Duration) {
         let mut chains = self.chains.borrow_mut();
         let mut next = Vec::new();
         for chain in listener.all_chains() {
-            let kept = chains.iter().position(|(known, _)| Arc::ptr_eq(known, chain));
-            next.push(match kept {
-                Some(at) => chains.swap_remove(at),
-                None => (Arc::clone(chain), DrainHandle::new()),
-            });
+            let kept = chains.iter().position(|known| Arc::ptr_eq(&known.chain, chain));
+            next.push(kept.map_or_else(|| ChainState::new(chain), |at| chains.swap_remove(at)));
         }
         let now = Instant::now();
-        for (_, gone) in chains.drain(..) {
-            gone.start(now, over);
+        for gone in chains.drain(..) {
+            gone.drain.start(now, over);
         }
         *chains = next;
         *self.listener.borrow_mut() = listener;
@@ -507,15 +519,15 @@ impl Active {
 
     fn drain_of(&self, chain: &Arc<FilterChain>) -> DrainHandle {
         let chains = self.chains.borrow();
-        let own = chains.iter().find(|(known, _)| Arc::ptr_eq(known, chain));
-        own.map_or_else(|| self.drain.clone(), |(_, drain)| drain.clone())
+        let own = chains.iter().find(|known| Arc::ptr_eq(&known.chain, chain));
+        own.map_or_else(|| self.drain.clone(), |known| known.drain.clone())
     }
 
     fn drain_all(&self, over: Duration) {
         let now = Instant::now();
         self.drain.start(now, over);
-        for (_, drain) in self.chains.borrow().iter() {
-            drain.start(now, over);
+        for state in self.chains.borrow().iter() {
+            state.drain.start(now, over);
         }
     }
 

@@ -25,7 +25,7 @@ use super::stats::{ListenerStats, WorkerListenerStats};
 use crate::address::{self, SocketOption};
 use crate::context::{CompileContext, Need};
 use crate::convert;
-use crate::http::HttpConnectionManager;
+use crate::http::Hcm;
 use crate::tcp_proxy::TcpProxy;
 
 const TYPE_PREFIX: &str = "type.googleapis.com/";
@@ -123,7 +123,7 @@ pub struct FilterChain {
 #[derive(Debug)]
 pub enum NetworkFilter {
     /// `envoy.filters.network.http_connection_manager`.
-    Http(Arc<HttpConnectionManager>),
+    Http(Arc<Hcm>),
     /// `envoy.filters.network.tcp_proxy`.
     Tcp(Arc<TcpProxy>),
     /// `envoy.filters.network.echo`.
@@ -428,7 +428,7 @@ fn network_filters(
     };
     let compile = || match type_name(any) {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
-            HttpConnectionManager::compile(&decode(any)?, scope, context)
+            Hcm::compile(&decode(any)?, scope, context)
                 .map(|manager| NetworkFilter::Http(Arc::new(manager)))
         }
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {

@@ -173,6 +173,10 @@ impl Clusters {
             self.stats.cluster_added().inc();
         }
         self.dns.start(&live.cluster);
+        if !dynamic {
+            // There is no traffic yet; static routes are checked against the clusters that exist, warm or not.
+            entry.cell.set(Some(Arc::clone(&live.cluster)));
+        }
         match entry.warming.replace(live) {
             Some(replaced) => {
                 Self::retire(replaced, &mut self.by_sub, &mut self.dns, needs, client);
@@ -211,7 +215,7 @@ impl Clusters {
         needs.hold(&held, client)?;
         let eds = match &cluster.discovery {
             Discovery::Eds(settings) => {
-                let subscribe = || {
+                let mut subscribe = || {
                     let (source, init_fetch_timeout) = config_source::compile(&settings.source)?;
                     let spec = SubscriptionSpec {
                         kind: ResourceType::ClusterLoadAssignment,

@@ -1,0 +1,394 @@
+//! A proxy on one thread, raw upstreams, raw clients.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as HcmProto;
+use prost::Message as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::LocalSet;
+use waystation::cli::options::Options;
+use waystation::context::{CompileContext, Shared};
+use waystation::drain::DrainHandle;
+use waystation::http::{Hcm, serve_connection};
+use waystation::transport::Transport;
+use waystation::worker::Worker;
+use waystation_filter_api::address::Address;
+use waystation_filter_api::cell::Held;
+use waystation_filter_api::connection::ConnectionInfo;
+use waystation_filter_api::http::NodeInfo;
+use waystation_schema::{Message, TextOptions, yaml_to_wire};
+use waystation_stats::Store;
+use waystation_upstream::cluster::Environment;
+
+/// Nothing here takes longer unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs a test on a runtime like a worker's.
+pub(crate) fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let bounded = async { tokio::time::timeout(PATIENCE, test).await.expect("the test hangs") };
+    LocalSet::new().block_on(&runtime, bounded);
+}
+
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    seen: Rc<RefCell<Vec<u8>>>,
+}
+
+impl Upstream {
+    async fn listen() -> (TcpListener, Self) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, Self { address, seen: Rc::default() })
+    }
+
+    /// Answers each request head (and its declared body) with the same bytes.
+    pub(crate) async fn answering(answer: &'static str) -> Self {
+        Self::script(vec![answer]).await
+    }
+
+    /// Answers each request with the next of `answers`, the last one for ever.
+    pub(crate) async fn script(answers: Vec<&'static str>) -> Self {
+        let (listener, upstream) = Self::listen().await;
+        let seen = Rc::clone(&upstream.seen);
+        let next = Rc::new(Cell::new(0));
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (seen, next, answers) = (Rc::clone(&seen), Rc::clone(&next), answers.clone());
+                tokio::task::spawn_local(async move {
+                    while let Some((head, body)) = read_request(&mut stream).await {
+                        seen.borrow_mut().extend_from_slice(head.as_bytes());
+                        seen.borrow_mut().extend_from_slice(&body);
+                        let answer = answers[next.get().min(answers.len() - 1)];
+                        next.set(next.get() + 1);
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        upstream
+    }
+
+    /// Answers with the request's body.
+    pub(crate) async fn echo() -> Self {
+        let (listener, upstream) = Self::listen().await;
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::task::spawn_local(async move {
+                    while let Some((_, body)) = read_request(&mut stream).await {
+                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                        stream.write_all(head.as_bytes()).await.unwrap();
+                        stream.write_all(&body).await.unwrap();
+                    }
+                });
+            }
+        });
+        upstream
+    }
+
+    /// A port where nobody listens.
+    pub(crate) async fn refusing() -> Self {
+        Self::listen().await.1
+    }
+
+    /// Accepts and reads, and never answers.
+    pub(crate) async fn silent() -> Self {
+        let (listener, upstream) = Self::listen().await;
+        tokio::task::spawn_local(async move {
+            let mut held = Vec::new();
+            loop {
+                held.push(listener.accept().await.unwrap());
+            }
+        });
+        upstream
+    }
+
+    /// Closes each connection once a request has come.
+    pub(crate) async fn closing() -> Self {
+        let (listener, upstream) = Self::listen().await;
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::task::spawn_local(async move {
+                    read_request(&mut stream).await;
+                });
+            }
+        });
+        upstream
+    }
+
+    /// Switches protocols and echoes.
+    pub(crate) async fn websocket() -> Self {
+        let (listener, upstream) = Self::listen().await;
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::task::spawn_local(async move {
+                    let Some((_, rest)) = read_request(&mut stream).await else { return };
+                    let head = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
+                    stream.write_all(head.as_bytes()).await.unwrap();
+                    stream.write_all(&rest).await.unwrap();
+                    let mut buffer = [0; 100];
+                    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                        stream.write_all(&buffer[..count]).await.unwrap();
+                    }
+                });
+            }
+        });
+        upstream
+    }
+
+    /// HTTP/2, answering with the request's body.
+    pub(crate) async fn http2_echo() -> Self {
+        let (listener, upstream) = Self::listen().await;
+        tokio::task::spawn_local(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::task::spawn_local(async move {
+                    let mut connection = h2::server::handshake(stream).await.unwrap();
+                    while let Some(Ok((request, mut respond))) = connection.accept().await {
+                        tokio::task::spawn_local(async move {
+                            let mut body = request.into_body();
+                            let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                            while let Some(Ok(data)) = body.data().await {
+                                let _ = body.flow_control().release_capacity(data.len());
+                                send.send_data(data, false).unwrap();
+                            }
+                            send.send_data(Bytes::new(), true).unwrap();
+                        });
+                    }
+                });
+            }
+        });
+        upstream
+    }
+
+    /// Everything that was received.
+    pub(crate) fn seen(&self) -> String {
+        String::from_utf8_lossy(&self.seen.borrow()).into_owned()
+    }
+}
+
+/// A request's head and its body as declared; chunked bodies are decoded.
+async fn read_request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let end = loop {
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end + 4;
+        }
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let mut body = bytes.split_off(end);
+    let head = String::from_utf8(bytes).unwrap();
+    if let Some(length) = head.split("content-length: ").nth(1) {
+        let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+        while body.len() < length {
+            if stream.read_buf(&mut body).await.ok()? == 0 {
+                return None;
+            }
+        }
+    } else if head.contains("transfer-encoding: chunked") {
+        while !body.ends_with(b"0\r\n\r\n") {
+            if stream.read_buf(&mut body).await.ok()? == 0 {
+                return None;
+            }
+        }
+        let mut decoded = Vec::new();
+        let mut rest = &body[..];
+        loop {
+            let line = rest.windows(2).position(|window| window == b"\r\n").unwrap();
+            let size = usize::from_str_radix(str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
+            if size == 0 {
+                break;
+            }
+            decoded.extend_from_slice(&rest[line + 2..line + 2 + size]);
+            rest = &rest[line + 2 + size + 2..];
+        }
+        body = decoded;
+    }
+    Some((head, body))
+}
+
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    /// Clusters live in cells that only routes hold.
+    _clusters: Vec<Arc<waystation_filter_api::cell::Cell<waystation_upstream::Cluster>>>,
+}
+
+const ROUTES: &str = r#"
+    virtual_hosts:
+    - name: all
+      domains: ["*"]
+      routes:
+      - match: {path: /missing, headers: [{name: never}]}
+        route: {cluster: up}
+      - match: {path: /nocluster}
+        route: {cluster: nobody}
+      - match: {path: /teapot}
+        direct_response: {status: 418, body: {inline_string: short}}
+      - match: {path: /moved}
+        redirect: {host_redirect: other}
+      - match: {path: /retry}
+        route: {cluster: up, retry_policy: {retry_on: "connect-failure,5xx", num_retries: 2, retry_back_off: {base_interval: 0.001s}}}
+      - match: {path: /slow}
+        route: {cluster: up, timeout: 0.05s}
+      - match: {prefix: /, headers: [{name: ":path", string_match: {exact: /missing}, invert_match: true}]}
+        route: {cluster: up}
+"#;
+
+fn parse<M: prost::Message + Default>(name: &str, yaml: &str) -> M {
+    let message = Message::find(name).unwrap();
+    let encoded = yaml_to_wire(message, yaml, TextOptions::default()).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
+    M::decode(&*encoded.wire).unwrap()
+}
+
+impl Proxy {
+    pub(crate) async fn start(upstream: &Upstream, hcm: &str) -> Self {
+        Self::configured(upstream, hcm, "", "").await
+    }
+
+    /// With an upstream that speaks HTTP/2.
+    pub(crate) async fn start_http2(upstream: &Upstream, hcm: &str) -> Self {
+        let cluster = r#"typed_extension_protocol_options:
+  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+    "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    explicit_http_config: {http2_protocol_options: {}}"#;
+        Self::configured(upstream, hcm, "", cluster).await
+    }
+
+    /// With the header mutation filter.
+    pub(crate) async fn start_filtered(upstream: &Upstream) -> Self {
+        let filter = r#"
+- name: mutate
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
+    mutations:
+      request_mutations: [{append: {header: {key: x-req, value: "1"}}}]
+      response_mutations: [{append: {header: {key: x-resp, value: "2"}}}]"#;
+        Self::configured(upstream, "", filter, "").await
+    }
+
+    async fn configured(upstream: &Upstream, hcm: &str, filters: &str, cluster: &str) -> Self {
+        let store = Store::default();
+        let shared = Shared::new(store, NodeInfo::default(), &Options::default());
+        let cluster = format!(
+            "name: up\ntype: STATIC\nconnect_timeout: 1s\nload_assignment: {{cluster_name: up, endpoints: [{{lb_endpoints: \
+             [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]}}\n{cluster}",
+            upstream.address.port()
+        );
+        let proto: ClusterProto = parse("envoy.config.cluster.v3.Cluster", &cluster);
+        let cell = shared.clusters.cell("up");
+        let root = shared.stats.root();
+        let context = CompileContext::new(&shared);
+        let environment = Environment::new(shared.runtime.clone());
+        let scope = root.scope("cluster").scope("up");
+        let transport = |socket: &_| waystation::upstream_socket::compile(socket, &scope, &context);
+        let compiled = waystation_upstream::Cluster::compile(
+            &proto,
+            &waystation_upstream::CompileContext {
+                environment: &environment,
+                stats: &root,
+                transport: &transport,
+                added_via_api: false,
+                now: Instant::now(),
+            },
+        );
+        cell.set(Some(Arc::new(compiled.unwrap())));
+        let manager = format!(
+            "stat_prefix: in\n{hcm}\nroute_config:\n    validate_clusters: false\n    name: r{ROUTES}\nhttp_filters:{filters}\n- name: router\n  typed_config: \
+             {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}\n"
+        );
+        let proto: HcmProto = parse(
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            &manager,
+        );
+        let hcm = Hcm::compile(&proto, &root.scope("listener").scope("test"), &context);
+        let hcm = Held::new(Arc::new(hcm.unwrap_or_else(|error| panic!("{error}"))));
+        let worker = Worker::new(0, Arc::clone(&shared), Some(1));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::task::spawn_local(async move {
+            loop {
+                let (stream, peer) = listener.accept().await.unwrap();
+                let info =
+                    ConnectionInfo::new(worker.connection_id(), Instant::now(), Address::Ip(address), Address::Ip(peer));
+                let served = serve_connection(
+                    Rc::clone(&worker),
+                    hcm.clone(),
+                    Transport::tcp(stream),
+                    Rc::new(info),
+                    DrainHandle::new(),
+                );
+                tokio::task::spawn_local(served);
+            }
+        });
+        Self { address, shared, _clusters: vec![cell] }
+    }
+
+    /// Sends `request` on a new connection and reads until the proxy closes it.
+    pub(crate) async fn exchange(&self, request: &str) -> String {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (mut read, mut write) = stream.into_split();
+        let send = async {
+            // A proxy that answers early may close before it has read everything.
+            let _ = write.write_all(request.as_bytes()).await;
+        };
+        let mut answer = Vec::new();
+        let (_, read) = tokio::join!(send, read.read_to_end(&mut answer));
+        read.unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// Sends `request` and reads until `end` has come.
+    pub(crate) async fn exchange_some(&self, request: &str, end: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(end.as_bytes()) {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// One request over HTTP/2 with prior knowledge.
+    pub(crate) async fn http2(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        let request =
+            http::Request::builder().method(method).uri(format!("http://a{path}")).body(()).unwrap();
+        let (response, mut send) = sender.send_request(request, body.is_empty()).unwrap();
+        if !body.is_empty() {
+            send.send_data(Bytes::copy_from_slice(body.as_bytes()), true).unwrap();
+        }
+        let response = response.await.unwrap();
+        let status = response.status().as_u16();
+        let mut received = Vec::new();
+        let mut body = response.into_body();
+        while let Some(data) = body.data().await {
+            received.extend_from_slice(&data.unwrap());
+        }
+        (status, String::from_utf8(received).unwrap())
+    }
+
+    /// Asserts a counter's or gauge's value.
+    #[track_caller]
+    pub(crate) fn stat(&self, name: &str, expected: u64) {
+        assert_eq!(self.shared.stats.find(name), Some(expected), "{name}");
+    }
+}

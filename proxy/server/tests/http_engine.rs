@@ -1,0 +1,230 @@
+//! The HTTP engine in process: raw bytes in, a scripted upstream, raw bytes out.
+
+mod http {
+    pub(crate) mod harness;
+}
+
+use http::harness::{Proxy, Upstream, run};
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nserver: up\r\n\r\nhello";
+
+/// One request on a connection of its own, and the whole answer.
+async fn ask(proxy: &Proxy, request: &str) -> String {
+    proxy.exchange(&format!("{request}\r\nhost: a\r\nconnection: close\r\n\r\n")).await
+}
+
+#[test]
+fn a_request_goes_through() {
+    run(async {
+        let upstream = Upstream::answering(OK).await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let answer = ask(&proxy, "GET /x?y=1 HTTP/1.1").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n"), "{answer}");
+        assert!(answer.contains("\r\nx-envoy-upstream-service-time: 0\r\ndate: "), "{answer}");
+        assert!(answer.contains("\r\nserver: envoy\r\n") || answer.contains("server: envoy\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nhello"), "{answer}");
+        let seen = upstream.seen();
+        assert!(seen.starts_with("GET /x?y=1 HTTP/1.1\r\nhost: a\r\nx-forwarded-proto: http\r\nx-request-id: "), "{seen}");
+        assert!(seen.ends_with("\r\nx-envoy-expected-rq-timeout-ms: 15000\r\n\r\n"), "{seen}");
+        proxy.stat("http.in.downstream_rq_total", 1);
+        proxy.stat("http.in.downstream_rq_2xx", 1);
+        proxy.stat("cluster.up.upstream_rq_200", 1);
+        proxy.stat("cluster.up.upstream_cx_http1_total", 1);
+    });
+}
+
+#[test]
+fn keep_alive_and_pipelining_use_one_upstream_connection() {
+    run(async {
+        let upstream = Upstream::answering(OK).await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let one = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        let last = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        let answer = proxy.exchange(&format!("{one}{one}{last}")).await;
+        assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 3, "{answer}");
+        assert_eq!(answer.matches("connection: close").count(), 1, "{answer}");
+        proxy.stat("cluster.up.upstream_cx_total", 1);
+        proxy.stat("cluster.up.upstream_rq_total", 3);
+        proxy.stat("http.in.downstream_cx_total", 1);
+    });
+}
+
+#[test]
+fn bodies_pass_both_ways() {
+    run(async {
+        let upstream = Upstream::echo().await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let answer = proxy
+            .exchange("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\nconnection: close\r\n\r\nabcdef")
+            .await;
+        assert!(answer.ends_with("abcdef"), "{answer}");
+        let chunked = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n\
+                       3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n";
+        let answer = proxy.exchange(chunked).await;
+        assert!(answer.ends_with("abcdef"), "{answer}");
+        let big = "z".repeat(3_000_000);
+        let request =
+            format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{big}", big.len());
+        let answer = proxy.exchange(&request).await;
+        assert!(answer.ends_with(&big), "{}", &answer[..200]);
+    });
+}
+
+#[test]
+fn local_replies() {
+    run(async {
+        let upstream = Upstream::answering(OK).await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let answer = ask(&proxy, "GET /missing HTTP/1.1").await;
+        assert!(answer.starts_with("HTTP/1.1 404 Not Found\r\ndate: "), "{answer}");
+        assert!(answer.contains("\r\nserver: envoy\r\n"), "{answer}");
+        let answer = ask(&proxy, "GET /teapot HTTP/1.1").await;
+        assert!(answer.starts_with("HTTP/1.1 418 Unknown\r\ncontent-length: 5\r\ncontent-type: text/plain\r\n"), "{answer}");
+        let answer = ask(&proxy, "GET /moved HTTP/1.1").await;
+        assert!(answer.starts_with("HTTP/1.1 301 Moved Permanently\r\nlocation: http://other/moved\r\n"), "{answer}");
+        let answer = ask(&proxy, "GET /nocluster HTTP/1.1").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        let answer = proxy.exchange("garbage\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\n"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+        let answer = proxy.exchange("GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.contains(" 426 Upgrade Required\r\n"), "{answer}");
+        proxy.stat("http.in.downstream_cx_protocol_error", 2);
+        let grpc = "POST /missing HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\n\
+                    content-length: 0\r\nconnection: close\r\n\r\n";
+        let answer = proxy.exchange(grpc).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 12\r\n"), "{answer}");
+    });
+}
+
+#[test]
+fn refused_connections_and_retries() {
+    run(async {
+        let upstream = Upstream::refusing().await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let answer = ask(&proxy, "GET / HTTP/1.1").await;
+        assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
+        assert!(answer.ends_with(
+            "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure"
+        ), "{answer}");
+        let retried = "GET / HTTP/1.1\r\nhost: a\r\nx-envoy-retry-on: connect-failure\r\n\
+                       x-envoy-max-retries: 2\r\nconnection: close\r\n\r\n";
+        // Only internal requests may ask for retries.
+        assert!(!proxy.exchange(retried).await.contains("retried"));
+        let answer = ask(&proxy, "GET /retry HTTP/1.1").await;
+        assert!(answer.contains("retried and the latest reset reason: remote connection failure"), "{answer}");
+        proxy.stat("cluster.up.upstream_rq_retry", 2);
+        proxy.stat("cluster.up.upstream_rq_retry_limit_exceeded", 1);
+        proxy.stat("cluster.up.upstream_cx_connect_fail", 5);
+        proxy.stat("cluster.up.upstream_rq_active", 0);
+        proxy.stat("cluster.up.upstream_cx_active", 0);
+    });
+}
+
+#[test]
+fn a_5xx_is_retried_with_its_body() {
+    run(async {
+        let upstream = Upstream::script(vec![
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+            OK,
+        ])
+        .await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let answer = proxy
+            .exchange("POST /retry HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert_eq!(upstream.seen().matches("\r\n\r\nabc").count(), 2, "{}", upstream.seen());
+        proxy.stat("cluster.up.upstream_rq_retry_success", 1);
+    });
+}
+
+#[test]
+fn timeouts() {
+    run(async {
+        let upstream = Upstream::silent().await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let answer = ask(&proxy, "GET /slow HTTP/1.1").await;
+        assert!(answer.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"), "{answer}");
+        assert!(answer.ends_with("upstream request timeout"), "{answer}");
+        proxy.stat("cluster.up.upstream_rq_timeout", 1);
+        proxy.stat("cluster.up.upstream_cx_active", 0);
+    });
+}
+
+#[test]
+fn upstream_resets() {
+    run(async {
+        let upstream = Upstream::closing().await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let answer = ask(&proxy, "GET / HTTP/1.1").await;
+        assert!(answer.ends_with("reset reason: connection termination"), "{answer}");
+        let upstream = Upstream::answering("what is this\r\n\r\n").await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let answer = ask(&proxy, "GET / HTTP/1.1").await;
+        assert!(answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{answer}");
+        assert!(answer.ends_with("reset reason: protocol error"), "{answer}");
+    });
+}
+
+#[test]
+fn websocket_tunnels() {
+    run(async {
+        let upstream = Upstream::websocket().await;
+        let proxy = Proxy::start(&upstream, "upgrade_configs: [{upgrade_type: websocket}]").await;
+        let answer = proxy
+            .exchange_some(
+                "GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nping",
+                "ping",
+            )
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{answer}");
+        let plain = Proxy::start(&upstream, "").await;
+        let answer = plain
+            .exchange("GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{answer}");
+    });
+}
+
+#[test]
+fn http2_downstream_reaches_http1_upstream() {
+    run(async {
+        let upstream = Upstream::echo().await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let (status, body) = proxy.http2("POST", "/", "hello over h2").await;
+        assert_eq!((status, body.as_str()), (200, "hello over h2"));
+        let (status, _) = proxy.http2("GET", "/missing", "").await;
+        assert_eq!(status, 404);
+        proxy.stat("http.in.downstream_cx_http2_total", 2);
+        proxy.stat("http.in.downstream_rq_http2_total", 2);
+    });
+}
+
+#[test]
+fn http1_downstream_reaches_http2_upstream() {
+    run(async {
+        let upstream = Upstream::http2_echo().await;
+        let proxy = Proxy::start_http2(&upstream, "").await;
+        let answer = proxy
+            .exchange("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\nconnection: close\r\n\r\nabcdef")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("abcdef"), "{answer}");
+        let (status, body) = proxy.http2("POST", "/", "both").await;
+        assert_eq!((status, body.as_str()), (200, "both"));
+        proxy.stat("cluster.up.upstream_cx_http2_total", 1);
+        proxy.stat("cluster.up.upstream_rq_total", 2);
+    });
+}
+
+#[test]
+fn header_mutation_filter_runs() {
+    run(async {
+        let upstream = Upstream::answering(OK).await;
+        let proxy = Proxy::start_filtered(&upstream).await;
+        let answer = ask(&proxy, "GET / HTTP/1.1").await;
+        assert!(answer.contains("\r\nx-resp: 2\r\n"), "{answer}");
+        assert!(upstream.seen().contains("\r\nx-req: 1\r\n"), "{}", upstream.seen());
+    });
+}
