@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as HcmProto;
-use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
-use waystation::cli::options::Options;
+use waystation::cli::options::{self, Command, Options};
 use waystation::context::{CompileContext, Shared};
 use waystation::drain::DrainHandle;
 use waystation::http::{Hcm, serve_connection};
@@ -249,6 +248,13 @@ const ROUTES: &str = r#"
         route: {cluster: up}
 "#;
 
+fn options() -> Options {
+    match options::parse(["waystation".into(), "--config-yaml".into(), "{}".into()]) {
+        Ok(Command::Run(options)) => *options,
+        _ => panic!("the command line is valid"),
+    }
+}
+
 fn parse<M: prost::Message + Default>(name: &str, yaml: &str) -> M {
     let message = Message::find(name).unwrap();
     let encoded = yaml_to_wire(message, yaml, TextOptions::default()).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
@@ -283,7 +289,7 @@ impl Proxy {
 
     async fn configured(upstream: &Upstream, hcm: &str, filters: &str, cluster: &str) -> Self {
         let store = Store::default();
-        let shared = Shared::new(store, NodeInfo::default(), &Options::default());
+        let shared = Shared::new(store, NodeInfo::default(), &options());
         let cluster = format!(
             "name: up\ntype: STATIC\nconnect_timeout: 1s\nload_assignment: {{cluster_name: up, endpoints: [{{lb_endpoints: \
              [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]}}\n{cluster}",
