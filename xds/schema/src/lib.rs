@@ -10,6 +10,7 @@
 //! - [`wire_to_json`]: the way back, for the admin endpoints;
 //! - [`walk`]: one pass that reports every [`Finding`] with its [`Place`]; [`check`] is the walk with a policy;
 //! - [`merge`]: protobuf's `MergeFrom`;
+//! - [`locate`]: from a message path back to line and column;
 //! - [`typed_struct_to_wire`]: a message that travels as a `google.protobuf.Struct`.
 //!
 //! ```
@@ -33,6 +34,7 @@ mod error;
 mod json;
 mod layout;
 pub mod ledger;
+mod locate;
 mod merge;
 mod message;
 mod render;
@@ -47,6 +49,7 @@ pub use check::{Policy, Report, check};
 pub use document::TextError;
 pub use encode::{Encoded, TextOptions};
 pub use error::{At, ConfigError};
+pub use locate::locate;
 pub use merge::merge;
 pub use message::{Enum, EnumValue, Field, Kind, Message, TYPE_URL_PREFIX, Type};
 pub use render::{JsonStyle, RenderError, wire_to_json};
