@@ -15,12 +15,14 @@ mod stats_body;
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, SERVER, X_CONTENT_TYPE_OPTIONS};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -174,8 +176,8 @@ async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
             "Mutex contention tracing is not available: no mutex is taken on the request path.",
         ),
         "/drain_listeners" => info::drain_listeners(admin, &query).await,
-        "/healthcheck/fail" => info::health_check(admin, true),
-        "/healthcheck/ok" => info::health_check(admin, false),
+        "/healthcheck/fail" => info::health_check(admin, true).await,
+        "/healthcheck/ok" => info::health_check(admin, false).await,
         "/help" => text(StatusCode::OK, endpoints::help()),
         "/hot_restart_version" => text(StatusCode::OK, "disabled"),
         "/init_dump" => info::init_dump(admin).await,
@@ -216,8 +218,24 @@ pub(crate) fn respond(status: StatusCode, content_type: &'static str, body: Body
     response
 }
 
+/// A body in one piece, sent chunked as Envoy's admin sends all of its answers.
 pub(crate) fn full(body: impl Into<Bytes>) -> Body {
-    Full::new(body.into()).boxed_unsync()
+    Unsized(Full::new(body.into())).boxed_unsync()
+}
+
+/// Hides the length of a body.
+struct Unsized(Full<Bytes>);
+
+impl hyper::body::Body for Unsized {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
 }
 
 pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {

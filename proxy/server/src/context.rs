@@ -13,7 +13,7 @@ use waystation_filter_api::runtime::Runtime;
 use waystation_format::AccessLogSinks;
 use waystation_route::RouteTable;
 use waystation_schema::ConfigError;
-use waystation_stats::Store;
+use waystation_stats::{Scope, Store};
 use waystation_tls::{Secret, SecretTable};
 use waystation_upstream::Cluster;
 
@@ -166,6 +166,8 @@ pub enum Need {
         name: String,
         /// Where it goes.
         cell: Arc<Cell<RouteTable>>,
+        /// Where its subscription is counted.
+        scope: Scope,
     },
     /// A secret by SDS.
     Secret {
@@ -175,6 +177,8 @@ pub enum Need {
         name: String,
         /// Where it goes.
         cell: Arc<Cell<Secret>>,
+        /// Where its subscription is counted.
+        scope: Scope,
     },
 }
 
@@ -197,13 +201,15 @@ impl<'a> CompileContext<'a> {
         self.shared.clusters.cell(name)
     }
 
-    /// The cell of a route configuration that comes by RDS from `source`.
-    pub fn route_cell(&self, source: &core::ConfigSource, name: &str) -> Arc<Cell<RouteTable>> {
+    /// The cell of a route configuration that comes by RDS from `source`; `scope` is the connection manager's
+    /// (`http.<stat_prefix>.`).
+    pub fn route_cell(&self, source: &core::ConfigSource, name: &str, scope: &Scope) -> Arc<Cell<RouteTable>> {
         let cell = self.shared.routes.cell(&resource_key(source, name));
         self.needs.borrow_mut().push(Need::Route {
             source: source.clone(),
             name: name.to_owned(),
             cell: Arc::clone(&cell),
+            scope: scope.scope("rds").tag("envoy.rds_route_config", name),
         });
         cell
     }
@@ -215,6 +221,7 @@ impl<'a> CompileContext<'a> {
             source: source.clone(),
             name: name.to_owned(),
             cell: Arc::clone(&cell),
+            scope: self.shared.stats.root().scope("sds").tag("envoy.xds_resource_name", name),
         });
         cell
     }

@@ -2,10 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
+
+use crate::context::Shared;
 
 /// One worker's drain state of a listener or filter chain; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +17,8 @@ pub struct DrainHandle(Rc<State>);
 #[derive(Debug, Default)]
 struct State {
     started: Cell<Option<Started>>,
+    /// While the operator fails the health check, every response closes its connection.
+    health: Option<Arc<Shared>>,
     waiting: RefCell<Slab<Waker>>,
 }
 
@@ -35,6 +40,11 @@ impl DrainHandle {
     /// A state in which nothing drains.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// As [`Self::new`]; connections are also closed while `/healthcheck/fail` is in force.
+    pub fn with_health_check(shared: &Arc<Shared>) -> Self {
+        Self(Rc::new(State { health: Some(Arc::clone(shared)), ..State::default() }))
     }
 
     /// Starts draining. With `over` (the gradual strategy) the share of responses that close their connection grows
@@ -60,7 +70,7 @@ impl DrainHandle {
     #[inline]
     pub fn should_close(&self, now: Instant, random: u64) -> bool {
         match self.0.started.get() {
-            None => false,
+            None => self.0.health.as_ref().is_some_and(|shared| shared.health_check_failed()),
             Some(started) => started.closes(now, random),
         }
     }

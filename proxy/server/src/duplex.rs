@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(total, (4, 5));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn idle_sessions_end() {
         let (_client, mut down) = duplex(64);
         let (mut up, _server) = duplex(64);

@@ -3,13 +3,14 @@
 //! Start-up order is Envoy's: runtime layers, static clusters, CDS until all clusters are warm, then LDS until all
 //! listeners are warm, then the workers accept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::admin::v3 as admin_pb;
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as BootstrapProto;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
@@ -85,6 +86,8 @@ pub struct Server {
     dynamic: core_config::Dynamic,
     stats: crate::server_stats::ServerStats,
     versions: Versions,
+    /// Removals by responses that could not be read as a whole.
+    removals_waiting: HashMap<ResourceType, Vec<Arc<str>>>,
     exit: Option<Exit>,
     started: SystemTime,
     flush_interval: Duration,
@@ -178,12 +181,13 @@ impl Server {
             .at(|| "stats_flush_interval")
             .map_err(text)?
             .unwrap_or(STATS_FLUSH_INTERVAL);
+        let counters = Counters::new(&shared.stats.root());
         let mut server = Self {
             workers: Workers::new(),
             stats: crate::server_stats::ServerStats::new(&shared, &options),
             shared,
             options,
-            bootstrap: proto.encode_to_vec().into(),
+            bootstrap: BootstrapProto { node: Some(node), ..proto }.encode_to_vec().into(),
             client,
             clusters,
             listeners,
@@ -192,10 +196,11 @@ impl Server {
             layers,
             purposes: HashMap::new(),
             waiting: Vec::new(),
-            counters: Counters::default(),
+            counters,
             phase: Phase::Runtime,
             dynamic: core_config::Dynamic { clusters: dynamic.cds_config, listeners: dynamic.lds_config },
             versions: Versions { clusters: Arc::from(""), listeners: Arc::from("") },
+            removals_waiting: HashMap::new(),
             exit: None,
             started: SystemTime::now(),
             flush_interval,
@@ -251,6 +256,9 @@ impl Server {
         }
         loop {
             self.progress();
+            for (sub, scope) in self.needs.take_fresh().into_iter().chain(self.clusters.take_fresh()) {
+                self.counters.add(sub, &scope);
+            }
             self.counters.follow(&mut self.client);
             if self.should_exit() {
                 return Ok(());
@@ -263,7 +271,7 @@ impl Server {
                 signal = signals.next() => self.on_signal(signal),
                 _ = flush.tick() => {
                     self.shared.stats.flush();
-                    self.stats.renew(&self.shared, &self.clusters);
+                    self.stats.renew(&self.shared);
                 }
                 () = until(due) => {}
             }
@@ -384,37 +392,8 @@ impl Server {
 
     fn apply(&mut self, update: &Update) -> Vec<Rejection> {
         match self.purposes.get(&update.sub).cloned() {
-            Some(Purpose::Clusters) => {
-                self.versions.clusters = Arc::clone(&update.version);
-                let mut rejected = Vec::new();
-                for resource in &update.resources {
-                    let result = self.decode::<ClusterProto>(resource, "envoy.config.cluster.v3.Cluster").and_then(|proto| {
-                        self.clusters.add(&proto, &resource.version, true, &mut self.needs, &mut self.client)
-                    });
-                    note(&mut rejected, resource, result);
-                }
-                for name in &update.removed {
-                    self.clusters.remove(name, &mut self.needs, &mut self.client);
-                }
-                rejected
-            }
-            Some(Purpose::Listeners) => {
-                self.versions.listeners = Arc::clone(&update.version);
-                let mut rejected = Vec::new();
-                let now = Instant::now();
-                for name in &update.removed {
-                    let orders = self.listeners.remove(name, now, &mut self.needs, &mut self.client);
-                    self.workers.send(orders);
-                }
-                for resource in &update.resources {
-                    let result =
-                        self.decode::<ListenerProto>(resource, "envoy.config.listener.v3.Listener").and_then(|proto| {
-                            self.listeners.add(&proto, &resource.version, true, &mut self.needs, &mut self.client)
-                        });
-                    note(&mut rejected, resource, result);
-                }
-                rejected
-            }
+            Some(Purpose::Clusters) => self.apply_clusters(update),
+            Some(Purpose::Listeners) => self.apply_listeners(update),
             Some(Purpose::Runtime(name)) => self.apply_runtime(&name, update),
             None if update.kind == ResourceType::ClusterLoadAssignment => {
                 let allow_unknown = self.allow_unknown();
@@ -422,6 +401,76 @@ impl Server {
             }
             None => self.apply_needed(update),
         }
+    }
+
+    fn apply_clusters(&mut self, update: &Update) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        let decoded = self.decode_all::<ClusterProto>(update, "envoy.config.cluster.v3.Cluster", &mut rejected);
+        for (resource, proto) in decoded {
+            let result =
+                self.clusters.add(&proto, &resource.version, true, &mut self.needs, &mut self.client);
+            note(&mut rejected, resource, result);
+        }
+        for name in self.removals(update, !rejected.is_empty()) {
+            self.clusters.remove(&name, &mut self.needs, &mut self.client);
+        }
+        if rejected.is_empty() {
+            self.versions.clusters = Arc::clone(&update.version);
+        }
+        rejected
+    }
+
+    fn apply_listeners(&mut self, update: &Update) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        let decoded = self.decode_all::<ListenerProto>(update, "envoy.config.listener.v3.Listener", &mut rejected);
+        // Removals first, so that another listener can take the address over.
+        let now = Instant::now();
+        for name in self.removals(update, !rejected.is_empty()) {
+            let orders = self.listeners.remove(&name, now, &mut self.needs, &mut self.client);
+            self.workers.send(orders);
+        }
+        for (resource, proto) in decoded {
+            let result =
+                self.listeners.add(&proto, &resource.version, true, &mut self.needs, &mut self.client);
+            note(&mut rejected, resource, result);
+        }
+        if rejected.is_empty() {
+            self.versions.listeners = Arc::clone(&update.version);
+        }
+        rejected
+    }
+
+    /// What an update removes. A response that cannot be read as a whole removes nothing: what it leaves out may be what
+    /// could not be read. Its removals are made up for by the next good response.
+    fn removals(&mut self, update: &Update, unreadable: bool) -> Vec<Arc<str>> {
+        let waiting = self.removals_waiting.entry(update.kind.clone()).or_default();
+        waiting.extend(update.removed.iter().cloned());
+        if unreadable {
+            return Vec::new();
+        }
+        let held: HashSet<Arc<str>> =
+            self.client.core().held(&update.kind).map(|held| Arc::clone(&held.resource.name)).collect();
+        let offered: HashSet<&Arc<str>> = update.resources.iter().map(|resource| &resource.name).collect();
+        let mut removed = std::mem::take(waiting);
+        removed.retain(|name| !held.contains(name) && !offered.contains(name));
+        removed
+    }
+
+    /// Walks and decodes all resources of an update.
+    fn decode_all<'u, M: prost::Message + Default>(
+        &self,
+        update: &'u Update,
+        type_name: &str,
+        rejected: &mut Vec<Rejection>,
+    ) -> Vec<(&'u Resource, M)> {
+        let mut decoded = Vec::with_capacity(update.resources.len());
+        for resource in &update.resources {
+            match self.decode(resource, type_name) {
+                Ok(proto) => decoded.push((resource, proto)),
+                Err(error) => note(rejected, resource, Err(error)),
+            }
+        }
+        decoded
     }
 
     fn apply_runtime(&mut self, layer: &str, update: &Update) -> Vec<Rejection> {
@@ -546,6 +595,12 @@ impl Server {
             self.layers.apply(&self.shared.runtime);
         }
         modified
+    }
+
+    /// `/healthcheck/fail` and `/healthcheck/ok`.
+    pub fn fail_health_check(&mut self, fail: bool) {
+        self.shared.fail_health_check(fail);
+        self.stats.renew(&self.shared);
     }
 
     /// `/quitquitquit`.

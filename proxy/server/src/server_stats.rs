@@ -7,7 +7,6 @@ use waystation_stats::stats_group;
 
 use crate::cli::options::Options;
 use crate::context::Shared;
-use crate::manager::clusters::Clusters;
 use crate::version;
 
 stats_group! {
@@ -77,7 +76,7 @@ impl ServerStats {
     }
 
     /// Renews the gauges.
-    pub fn renew(&self, shared: &Shared, _clusters: &Clusters) {
+    pub fn renew(&self, shared: &Shared) {
         let group = &self.group;
         let state = shared.state();
         group.state().set(state as u64);

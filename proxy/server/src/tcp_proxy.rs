@@ -252,11 +252,10 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
             return;
         };
         let host = pool.host();
-        info.upstream.host = Some(Rc::clone(&host) as _);
-        attempts += 1;
-        info.upstream.attempts = attempts;
         match connect(worker, &cluster, &host, ConnectOptions::default()).await {
             Ok((transport, facts, guard)) => {
+                info.upstream.host = Some(Rc::clone(&host) as _);
+                info.upstream.attempts = attempts + 1;
                 info.upstream.local_address = facts.local_address;
                 info.upstream.connection_id = Some(facts.id);
                 info.upstream.tls = facts.tls;
@@ -267,14 +266,18 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
                 return;
             }
             Err(error) => {
+                attempts += 1;
+                info.upstream.attempts = attempts;
+                info.upstream.host = Some(Rc::clone(&host) as _);
                 if let ConnectError::Failed { reason, .. } = error {
                     info.upstream.transport_failure_reason = Some(reason.into_string().into());
                 }
                 if attempts >= proxy.max_connect_attempts {
+                    info.flags.set(ResponseFlag::UpstreamConnectionFailure);
                     if proxy.max_connect_attempts > 1 {
                         cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
+                        info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
                     }
-                    info.flags.set(ResponseFlag::UpstreamConnectionFailure);
                     return;
                 }
             }
@@ -286,16 +289,17 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
     let end = pump(worker, proxy, down, &mut up, info, &mut guard).await;
     match end {
         End::Closed => {}
-        End::Idle => {
-            proxy.stats.idle_timeout().inc();
-            info.flags.set(ResponseFlag::StreamIdleTimeout);
-        }
+        // Envoy counts it and sets no flag.
+        End::Idle => proxy.stats.idle_timeout().inc(),
         End::Deadline => {
             proxy.stats.max_downstream_connection_duration().inc();
             info.flags.set(ResponseFlag::DurationTimeout);
         }
         End::Downstream(_) => guard.remote = false,
-        End::Upstream(_) => guard.remote = true,
+        End::Upstream(_) => {
+            guard.remote = true;
+            info.flags.set(ResponseFlag::UpstreamRemoteReset);
+        }
     }
 }
 

@@ -48,6 +48,7 @@ pub struct Worker {
     /// By cell id.
     clusters: RefCell<Vec<Option<Rc<LocalCluster>>>>,
     buffers: RefCell<Vec<BytesMut>>,
+    #[expect(clippy::vec_box, reason = "states move in and out with each request; a pointer is what should move")]
     streams: RefCell<Vec<Box<Scratch>>>,
     ids: Cell<(u64, u64)>,
     date: RefCell<Date>,

@@ -215,6 +215,12 @@ fn sections(snapshot: &ConfigSnapshot, include_eds: bool) -> Vec<Section> {
         version: Arc::clone(&snapshot.listeners_version),
         items: listeners(&snapshot.listeners),
     });
+    // Scoped routes are refused in this version; the empty section is part of Envoy's layout.
+    sections.push(Section {
+        type_name: "envoy.admin.v3.ScopedRoutesConfigDump",
+        version: Arc::clone(&unversioned),
+        items: Vec::new(),
+    });
     sections.push(Section {
         type_name: "envoy.admin.v3.RoutesConfigDump",
         version: Arc::clone(&unversioned),

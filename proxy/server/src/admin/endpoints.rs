@@ -33,7 +33,7 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
         ("filter", "Regular expression for filtering clusters by name"),
         ("format", "Format to use; One of (text, json)"),
     ]),
-    get("/config_dump", "dump current configs").with(&[
+    get("/config_dump", "dump current Envoy configs").with(&[
         ("resource", "The resource to dump"),
         ("mask", "The fields to keep of each configuration, or of each element of the resource"),
         ("name_regex", "Dump only the configurations whose names match the regular expression"),
@@ -63,7 +63,7 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
     get("/runtime", "print runtime values"),
     post(
         "/runtime_modify",
-        "Adds or modifies runtime values as passed in query parameters; an empty value removes the key",
+        "Adds or modifies runtime values as passed in query parameters. To delete a previously added key, use an empty string as the value. Note that deletion only applies to overrides added via this endpoint; values loaded from disk can be modified via override but not deleted. E.g. ?key1=value1&key2=value2...",
     ),
     get("/server_info", "print server version/status information"),
     get("/stats", "print server stats").with(&[

@@ -25,9 +25,11 @@ pub(super) fn ready(admin: &Admin) -> Response<Body> {
     text(status, format!("{}\n", state.name()))
 }
 
-pub(super) fn health_check(admin: &Admin, fail: bool) -> Response<Body> {
-    admin.shared.fail_health_check(fail);
-    ok()
+pub(super) async fn health_check(admin: &Admin, fail: bool) -> Response<Body> {
+    match admin.main.ask(move |server| server.fail_health_check(fail)).await {
+        Some(()) => ok(),
+        None => shutting_down(),
+    }
 }
 
 pub(super) fn reopen_logs(admin: &Admin) -> Response<Body> {

@@ -10,6 +10,7 @@ use crate::log::{self, COMPONENTS, Level};
 const USAGE: &str = "usage: /logging?<name>=<level> (change single level)
 usage: /logging?paths=name1:level1,name2:level2,... (change multiple levels)
 usage: /logging?level=<level> (change all levels)
+usage: /logging?group=<group_name>:<level> (change group of loggers)
 levels: trace debug info warning error critical off 
 ";
 
@@ -59,6 +60,12 @@ fn change(query: &Query) -> Result<(), String> {
                 log::set_level(name, level);
             }
             Ok(())
+        }
+        // Envoy's groups are loggers by name, unless it controls logging by file.
+        "group" => {
+            let (name, level) = value.split_once(':').ok_or_else(|| "each group is name:level".to_owned())?;
+            let level = parse(level)?;
+            if log::set_level(name, level) { Ok(()) } else { Err("unknown logger name".to_owned()) }
         }
         name => {
             let level = parse(value)?;

@@ -49,7 +49,7 @@ pub(super) async fn modify(admin: &Admin, query: &Query) -> Response<Body> {
         return text(
             StatusCode::BAD_REQUEST,
             "usage: /runtime_modify?key1=value1&key2=value2&keyN=valueN\n       or send the parameters as form \
-             values\nuse an empty value to remove a previously added override\n",
+             values\nuse an empty value to remove a previously added override",
         );
     }
     match admin.main.ask(move |server| server.modify_runtime(&changes)).await {

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use clap::builder::PossibleValuesParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::log::Level;
@@ -124,8 +123,7 @@ struct Flags {
     #[arg(short = 'l', long = "log-level", value_name = "string", default_value = "info")]
     log_level: String,
     /// The local IP address version.
-    #[arg(long, value_name = "string", default_value = "v4",
-          value_parser = PossibleValuesParser::new(["v4", "v6"]))]
+    #[arg(long, value_name = "string", default_value = "v4")]
     local_address_ip_version: String,
     /// Write the admin address to this file.
     #[arg(long, value_name = "string")]
@@ -334,6 +332,9 @@ impl Options {
             "immediate" => true,
             other => return refuse(format!("unknown drain-strategy '{other}'")),
         };
+        if !matches!(flags.local_address_ip_version.as_str(), "v4" | "v6") {
+            return refuse(format!("unknown IP address version '{}'", flags.local_address_ip_version));
+        }
         let component_log_level = flags.component_log_level.unwrap_or_default();
         let component_levels = match component_levels(&component_log_level) {
             Ok(levels) => levels,

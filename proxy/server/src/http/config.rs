@@ -255,7 +255,7 @@ impl Hcm {
         let shared = cx.shared;
         let http = shared.stats.root().scope("http").tag("envoy.http_conn_manager_prefix", stat_prefix);
         let (filters, router) = filters::compile(http_filters, &http, cx)?;
-        let common = common_http_protocol_options.clone().unwrap_or_default();
+        let common = common_http_protocol_options.unwrap_or_default();
         let refuse_jitter = common.max_connection_duration_jitter.as_ref().is_some_and(|percent| percent.value > 0.0);
         refuse("common_http_protocol_options.max_connection_duration_jitter", refuse_jitter)?;
         let duration = |field: &'static str, value: Option<&wkt::Duration>, default: Option<Duration>| {
@@ -321,7 +321,7 @@ impl Hcm {
                     .config_source
                     .as_ref()
                     .ok_or_else(|| ConfigError::field("rds.config_source", "is required"))?;
-                cx.route_cell(source, &rds.route_config_name)
+                cx.route_cell(source, &rds.route_config_name, &http)
             }
             Some(hcm::RouteSpecifier::ScopedRoutes(_)) => {
                 return Err(ConfigError::field("scoped_routes", "is not supported in this version"));

@@ -77,10 +77,6 @@ pub(crate) enum StreamEnd {
     LowVersion,
     /// No `Host`.
     MissingHost,
-    /// `Host` or `:authority` is not one.
-    InvalidAuthority,
-    /// A path that is neither origin-form nor a usable absolute URI.
-    InvalidPath,
     /// No `:path` where one is needed.
     MissingPath,
     /// `OPTIONS *` and the like.
@@ -129,16 +125,10 @@ pub(crate) enum StreamEnd {
     RequestTimeout,
     /// The request body exceeds the buffer limit.
     RequestTooLarge,
-    /// The request body exceeds what a retry may buffer.
-    RetryBufferExceeded,
-    /// The response body exceeds the buffer limit.
-    ResponseTooLarge,
     /// A filter removed or broke what every request needs.
     FilterRemovedRequiredRequestHeaders,
     /// A filter removed or broke what every response needs.
     FilterRemovedRequiredResponseHeaders,
-    /// A filter's configuration has not arrived.
-    FilterConfigNotFound,
     /// The client closed its connection.
     DownstreamGone,
     /// The client reset the stream.
@@ -169,8 +159,6 @@ impl StreamEnd {
             Self::Codec { status, body, details } => closing(*status, body, details, Some(Flag::DownstreamProtocolError)),
             Self::LowVersion => closing(426, "", "low_version", None),
             Self::MissingHost => entry(400, "", "missing_host_header", None),
-            Self::InvalidAuthority => entry(400, "", "http.invalid_authority", Some(Flag::DownstreamProtocolError)),
-            Self::InvalidPath => entry(400, "", "invalid_path", None),
             Self::MissingPath => entry(404, "", "missing_path_rejected", None),
             Self::AbsolutePathRejected => entry(404, "", "absolute_path_rejected", None),
             Self::PathNormalization => closing(400, "", "path_normalization_failed", None),
@@ -234,20 +222,12 @@ impl StreamEnd {
             }
             Self::RequestTimeout => closing(408, "request timeout", "request_overall_timeout", None),
             Self::RequestTooLarge => closing(413, "Payload Too Large", "request_payload_too_large", None),
-            Self::RetryBufferExceeded => closing(
-                507,
-                "exceeded request buffer limit while retrying upstream",
-                "request_payload_exceeded_retry_buffer_limit",
-                None,
-            ),
-            Self::ResponseTooLarge => entry(500, "Internal Server Error", "response_payload_too_large", None),
             Self::FilterRemovedRequiredRequestHeaders => {
                 entry(400, "missing required header", "filter_removed_required_request_headers", None)
             }
             Self::FilterRemovedRequiredResponseHeaders => {
                 entry(502, "missing required header: :status", "filter_removed_required_response_headers", None)
             }
-            Self::FilterConfigNotFound => entry(500, "", "filter_config_not_found", Some(Flag::NoFilterConfigFound)),
             Self::DownstreamGone | Self::DownstreamReset => None,
         }
     }

@@ -101,6 +101,7 @@ fn compile_one(
 }
 
 fn compile_router(proto: &Router) -> Result<RouterConfig, ConfigError> {
+    #[expect(deprecated, reason = "named to show that it is ignored")]
     let Router {
         dynamic_stats,
         // There are no spans yet, so no child spans.

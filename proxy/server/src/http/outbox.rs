@@ -103,7 +103,7 @@ impl Outbox {
         transport: &mut Transport,
         sent: &mut u64,
     ) -> Poll<io::Result<()>> {
-        while self.len() > 0 {
+        while self.len() != 0 {
             let count = if self.queue.is_empty() {
                 ready!(Pin::new(&mut *transport).poll_write(cx, &self.first[self.written..]))?
             } else {

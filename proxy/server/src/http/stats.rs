@@ -4,7 +4,7 @@ use waystation_stats::{ResponseCodes, Scope, stats_group};
 
 stats_group! {
     /// `http.<stat_prefix>.` of the connection manager.
-    pub struct HcmStats {
+    pub(crate) struct HcmStats {
         counters {
             downstream_cx_delayed_close_timeout, downstream_cx_destroy, downstream_cx_destroy_active_rq,
             downstream_cx_destroy_local, downstream_cx_destroy_local_active_rq, downstream_cx_destroy_remote,
@@ -43,18 +43,18 @@ stats_group! {
 
 /// All handles of one connection manager.
 #[derive(Clone, Debug)]
-pub struct Stats {
+pub(crate) struct Stats {
     /// `http.<stat_prefix>.`
-    pub hcm: HcmStats,
+    pub(crate) hcm: HcmStats,
     /// `http.<stat_prefix>.downstream_rq_Nxx`.
-    pub codes: ResponseCodes,
+    pub(crate) codes: ResponseCodes,
     /// `listener.<address>.http.<stat_prefix>.downstream_rq_Nxx`.
-    pub listener_codes: ResponseCodes,
+    pub(crate) listener_codes: ResponseCodes,
 }
 
 impl Stats {
     /// The handles of the connection manager `prefix` on the listener whose scope is `listener`.
-    pub fn new(http: &Scope, listener: &Scope, prefix: &str) -> Self {
+    pub(crate) fn new(http: &Scope, listener: &Scope, prefix: &str) -> Self {
         Self {
             hcm: http.group(),
             codes: http.response_codes("downstream_rq_"),

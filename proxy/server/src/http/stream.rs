@@ -22,6 +22,7 @@ mod chain;
 mod exchange;
 mod local_reply;
 mod mirror;
+mod redirect;
 mod request;
 mod response;
 mod router;
@@ -116,8 +117,9 @@ struct Stream<'a, D> {
     response_started: bool,
     is_head: bool,
     is_grpc: bool,
-    /// The first trusted hop of an external request.
-    edge: bool,
+    /// Internal redirects followed, and the routes they left.
+    redirects: u32,
+    redirected_from: Vec<u32>,
 }
 
 /// Serves one request.
@@ -166,7 +168,8 @@ pub(crate) async fn serve<D: Downstream>(
         response_started: false,
         is_head: heads.request.method() == Some(b"HEAD"),
         is_grpc: request::is_grpc(&heads.request),
-        edge: false,
+        redirects: 0,
+        redirected_from: Vec::new(),
         heads,
         cx,
     };
@@ -192,17 +195,24 @@ impl<D: Downstream> Stream<'_, D> {
         }
         self.select_route()?;
         self.check_upgrade()?;
+        // Once more for each internal redirect that is followed.
+        while !self.route_once().await? {}
+        Ok(())
+    }
+
+    /// Takes the request through the filters and to its route's action. `false` when it was redirected internally.
+    async fn route_once(&mut self) -> Result<bool, StreamEnd> {
         self.build_chain();
         if !self.chain.is_empty() && self.decode_head().await? {
-            return Ok(());
+            return Ok(true);
         }
         let Some((table, index)) = self.table.clone() else { return Err(self.no_route()) };
         let Some(route) = table.held.route(index) else { return Err(self.no_route()) };
         match &route.action {
-            Action::Route(action) => self.forward(&table, route, action).await,
+            Action::Route(action) => return self.forward(&table, route, action).await,
             Action::DirectResponse(direct) => {
                 self.cx.hcm.stats.hcm.rq_direct_response().inc();
-                self.direct(route, direct.status, direct.body.clone(), None).await
+                self.direct(route, direct.status, direct.body.clone(), None).await?;
             }
             Action::Redirect(_) => {
                 self.cx.hcm.stats.hcm.rq_redirect().inc();
@@ -210,10 +220,11 @@ impl<D: Downstream> Stream<'_, D> {
                 let Some((status, location)) = route.redirect(&self.heads.request, &self.info, now) else {
                     return Err(self.no_route());
                 };
-                self.direct(route, status, Bytes::new(), Some(location)).await
+                self.direct(route, status, Bytes::new(), Some(location)).await?;
             }
-            Action::NonForwarding => Err(self.no_route()),
+            Action::NonForwarding => return Err(self.no_route()),
         }
+        Ok(true)
     }
 
     /// Finds the route of the request as it is now.
@@ -272,7 +283,6 @@ impl<D: Downstream> Stream<'_, D> {
             StreamEnd::MaxStreamDuration { .. } => stats.downstream_rq_max_duration_reached().inc(),
             StreamEnd::RequestTimeout => stats.downstream_rq_timeout().inc(),
             StreamEnd::RequestTooLarge => stats.downstream_rq_too_large().inc(),
-            StreamEnd::ResponseTooLarge => stats.rs_too_large().inc(),
             StreamEnd::DownstreamReset => stats.downstream_rq_rx_reset().inc(),
             _ => {}
         }

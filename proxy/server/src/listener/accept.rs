@@ -27,6 +27,7 @@ use waystation_listener_filters::Verdict;
 use super::chain_match::Facts;
 use super::config::{FilterChain, Listener, NetworkFilter};
 use crate::address;
+use crate::context::Shared;
 use crate::drain::DrainHandle;
 use crate::manager::listeners::Order;
 use crate::transport::{Socket, Transport};
@@ -99,11 +100,13 @@ impl Listeners {
     fn obey(&self, order: Order) {
         match order {
             Order::Start { id, listener, sockets } => {
-                let chains = listener.all_chains().map(ChainState::new).collect();
+                let drain = |listener: &Listener| drain_handle(listener, &self.worker.shared);
+                let chains =
+                    listener.all_chains().map(|chain| ChainState::new(chain, drain(&listener))).collect();
                 let active = Rc::new(Active {
                     id,
                     listener: RefCell::new(Arc::clone(&listener)),
-                    drain: DrainHandle::new(),
+                    drain: drain(&listener),
                     chains: RefCell::new(chains),
                     stopped: Notify::new(),
                     is_stopped: Cell::new(false),
@@ -132,7 +135,7 @@ impl Listeners {
             }
             Order::Update { id, listener, over } => {
                 if let Some(active) = self.find(id) {
-                    active.update(listener, over);
+                    active.update(listener, over, &self.worker.shared);
                 }
             }
             Order::Drain { id, stop, over } => {
@@ -495,19 +498,25 @@ async fn inspect_all(
     Ok(())
 }
 
+/// `drain_type: MODIFY_ONLY` listeners do not react to the health check.
+fn drain_handle(listener: &Listener, shared: &Arc<Shared>) -> DrainHandle {
+    if listener.modify_only_drain { DrainHandle::new() } else { DrainHandle::with_health_check(shared) }
+}
+
 impl ChainState {
-    fn new(chain: &Arc<FilterChain>) -> Self {
-        Self { chain: Arc::clone(chain), drain: DrainHandle::new() }
+    fn new(chain: &Arc<FilterChain>, drain: DrainHandle) -> Self {
+        Self { chain: Arc::clone(chain), drain }
     }
 }
 
 impl Active {
-    fn update(&self, listener: Arc<Listener>, over: Duration) {
+    fn update(&self, listener: Arc<Listener>, over: Duration, shared: &Arc<Shared>) {
         let mut chains = self.chains.borrow_mut();
         let mut next = Vec::new();
         for chain in listener.all_chains() {
             let kept = chains.iter().position(|known| Arc::ptr_eq(&known.chain, chain));
-            next.push(kept.map_or_else(|| ChainState::new(chain), |at| chains.swap_remove(at)));
+            let fresh = || ChainState::new(chain, drain_handle(&listener, shared));
+            next.push(kept.map_or_else(fresh, |at| chains.swap_remove(at)));
         }
         let now = Instant::now();
         for gone in chains.drain(..) {

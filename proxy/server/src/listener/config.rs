@@ -369,7 +369,7 @@ impl FilterChain {
         let tls = match &proto.transport_socket {
             None => None,
             Some(socket) => {
-                transport_socket(socket, scope, &context).at(|| "transport_socket").at(|| "typed_config")?
+                transport_socket(socket, scope, &context).at(|| "typed_config").at(|| "transport_socket")?
             }
         };
         let filters = network_filters(&proto.filters, scope, &context)?;

@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_pb;
 use prost::Message as _;
 use waystation_filter_api::cell::Cell;
 use waystation_schema::{At as _, ConfigError, Message, Policy, check};
-use waystation_stats::stats_group;
+use waystation_stats::{Scope, stats_group};
 use waystation_upstream::cluster::{self, Cluster, Discovery, Environment};
 use waystation_xds::{Client, Interest, Rejection, ResourceType, SubId, SubscriptionSpec, Update};
 use xxhash_rust::xxh64::xxh64;
@@ -76,6 +76,8 @@ pub struct Clusters {
     /// Names with a warming cluster.
     warming: Vec<String>,
     assignments: BTreeMap<String, Dumped>,
+    /// EDS subscriptions that are not counted yet.
+    fresh: Vec<(SubId, Scope)>,
     dns: DnsTasks,
     stats: ClusterManagerStats,
 }
@@ -106,6 +108,7 @@ impl Clusters {
             by_sub: HashMap::new(),
             warming: Vec::new(),
             assignments: BTreeMap::new(),
+            fresh: Vec::new(),
             dns: DnsTasks::new(),
         })
     }
@@ -157,6 +160,7 @@ impl Clusters {
         };
         if let Some(sub) = live.eds {
             self.by_sub.insert(sub, proto.name.clone());
+            self.fresh.push((sub, live.cluster.scope().clone()));
         }
         let entry = self.entries.entry(proto.name.clone()).or_insert_with(|| Entry {
             cell: self.shared.clusters.cell(&proto.name),
@@ -333,6 +337,11 @@ impl Clusters {
             cluster.assignment_timed_out();
         }
         rejected
+    }
+
+    /// New subscriptions, to be counted below their scopes.
+    pub fn take_fresh(&mut self) -> Vec<(SubId, Scope)> {
+        std::mem::take(&mut self.fresh)
     }
 
     /// A subscription of ours got nothing in time.

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use waystation_filter_api::cell::Cell;
 use waystation_route::RouteTable;
 use waystation_schema::ConfigError;
+use waystation_stats::Scope;
 use waystation_tls::Secret;
 use waystation_xds::{Client, Interest, ResourceType, SubId, SubscriptionSpec};
 
@@ -51,6 +52,8 @@ pub struct Needed {
 pub struct Needs {
     by_key: HashMap<String, Needed>,
     by_sub: HashMap<SubId, String>,
+    /// Subscriptions that are not counted yet.
+    fresh: Vec<(SubId, Scope)>,
 }
 
 impl Needs {
@@ -80,6 +83,8 @@ impl Needs {
         };
         let sub = client.subscribe(spec).map_err(|error| ConfigError::new(error.to_string()))?;
         self.by_sub.insert(sub, key.clone());
+        let (Need::Route { scope, .. } | Need::Secret { scope, .. }) = need;
+        self.fresh.push((sub, scope.clone()));
         let needed =
             Needed { name: name.clone(), slot, sub, settled: false, dumped: None, holders: 1 };
         self.by_key.insert(key, needed);
@@ -113,6 +118,11 @@ impl Needs {
         waiting.filter(|needed| !needed.settled).map(|needed| needed.name.as_str())
     }
 
+    /// New subscriptions, to be counted below their scopes.
+    pub fn take_fresh(&mut self) -> Vec<(SubId, Scope)> {
+        std::mem::take(&mut self.fresh)
+    }
+
     /// The needed resource that a subscription is for.
     pub fn by_sub(&mut self, sub: SubId) -> Option<&mut Needed> {
         self.by_key.get_mut(self.by_sub.get(&sub)?)
@@ -126,14 +136,14 @@ impl Needs {
 
 fn parts(need: &Need) -> (String, ResourceType, &core::ConfigSource, &String, Slot) {
     match need {
-        Need::Route { source, name, cell } => (
+        Need::Route { source, name, cell, .. } => (
             Slot::key("route", source, name),
             ResourceType::RouteConfiguration,
             source,
             name,
             Slot::Route(Arc::clone(cell)),
         ),
-        Need::Secret { source, name, cell } => {
+        Need::Secret { source, name, cell, .. } => {
             (Slot::key("secret", source, name), ResourceType::Secret, source, name, Slot::Secret(Arc::clone(cell)))
         }
     }

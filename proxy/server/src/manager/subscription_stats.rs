@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use waystation_stats::{Scope, stats_group};
+use waystation_stats::{Gauge, Scope, TextReadout, stats_group};
 use waystation_xds::{Client, SubId};
 
 stats_group! {
@@ -17,19 +17,48 @@ stats_group! {
 #[derive(Debug)]
 struct Counted {
     stats: SubscriptionStats,
+    version_text: TextReadout,
     seen: waystation_xds::SubscriptionStats,
 }
 
-/// The stats of all subscriptions that have a scope.
-#[derive(Debug, Default)]
+/// `control_plane.` of the aggregated stream.
+#[derive(Debug)]
+struct ControlPlane {
+    connected: Gauge,
+    pending: Gauge,
+    enforced: waystation_stats::Counter,
+    enforced_seen: u64,
+    identifier: TextReadout,
+}
+
+/// The stats of all subscriptions that have a scope, and of the aggregated stream.
+#[derive(Debug)]
 pub struct Counters {
     by_sub: HashMap<SubId, Counted>,
+    control_plane: ControlPlane,
 }
 
 impl Counters {
+    /// No subscriptions yet.
+    pub fn new(root: &Scope) -> Self {
+        let scope = root.scope("control_plane");
+        let control_plane = ControlPlane {
+            connected: scope.gauge("connected_state"),
+            pending: scope.gauge("pending_requests"),
+            enforced: scope.counter("rate_limit_enforced"),
+            enforced_seen: 0,
+            identifier: scope.text_readout("identifier"),
+        };
+        Self { by_sub: HashMap::new(), control_plane }
+    }
+
     /// Counts `sub` below `scope`.
     pub fn add(&mut self, sub: SubId, scope: &Scope) {
-        let counted = Counted { stats: scope.group(), seen: waystation_xds::SubscriptionStats::default() };
+        let counted = Counted {
+            stats: scope.group(),
+            version_text: scope.text_readout("version_text"),
+            seen: waystation_xds::SubscriptionStats::default(),
+        };
         self.by_sub.insert(sub, counted);
     }
 
@@ -41,7 +70,7 @@ impl Counters {
     /// Brings the counters up to date with the client.
     pub fn follow(&mut self, client: &mut Client) {
         client.drain_changed_stats(|sub, now| {
-            let Some(Counted { stats, seen }) = self.by_sub.get_mut(&sub) else {
+            let Some(Counted { stats, version_text, seen }) = self.by_sub.get_mut(&sub) else {
                 return;
             };
             stats.update_attempt().add(now.update_attempt - seen.update_attempt);
@@ -51,7 +80,25 @@ impl Counters {
             stats.init_fetch_timeout().add(now.init_fetch_timeout - seen.init_fetch_timeout);
             stats.update_time().set(now.update_time);
             stats.version().set(now.version);
+            if now.update_success > seen.update_success {
+                let took = u64::try_from(now.update_duration.as_millis()).unwrap_or(u64::MAX);
+                stats.update_duration().record(took);
+            }
+            if now.version_text != seen.version_text {
+                version_text.set(&now.version_text);
+            }
             *seen = now.clone();
         });
+        let core = client.core();
+        if let Some(stream) = core.ads_mux().and_then(|mux| core.control_plane_stats(mux)) {
+            let plane = &mut self.control_plane;
+            plane.connected.set(u64::from(stream.connected));
+            plane.pending.set(stream.pending_requests);
+            plane.enforced.add(stream.rate_limit_enforced - plane.enforced_seen);
+            plane.enforced_seen = stream.rate_limit_enforced;
+            if plane.identifier.value() != stream.identifier {
+                plane.identifier.set(&stream.identifier);
+            }
+        }
     }
 }

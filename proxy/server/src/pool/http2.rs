@@ -163,6 +163,8 @@ pub(crate) struct Http2Stream {
     ended: bool,
     trailers: Option<http::HeaderMap>,
     data_done: bool,
+    /// The protocol of an extended CONNECT.
+    upgrade: Option<Box<str>>,
 }
 
 impl Http2Stream {
@@ -183,6 +185,7 @@ impl Http2Stream {
             ended: false,
             trailers: None,
             data_done: false,
+            upgrade: None,
         }
     }
 
@@ -192,8 +195,11 @@ impl Http2Stream {
 
     pub(crate) fn send_head(&mut self, headers: &Headers, end: bool) -> Result<(), ResetReason> {
         let mut request = convert::write_request(headers).map_err(|_| ResetReason::LocalReset)?;
-        if let Some(protocol) = headers.get_str(Known::Protocol) {
+        // RFC 8441: an upgrade becomes an extended CONNECT.
+        if let Some(protocol) = headers.get_str(Known::Upgrade) {
+            *request.method_mut() = http::Method::CONNECT;
             request.extensions_mut().insert(h2::ext::Protocol::from(protocol));
+            self.upgrade = Some(protocol.into());
         }
         let sent = self.connection.sender.borrow_mut().send_request(request, end);
         let (response, send) = sent.map_err(|error| {
@@ -252,6 +258,13 @@ impl Http2Stream {
             self.response = None;
             let (parts, receive) = response.into_parts();
             convert::read_response(&parts, headers);
+            if let Some(protocol) = &self.upgrade
+                && parts.status.is_success()
+            {
+                headers.set_status(101);
+                headers.set(Known::Upgrade, protocol.as_bytes());
+                headers.set(Known::Connection, "upgrade");
+            }
             let end = receive.is_end_stream();
             self.receive = Some(receive);
             return Poll::Ready(Ok(Event::Head { end }));

@@ -115,7 +115,6 @@ impl Cluster {
         });
         match compiled {
             Ok(assignment) => {
-                self.stats.update_success().inc();
                 Ok(self.apply(&assignment, now))
             }
             Err(error) => Err(error),

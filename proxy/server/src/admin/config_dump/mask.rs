@@ -1,8 +1,10 @@
 //! `google.protobuf.FieldMask` on wire bytes.
 
+use envoy_types::pb::google::protobuf::Any;
+use prost::Message as _;
 use prost::bytes::Buf as _;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
-use waystation_schema::{Message, Type};
+use waystation_schema::{Kind, Message, Type};
 
 /// Keeps the fields at `paths` (proto names, dots between levels); a path applies to every element of a list. What is not
 /// a well-formed message is left out.
@@ -29,13 +31,27 @@ pub(super) fn apply(message: Message, wire: &[u8], paths: &[&str]) -> Vec<u8> {
         let below: Vec<&str> =
             paths.iter().filter_map(|path| path.strip_prefix(name)?.strip_prefix('.')).collect();
         if let (false, Type::Message, Some(inner)) = (below.is_empty(), field.ty(), field.message()) {
-            let kept = apply(inner, payload, &below);
+            let kept = if inner.kind() == Kind::Any { inside_any(payload, &below) } else { apply(inner, payload, &below) };
             encode_key(number, WireType::LengthDelimited, &mut out);
             encode_varint(kept.len() as u64, &mut out);
             out.extend_from_slice(&kept);
         }
     }
     out
+}
+
+/// Masks what an `Any` holds; a message of unknown type is kept whole.
+fn inside_any(wire: &[u8], paths: &[&str]) -> Vec<u8> {
+    let Ok(any) = Any::decode(wire) else {
+        return Vec::new();
+    };
+    match Message::find_by_url(&any.type_url) {
+        Some(message) => {
+            let value = apply(message, &any.value, paths);
+            Any { type_url: any.type_url, value }.encode_to_vec()
+        }
+        None => wire.to_vec(),
+    }
 }
 
 /// Takes one value from the front; the bytes inside it when it is length-delimited.

@@ -35,6 +35,7 @@ pub(super) fn http1(
 
 fn http1_options(proto: &core::Http1ProtocolOptions, base: h1::Config) -> Result<h1::Config, ConfigError> {
     use core::http1_protocol_options::header_key_format::HeaderFormat;
+    #[expect(deprecated, reason = "named to show that it is ignored")]
     let core::Http1ProtocolOptions {
         allow_absolute_url,
         accept_http_10,

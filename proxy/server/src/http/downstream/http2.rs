@@ -194,11 +194,20 @@ async fn serve_stream(cx: &Rc<ConnCx>, request: http::Request<RecvStream>, respo
     let (parts, receive) = request.into_parts();
     let protocol = parts.extensions.get::<h2::ext::Protocol>().map(h2::ext::Protocol::as_str);
     convert::read_request(&parts, protocol, &mut scratch.request);
+    // RFC 8441: inside the proxy an extended CONNECT is what an HTTP/1.1 upgrade is, as in Envoy.
+    let upgrade = protocol.is_some();
+    if let Some(protocol) = protocol {
+        let head = &mut scratch.request;
+        head.set(Known::Method, "GET");
+        head.remove(Known::Protocol);
+        head.set(Known::Upgrade, protocol);
+        head.set(Known::Connection, "upgrade");
+    }
     let head = &scratch.request;
     let facts = HeadFacts {
         protocol: Protocol::Http2,
         end: receive.is_end_stream(),
-        tunnel: head.method() == Some(b"CONNECT"),
+        tunnel: upgrade || head.method() == Some(b"CONNECT"),
         expect_continue: head
             .get(Known::Expect)
             .is_some_and(|expect| expect.eq_ignore_ascii_case(b"100-continue")),
@@ -223,6 +232,7 @@ async fn serve_stream(cx: &Rc<ConnCx>, request: http::Request<RecvStream>, respo
         trailers: None,
         data_done: facts.end,
         finished: false,
+        upgrade,
         bytes: ByteCounts::default(),
     };
     let mut timer = Timer::default();
@@ -245,6 +255,8 @@ struct Http2 {
     trailers: Option<http::HeaderMap>,
     data_done: bool,
     finished: bool,
+    /// The request was an extended CONNECT.
+    upgrade: bool,
     bytes: ByteCounts,
 }
 
@@ -293,11 +305,14 @@ impl Downstream for Http2 {
 
     fn send_head(&mut self, head: &Headers, end: bool) {
         self.bytes.header_sent += head.byte_size() as u64;
-        let Ok(head) = convert::write_response(head) else {
+        let Ok(mut response) = convert::write_response(head) else {
             self.respond.send_reset(Reason::INTERNAL_ERROR);
             return;
         };
-        if let Ok(send) = self.respond.send_response(head, end) {
+        if self.upgrade && response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+            *response.status_mut() = http::StatusCode::OK;
+        }
+        if let Ok(send) = self.respond.send_response(response, end) {
             self.finished = end;
             self.send = (!end).then_some(send);
         }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use envoy_types::pb::envoy::extensions::filters::http::header_mutation::v3 as pb;
-use prost::Message as _;
 use waystation_filter_api::http::{
     FactoryContext, FilterConfig, Flow, HttpFilter, HttpFilterExtension, HttpFilterFactory, Phases, StreamCx,
 };

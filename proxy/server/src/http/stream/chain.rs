@@ -1,7 +1,6 @@
 //! The HTTP filters of one stream.
 
 use std::cell::RefCell;
-use std::future::Future as _;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
@@ -62,6 +61,8 @@ impl Chain {
 impl<D: Downstream> Stream<'_, D> {
     /// Makes the filters' instances for the stream's route.
     pub(super) fn build_chain(&mut self) {
+        self.complete_chain();
+        self.chain = Chain::default();
         let hcm = &self.cx.hcm;
         if hcm.filters.is_empty() {
             return;

@@ -89,7 +89,6 @@ impl<D: Downstream> Stream<'_, D> {
             };
         }
         self.info.internal = verdict.internal;
-        self.edge = verdict.edge;
         if hcm.request_id.generate {
             let fresh = verdict.edge && !hcm.request_id.preserve_external;
             if fresh || !headers.contains(Known::XRequestId) {

@@ -50,6 +50,8 @@ struct Routing<'r> {
 enum Attempted {
     /// The client has its response.
     Answered,
+    /// The request is now another one.
+    Redirected,
     /// Try again after this.
     Again(Duration),
     /// The stream is over.
@@ -66,13 +68,13 @@ impl Drop for RetryPermit {
 }
 
 impl<D: Downstream> Stream<'_, D> {
-    /// Sends the request where its route says.
+    /// Sends the request where its route says. `false` when the answer was a redirect that is followed here.
     pub(super) async fn forward(
         &mut self,
         table: &Rc<Table>,
         route: &Route,
         action: &RouteAction,
-    ) -> Result<(), StreamEnd> {
+    ) -> Result<bool, StreamEnd> {
         let cx = self.cx;
         let hcm = &cx.hcm;
         hcm.stats.hcm.rq_total().inc();
@@ -148,7 +150,8 @@ impl<D: Downstream> Stream<'_, D> {
             self.info.upstream.attempts = routing.attempts;
             let attempted = self.attempt(&mut routing, &mut retries, &mut permit).await;
             match attempted {
-                Attempted::Answered => return Ok(()),
+                Attempted::Answered => return Ok(true),
+                Attempted::Redirected => return Ok(false),
                 Attempted::Over(end) => return Err(end),
                 Attempted::Again(delay) => {
                     self.pause(delay).await?;
@@ -240,7 +243,7 @@ impl<D: Downstream> Stream<'_, D> {
             replayed: 0,
             request_sent: false,
             response_done: false,
-            keep: retries.is_enabled(),
+            keep: retries.is_enabled() || routing.action.internal_redirect.is_some(),
             keep_limit: self.keep_limit(routing.route),
             limits: Limits {
                 per_try: after(now, per_try),
@@ -283,6 +286,17 @@ impl<D: Downstream> Stream<'_, D> {
                         Decision::Stand => {}
                     }
                     *permit = None;
+                    if let Some(policy) = routing.action.internal_redirect.as_deref().filter(|p| p.handles(status)) {
+                        let whole = self.request_complete && (attempt.keep || bodiless) && !self.facts.tunnel;
+                        if whole && self.follow_redirect(policy, status) {
+                            cluster.stats.upstream_internal_redirect_succeeded_total().inc();
+                            self.count_response(routing, status);
+                            self.release(attempt.upstream, &pool, &cluster, end);
+                            self.heads.response.clear();
+                            return Attempted::Redirected;
+                        }
+                        cluster.stats.upstream_internal_redirect_failed_total().inc();
+                    }
                     if !attempt.keep || attempt.request_sent {
                         self.heads.kept.clear();
                         self.kept_bytes = 0;

@@ -1,0 +1,138 @@
+//! Internal redirects: a redirect of upstream that is followed here instead of being passed on.
+
+use waystation_http::{Headers, Known};
+use waystation_route::{InternalRedirectPolicy, RedirectPredicate};
+
+use super::Stream;
+use crate::http::downstream::Downstream;
+
+/// Where a `location` leads.
+#[derive(Debug, PartialEq)]
+struct Target<'a> {
+    scheme: &'a str,
+    authority: &'a str,
+    /// Path and query.
+    path: &'a str,
+}
+
+impl<D: Downstream> Stream<'_, D> {
+    /// Turns the request into the one that the response in `heads.response` points to, and selects its route. `false`
+    /// leaves everything as it was, and the response is passed on.
+    pub(super) fn follow_redirect(&mut self, policy: &InternalRedirectPolicy, status: u16) -> bool {
+        let stats = &self.cx.hcm.stats.hcm;
+        let current_scheme = self.heads.request.scheme().unwrap_or(b"http").to_vec();
+        let current_scheme = String::from_utf8_lossy(&current_scheme).into_owned();
+        let current_host = self.heads.request.authority().unwrap_or_default().to_vec();
+        let current_host = String::from_utf8_lossy(&current_host).into_owned();
+        let location = self.heads.response.get_str(Known::Location).unwrap_or_default().to_owned();
+        let Some(target) = parse(&location, &current_scheme, &current_host) else {
+            stats.passthrough_internal_redirect_bad_location().inc();
+            return false;
+        };
+        let safe_only = policy.predicates.iter().any(|p| matches!(p, RedirectPredicate::SafeCrossScheme));
+        let crosses = target.scheme != current_scheme;
+        if crosses && (!policy.allow_cross_scheme || safe_only && target.scheme == "https") {
+            stats.passthrough_internal_redirect_unsafe_scheme().inc();
+            return false;
+        }
+        if self.redirects >= policy.max_redirects {
+            stats.passthrough_internal_redirect_too_many_redirects().inc();
+            return false;
+        }
+        let before = self.heads.request.clone();
+        let previous_route = (self.table.clone(), self.info.route.clone(), self.info.virtual_cluster);
+        let original = [current_scheme.as_bytes(), b"://", current_host.as_bytes(), before.path().unwrap_or_default()];
+        let headers: &mut Headers = &mut self.heads.request;
+        headers.set(Known::XEnvoyOriginalUrl, original.concat());
+        headers.set(Known::Scheme, target.scheme);
+        headers.set(Known::Authority, target.authority);
+        headers.set(Known::Path, target.path);
+        for name in policy.headers_to_copy.iter() {
+            match self.heads.response.get(name) {
+                Some(value) => headers.set(name, value),
+                None => {
+                    headers.remove(name);
+                }
+            }
+        }
+        // RFC 9110 section 15.4.4: 303 is fetched with GET, without the body.
+        let method = headers.method().unwrap_or_default();
+        let becomes_get = status == 303 && method != b"GET" && method != b"HEAD";
+        if becomes_get {
+            headers.set(Known::Method, "GET");
+            headers.remove(Known::ContentLength);
+        }
+        let found = self.select_route().is_ok() && self.table.is_some();
+        if found && self.redirect_allowed(policy) {
+            if becomes_get {
+                self.heads.kept.clear();
+                self.kept_bytes = 0;
+                self.request_has_trailers = false;
+            }
+            self.redirected_from.extend(previous_route.0.as_ref().map(|(_, index)| *index));
+            self.redirects += 1;
+            return true;
+        }
+        if found {
+            stats.passthrough_internal_redirect_predicate().inc();
+        } else {
+            stats.passthrough_internal_redirect_no_route().inc();
+        }
+        self.heads.request = before;
+        (self.table, self.info.route, self.info.virtual_cluster) = previous_route;
+        false
+    }
+
+    fn redirect_allowed(&self, policy: &InternalRedirectPolicy) -> bool {
+        let Some((table, index)) = &self.table else { return false };
+        policy.predicates.iter().all(|predicate| match predicate {
+            RedirectPredicate::PreviousRoutes => !self.redirected_from.contains(index),
+            RedirectPredicate::AllowListedRoutes(names) => {
+                let name = table.held.route(*index).map_or("", |route| &*route.name);
+                names.iter().any(|allowed| &**allowed == name)
+            }
+            // Looked at before the route was.
+            RedirectPredicate::SafeCrossScheme => true,
+            // Nothing sets such an object in this version.
+            RedirectPredicate::FilterState { if_absent, .. } => *if_absent,
+        })
+    }
+}
+
+fn parse<'a>(location: &'a str, scheme: &'a str, authority: &'a str) -> Option<Target<'a>> {
+    let location = location.split('#').next().unwrap_or_default();
+    if location.starts_with('/') {
+        return Some(Target { scheme, authority, path: location });
+    }
+    let (scheme, rest) = location.split_once("://")?;
+    if !matches!(scheme, "http" | "https") {
+        return None;
+    }
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    if authority.is_empty() || path.starts_with('?') {
+        return None;
+    }
+    Some(Target { scheme, authority, path: if path.is_empty() { "/" } else { path } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn locations() {
+        let rows = [
+            ("/x?y#z", Some(("http", "a", "/x?y"))),
+            ("https://b:8443/p", Some(("https", "b:8443", "/p"))),
+            ("http://b", Some(("http", "b", "/"))),
+            ("ftp://b/", None),
+            ("x", None),
+            ("", None),
+        ];
+        for (location, expected) in rows {
+            let found = parse(location, "http", "a").map(|target| (target.scheme, target.authority, target.path));
+            assert_eq!(found, expected, "{location}");
+        }
+    }
+}
