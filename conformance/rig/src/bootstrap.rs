@@ -10,10 +10,12 @@ cluster=%UPSTREAM_CLUSTER% %PROTOCOL% host=%UPSTREAM_HOST% attempts=%UPSTREAM_RE
 rx=%BYTES_RECEIVED% tx=%BYTES_SENT% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON% \
 end=%CONNECTION_TERMINATION_DETAILS%\n";
 
-const HCM: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const HCM: &str =
+    "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
 const FILE_LOG: &str = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog";
-const DOWNSTREAM_TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
+const DOWNSTREAM_TLS: &str =
+    "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
 const HTTP_OPTIONS: &str = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// True when the file describes a proxy at all; a file of `exec` steps does not.
@@ -23,7 +25,8 @@ pub(crate) fn wanted(file: &CaseFile) -> bool {
 
 /// The bootstrap, still with its `{{...}}`.
 pub(crate) fn build(file: &CaseFile) -> Value {
-    let mut listeners: Vec<Value> = file.http.iter().map(|(name, spec)| http_listener(file, name, spec)).collect();
+    let mut listeners: Vec<Value> =
+        file.http.iter().map(|(name, spec)| http_listener(file, name, spec)).collect();
     for listener in &file.listeners {
         let mut listener = listener.clone();
         if listener.get("address").is_none() {
@@ -104,7 +107,8 @@ fn http_listener(file: &CaseFile, name: &str, spec: &Value) -> Value {
         }
         hcm["route_config"] = config;
     }
-    let mut chain = json!({"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": hcm}]});
+    let mut chain =
+        json!({"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": hcm}]});
     if let Some(tls) = tls {
         let mut context = json!({"@type": DOWNSTREAM_TLS});
         merge(&mut context, &tls);
@@ -144,7 +148,10 @@ pub(crate) fn merge(into: &mut Value, over: &Value) {
 fn clean(value: &Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(
-            map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), clean(v))).collect::<Map<_, _>>(),
+            map.iter()
+                .filter(|(_, v)| !v.is_null())
+                .map(|(k, v)| (k.clone(), clean(v)))
+                .collect::<Map<_, _>>(),
         ),
         other => other.clone(),
     }

@@ -142,8 +142,18 @@ pub(crate) struct Case {
     pub(crate) unseen: Option<String>,
 }
 
-const CASE_KEYS: [&str; 10] =
-    ["name", "about", "upstream", "steps", "logs", "stats", "deviation", "normalise", "connections", "unseen"];
+const CASE_KEYS: [&str; 10] = [
+    "name",
+    "about",
+    "upstream",
+    "steps",
+    "logs",
+    "stats",
+    "deviation",
+    "normalise",
+    "connections",
+    "unseen",
+];
 
 /// What an upstream does for one request or connection.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -213,7 +223,9 @@ impl TryFrom<Value> for Answer {
     fn try_from(value: Value) -> Result<Self, Self::Error> {
         Ok(Self(match value {
             Value::String(_) => AnswerSpec { then: serde_json::from_value(value)?, ..AnswerSpec::default() },
-            Value::Number(_) => AnswerSpec { status: serde_json::from_value(value)?, ..AnswerSpec::default() },
+            Value::Number(_) => {
+                AnswerSpec { status: serde_json::from_value(value)?, ..AnswerSpec::default() }
+            }
             other => serde_json::from_value(other)?,
         }))
     }
@@ -431,7 +443,8 @@ fn read(dir: &Path, path: &PathBuf) -> Result<CaseFile> {
 /// A case with one step may write the step's keys beside its own.
 fn case(value: Value) -> Result<Case> {
     let Value::Object(map) = value else { bail!("a case is a map") };
-    let (own, step): (Map<_, _>, Map<_, _>) = map.into_iter().partition(|(k, _)| CASE_KEYS.contains(&k.as_str()));
+    let (own, step): (Map<_, _>, Map<_, _>) =
+        map.into_iter().partition(|(k, _)| CASE_KEYS.contains(&k.as_str()));
     let mut case: Case = serde_json::from_value(Value::Object(own))?;
     if !step.is_empty() {
         if !case.steps.is_empty() {

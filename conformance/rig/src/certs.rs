@@ -8,8 +8,9 @@ use std::sync::Arc;
 use anyhow::Result;
 use base64::Engine as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, PublicKeyData, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, PublicKeyData, RevokedCertParams,
+    SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -47,7 +48,12 @@ struct Wanted {
     expired: bool,
 }
 
-const fn want(name: &'static str, cn: &'static str, sans: &'static [&'static str], issuer: &'static str) -> Wanted {
+const fn want(
+    name: &'static str,
+    cn: &'static str,
+    sans: &'static [&'static str],
+    issuer: &'static str,
+) -> Wanted {
     Wanted { name, cn, sans, issuer, rsa: false, expired: false }
 }
 
@@ -75,8 +81,11 @@ impl Certs {
             let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
             let mut params = params(ca, &[], serial)?;
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages =
-                vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            params.key_usages = vec![
+                KeyUsagePurpose::KeyCertSign,
+                KeyUsagePurpose::CrlSign,
+                KeyUsagePurpose::DigitalSignature,
+            ];
             let cert = params.self_signed(&key)?;
             named.insert(ca, finish(cert.der().clone(), cert.pem(), &key));
             let issuer = Issuer::new(params, key);
@@ -169,7 +178,11 @@ fn finish(der: CertificateDer<'static>, pem: String, key: &KeyPair) -> Cert {
 
 fn sha256(bytes: &[u8]) -> Vec<u8> {
     match rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256 {
-        rustls::SupportedCipherSuite::Tls13(suite) => suite.common.hash_provider.hash(bytes).as_ref().to_vec(),
-        rustls::SupportedCipherSuite::Tls12(suite) => suite.common.hash_provider.hash(bytes).as_ref().to_vec(),
+        rustls::SupportedCipherSuite::Tls13(suite) => {
+            suite.common.hash_provider.hash(bytes).as_ref().to_vec()
+        }
+        rustls::SupportedCipherSuite::Tls12(suite) => {
+            suite.common.hash_provider.hash(bytes).as_ref().to_vec()
+        }
     }
 }

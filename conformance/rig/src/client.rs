@@ -27,7 +27,8 @@ pub(crate) struct Opened {
 
 /// Connects to a port of the proxy.
 pub(crate) async fn open(port: u16, tls: Option<&ClientTls>, certs: &Certs) -> Result<Opened> {
-    let stream = TcpStream::connect(("127.0.0.1", port)).await.with_context(|| format!("connect to {port}"))?;
+    let stream =
+        TcpStream::connect(("127.0.0.1", port)).await.with_context(|| format!("connect to {port}"))?;
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else { return Ok(Opened { conn: Some(Conn::tcp(stream)), tls: None }) };
     let socket = duplicate(&stream);

@@ -33,10 +33,18 @@ fn walk(path: &str, expected: &Value, got: &Value, out: &mut Vec<Difference>) {
         (Value::Array(a), Value::Array(b)) if path.ends_with("headers") => {
             let (a, b) = (lines(a), lines(b));
             for line in a.iter().filter(|l| count(&a, l) > count(&b, l)) {
-                out.push(Difference { path: join(path, name(line)), expected: (*line).into(), got: "-".into() });
+                out.push(Difference {
+                    path: join(path, name(line)),
+                    expected: (*line).into(),
+                    got: "-".into(),
+                });
             }
             for line in b.iter().filter(|l| count(&b, l) > count(&a, l)) {
-                out.push(Difference { path: join(path, name(line)), expected: "-".into(), got: (*line).into() });
+                out.push(Difference {
+                    path: join(path, name(line)),
+                    expected: "-".into(),
+                    got: (*line).into(),
+                });
             }
             if out.is_empty() && a != b {
                 out.push(Difference { path: path.into(), expected: a.join(" | "), got: b.join(" | ") });

@@ -107,7 +107,10 @@ async fn get(port: u16, path: &str, certs: &Certs) -> Result<Seen> {
         status: message.status(),
         body: latin1(&message.body),
         route: message.header("x-route").unwrap_or_default().to_owned(),
-        certificate: opened.tls.and_then(|t| t["certificate"].as_str().map(str::to_owned)).unwrap_or_default(),
+        certificate: opened
+            .tls
+            .and_then(|t| t["certificate"].as_str().map(str::to_owned))
+            .unwrap_or_default(),
     })
 }
 
@@ -139,7 +142,9 @@ async fn one(mode: &str, server: &Path, subject: &Path, certs: &Arc<Certs>) -> R
     server.set(1, &format!("upstream={a} flag=0 header=one cert={}", cert("server"))).await?;
     let mut proxy = Proxy::start(subject, &place, &bootstrap(mode, grpc, rest).to_string(), &[]).await?;
     let port = proxy.listener(&place, "ingress").await?;
-    until(port, "/", certs, |s| s.body == "a" && s.route == "one" && s.certificate == "server").await.context("first")?;
+    until(port, "/", certs, |s| s.body == "a" && s.route == "one" && s.certificate == "server")
+        .await
+        .context("first")?;
 
     // From here on no request may be lost, whatever changes.
     let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -173,7 +178,9 @@ async fn one(mode: &str, server: &Path, subject: &Path, certs: &Arc<Certs>) -> R
         } else {
             server.hear("nack Cluster").await?;
         }
-        until(port, "/", certs, |s| s.body == "a" && s.route == "three").await.context("beside a bad cluster")?;
+        until(port, "/", certs, |s| s.body == "a" && s.route == "three")
+            .await
+            .context("beside a bad cluster")?;
         server.set(7, &base(b, 0, "four", "server")).await?;
         until(port, "/", certs, |s| s.body == "b" && s.route == "four" && s.certificate == "server")
             .await

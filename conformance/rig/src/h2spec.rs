@@ -27,9 +27,18 @@ pub(crate) async fn run(h2spec: &Path, envoy: &Path, subject: &Path) -> Result<E
         println!("FAILED  {name} (Envoy passes)");
     }
     for (name, _) in theirs.iter().filter(|(_, ok)| !**ok) {
-        println!("note    {name}: Envoy fails, the subject {}", if ours.get(name) == Some(&true) { "passes" } else { "too" });
+        println!(
+            "note    {name}: Envoy fails, the subject {}",
+            if ours.get(name) == Some(&true) { "passes" } else { "too" }
+        );
     }
-    println!("\nEnvoy passes {} of {}, the subject {} of {}", passed(&theirs), theirs.len(), passed(&ours), ours.len());
+    println!(
+        "\nEnvoy passes {} of {}, the subject {} of {}",
+        passed(&theirs),
+        theirs.len(),
+        passed(&ours),
+        ours.len()
+    );
     println!("{} passed, {} failed, 0 skipped", passed(&theirs) - missing.len(), missing.len());
     Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -67,7 +76,11 @@ fn junit(text: &str) -> BTreeMap<String, bool> {
             let start = body.find(&format!("{name}=\""))? + name.len() + 2;
             Some(body[start..].split('"').next().unwrap_or_default())
         };
-        let name = format!("{}: {}", attribute("package").unwrap_or_default(), attribute("classname").unwrap_or_default());
+        let name = format!(
+            "{}: {}",
+            attribute("package").unwrap_or_default(),
+            attribute("classname").unwrap_or_default()
+        );
         let bad = body.contains("<failure") || body.contains("<error") || body.contains("<skipped");
         let same = out.keys().filter(|k: &&String| k.starts_with(&name)).count();
         out.insert(if same == 0 { name } else { format!("{name} #{same}") }, !bad);

@@ -45,7 +45,13 @@ async fn one(launcher: &str, subject: &Path) -> Result<()> {
 
 fn spawn(command: &mut Command, tmp: &Path) -> Result<Child> {
     let log = std::fs::File::create(tmp.join("stderr.log"))?;
-    Ok(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir(tmp).kill_on_drop(true).spawn()?)
+    Ok(command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .current_dir(tmp)
+        .kill_on_drop(true)
+        .spawn()?)
 }
 
 /// A port for a config that must name one.
@@ -115,8 +121,21 @@ async fn pilot_agent(subject: &Path, tmp: &Path) -> Result<()> {
     });
     std::fs::write(tmp.join("etc/istio/proxy/envoy-rev.json"), config.to_string())?;
     let mut command = Command::new(subject);
-    command.args(["-c", "etc/istio/proxy/envoy-rev.json", "--drain-time-s", "45", "--drain-strategy", "immediate"]);
-    command.args(["--local-address-ip-version", "v4", "--file-flush-interval-msec", "1000", "--disable-hot-restart"]);
+    command.args([
+        "-c",
+        "etc/istio/proxy/envoy-rev.json",
+        "--drain-time-s",
+        "45",
+        "--drain-strategy",
+        "immediate",
+    ]);
+    command.args([
+        "--local-address-ip-version",
+        "v4",
+        "--file-flush-interval-msec",
+        "1000",
+        "--disable-hot-restart",
+    ]);
     command.args(["--allow-unknown-static-fields", "-l", "warning", "--component-log-level", "misc:error"]);
     command.args(["--skip-deprecated-logs", "--concurrency", "1"]);
     let mut child = spawn(&mut command, tmp)?;
@@ -161,14 +180,27 @@ async fn kuma(subject: &Path, tmp: &Path, threads: &[&str]) -> Result<()> {
     std::fs::write(&path, serde_yaml_ng::to_string(&config)?)?;
     let mut command = Command::new(subject);
     command.arg("--config-path").arg(&path).args(["--drain-time-s", "30", "--drain-strategy", "immediate"]);
-    command.args(["--disable-hot-restart", "--log-level", "info", "--component-log-level", "upstream:warning"]);
+    command.args([
+        "--disable-hot-restart",
+        "--log-level",
+        "info",
+        "--component-log-level",
+        "upstream:warning",
+    ]);
     command.args(threads);
     let mut child = spawn(&mut command, tmp)?;
     let admin = format!("127.0.0.1:{admin}");
     poll(&mut child, tmp, &admin, "GET /ready", "LIVE").await?;
     served(listen).await?;
     ensure!(std::fs::metadata(&pipe).is_ok(), "no pipe listener");
-    poll(&mut child, tmp, &admin, "GET /stats?format=prometheus&text_readouts=&filter=server.live", "envoy_server_live").await?;
+    poll(
+        &mut child,
+        tmp,
+        &admin,
+        "GET /stats?format=prometheus&text_readouts=&filter=server.live",
+        "envoy_server_live",
+    )
+    .await?;
     poll(&mut child, tmp, &admin, "GET /config_dump", "inbound").await?;
     poll(&mut child, tmp, &admin, "GET /clusters", "access_log_sink::").await?;
     ask(&admin, "POST /healthcheck/fail").await?;
@@ -179,8 +211,10 @@ async fn kuma(subject: &Path, tmp: &Path, threads: &[&str]) -> Result<()> {
 /// The bootstrap comes through a named pipe; the process is replaced in place; the first x.y.z is the version.
 async fn consul(subject: &Path, tmp: &Path) -> Result<()> {
     let output = Command::new(subject).arg("--version").output().await?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    let version = Regex::new(r"\d+\.\d+\.\d+")?.find(&text).context("no x.y.z in --version")?.as_str().to_owned();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let version =
+        Regex::new(r"\d+\.\d+\.\d+")?.find(&text).context("no x.y.z in --version")?.as_str().to_owned();
     let parts: Vec<u32> = version.split('.').map(str::parse).collect::<Result<_, _>>()?;
     ensure!(parts >= vec![1, 33, 0], "{version} is too old for Consul");
     let (admin, listen, metrics) = (port()?, port()?, port()?);
@@ -247,7 +281,15 @@ async fn envoy_gateway(subject: &Path, tmp: &Path) -> Result<()> {
     let mut command = Command::new(subject);
     command.args(["--service-cluster", "default/eg", "--service-node", "node-1", "--config-yaml"]);
     command.arg(serde_yaml_ng::to_string(&config)?);
-    command.args(["--log-level", "warn", "--cpuset-threads", "--drain-strategy", "immediate", "--concurrency", "1"]);
+    command.args([
+        "--log-level",
+        "warn",
+        "--cpuset-threads",
+        "--drain-strategy",
+        "immediate",
+        "--concurrency",
+        "1",
+    ]);
     command.args(["--component-log-level", "misc:error", "--drain-time-s", "1", "--admin-address-path"]);
     command.arg(&file).args(["--", "--run-id", "0"]);
     let mut child = spawn(&mut command, tmp)?;

@@ -151,13 +151,25 @@ async fn perform(command: Command) -> Result<ExitCode> {
                 (None, None) => bail!("--envoy or --golden"),
             };
             let filter = selection.filter.as_deref();
-            run::compare(&selection.cases, filter, &oracle, &absolute(subject)?, selection.jobs, verbose).await
+            run::compare(&selection.cases, filter, &oracle, &absolute(subject)?, selection.jobs, verbose)
+                .await
         }
         Command::Record { selection, envoy, golden, times, show } => {
             let filter = selection.filter.as_deref();
-            run::record(&selection.cases, filter, &absolute(envoy)?, &golden, selection.jobs, times.max(1), show).await
+            run::record(
+                &selection.cases,
+                filter,
+                &absolute(envoy)?,
+                &golden,
+                selection.jobs,
+                times.max(1),
+                show,
+            )
+            .await
         }
-        Command::ControlPlane { go, subject } => control_plane::run(&absolute(go)?, &absolute(subject)?).await,
+        Command::ControlPlane { go, subject } => {
+            control_plane::run(&absolute(go)?, &absolute(subject)?).await
+        }
         Command::H2spec { h2spec, envoy, subject } => {
             h2spec::run(&absolute(h2spec)?, &absolute(envoy)?, &absolute(subject)?).await
         }

@@ -27,12 +27,14 @@ static PLACEHOLDER: LazyLock<Regex> = LazyLock::new(|| pattern(r"\{\{([a-z_0-9]+
 static UUID: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"));
 static DATE: LazyLock<Regex> = LazyLock::new(|| {
-    pattern(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+    pattern(
+        r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z",
+    )
 });
-static MILLIS: LazyLock<Regex> =
-    LazyLock::new(|| pattern(r"(x-envoy-upstream-service-time: )\d+"));
+static MILLIS: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?i)(x-envoy-upstream-service-time: )\d+"));
 /// What is left of the default fifteen seconds.
-static LEFT: LazyLock<Regex> = LazyLock::new(|| pattern(r"(x-envoy-expected-rq-timeout-ms: )1(4[5-9]\d\d|5000)\b"));
+static LEFT: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"(x-envoy-expected-rq-timeout-ms: )1(4[5-9]\d\d|5000)\b"));
 static LOCAL: LazyLock<Regex> = LazyLock::new(|| pattern(r"127\.0\.0\.1:(\d{4,5})\b"));
 
 /// The rig's own expressions are constants.
@@ -60,7 +62,9 @@ impl Place {
         let cert = || self.certs.get(name).with_context(|| format!("no certificate {name}"));
         Ok(match kind {
             "tmp" => self.tmp.display().to_string(),
-            "upstream" => self.upstreams.get(name).with_context(|| format!("no upstream {name}"))?.to_string(),
+            "upstream" => {
+                self.upstreams.get(name).with_context(|| format!("no upstream {name}"))?.to_string()
+            }
             "port" => self.port(name)?.to_string(),
             "cert" => self.tmp.join(format!("certs/{name}.pem")).display().to_string(),
             "key" => self.tmp.join(format!("certs/{name}.key")).display().to_string(),
@@ -93,7 +97,9 @@ impl Place {
                     _ => Value::String(filled),
                 }
             }
-            Value::Array(items) => Value::Array(items.iter().map(|v| self.fill_tree(v)).collect::<Result<_>>()?),
+            Value::Array(items) => {
+                Value::Array(items.iter().map(|v| self.fill_tree(v)).collect::<Result<_>>()?)
+            }
             Value::Object(map) => Value::Object(
                 map.iter().map(|(k, v)| Ok((self.fill(k)?, self.fill_tree(v)?))).collect::<Result<_>>()?,
             ),

@@ -165,7 +165,10 @@ pub(crate) async fn ask(address: &str, request: &str) -> Result<Message> {
     let mut conn = Conn::tcp(stream);
     let (method, path) = request.split_once(' ').context("METHOD /path")?;
     let length = if method == "POST" { "content-length: 0\r\n" } else { "" };
-    conn.send(format!("{method} {path} HTTP/1.1\r\nhost: admin\r\n{length}connection: close\r\n\r\n").as_bytes()).await?;
+    conn.send(
+        format!("{method} {path} HTTP/1.1\r\nhost: admin\r\n{length}connection: close\r\n\r\n").as_bytes(),
+    )
+    .await?;
     let (_, message) = http1::read_response(&mut conn, method == "HEAD").await;
     message.context("admin closed without an answer")
 }

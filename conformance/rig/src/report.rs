@@ -10,7 +10,9 @@ pub(crate) fn body_value(body: &[u8]) -> Value {
     if body.len() <= 4096 {
         return Value::String(latin1(body));
     }
-    let hash = body.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+    let hash = body
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
     json!({"bytes": body.len(), "fnv1a": format!("{hash:016x}")})
 }
 
@@ -31,7 +33,12 @@ pub(crate) fn header_lines(lines: &[String], only: Option<&[String]>, ordered: b
 }
 
 /// A response of HTTP/1.
-pub(crate) fn response(interim: &[Message], message: Option<&Message>, only: Option<&[String]>, ordered: bool) -> Value {
+pub(crate) fn response(
+    interim: &[Message],
+    message: Option<&Message>,
+    only: Option<&[String]>,
+    ordered: bool,
+) -> Value {
     let Some(message) = message else { return json!({"closed_without_response": true}) };
     let mut out = json!({
         "status": message.head.first(),

@@ -45,7 +45,8 @@ pub(crate) async fn compare(
     let mut set = JoinSet::new();
     let gate = Arc::new(Semaphore::new(jobs));
     for file in case::load(cases, filter)? {
-        let (certs, gate, oracle, subject) = (Arc::clone(&certs), Arc::clone(&gate), oracle.clone(), subject.to_owned());
+        let (certs, gate, oracle, subject) =
+            (Arc::clone(&certs), Arc::clone(&gate), oracle.clone(), subject.to_owned());
         set.spawn(async move {
             let _permit = gate.acquire_owned().await;
             let expected = match &oracle {
@@ -62,7 +63,8 @@ pub(crate) async fn compare(
     for (file, expected, got) in &files {
         let outcomes: Vec<(&case::Case, Outcome)> =
             file.parsed.iter().map(|case| (case, outcome(case, expected.as_ref().ok(), got))).collect();
-        let good = outcomes.iter().filter(|(_, o)| matches!(o, Outcome::Passed | Outcome::Deviates(_))).count();
+        let good =
+            outcomes.iter().filter(|(_, o)| matches!(o, Outcome::Passed | Outcome::Deviates(_))).count();
         println!("{:40} {good:3} of {:3}", file.name, outcomes.len());
         for (case, outcome) in outcomes {
             match outcome {
@@ -83,7 +85,12 @@ pub(crate) async fn compare(
                     failed += 1;
                     println!("  FAILED    {}", case.name);
                     for d in found.iter().take(if verbose { usize::MAX } else { 6 }) {
-                        println!("            {}\n              expected {}\n              got      {}", d.path, short(&d.expected), short(&d.got));
+                        println!(
+                            "            {}\n              expected {}\n              got      {}",
+                            d.path,
+                            short(&d.expected),
+                            short(&d.got)
+                        );
                     }
                     if !verbose && found.len() > 6 {
                         println!("            and {} more", found.len() - 6);
@@ -173,12 +180,17 @@ pub(crate) async fn record(
                 failed += 1;
                 // One failed start breaks every case of its file.
                 let error = error.to_string();
-                println!("  BROKEN    {name}: {}", if error == last { "as above".to_owned() } else { short(&error) });
+                println!(
+                    "  BROKEN    {name}: {}",
+                    if error == last { "as above".to_owned() } else { short(&error) }
+                );
                 last = error;
                 continue;
             }
-            let unstable: Vec<Difference> =
-                runs[1..].iter().flat_map(|r| differences(result, r.get(name).unwrap_or(&Value::Null))).collect();
+            let unstable: Vec<Difference> = runs[1..]
+                .iter()
+                .flat_map(|r| differences(result, r.get(name).unwrap_or(&Value::Null)))
+                .collect();
             if let Some(d) = unstable.first() {
                 failed += 1;
                 println!("  UNSTABLE  {name}: {}: {} / {}", d.path, short(&d.expected), short(&d.got));

@@ -269,7 +269,10 @@ impl<'a> Steps<'a> {
             Value::Object(map) => {
                 if let Some(mark) = map.get("until").and_then(Value::as_str) {
                     let got = timeout(ANSWER, conn.read_until(&bytes_of(mark))).await;
-                    return Ok((json!({"read": got.map_or_else(|_| "timeout".into(), |b| latin1(&b))}), String::new()));
+                    return Ok((
+                        json!({"read": got.map_or_else(|_| "timeout".into(), |b| latin1(&b))}),
+                        String::new(),
+                    ));
                 }
                 let n = map.get("bytes").and_then(Value::as_u64).context("`until` or `bytes`")? as usize;
                 let _ = timeout(ANSWER, conn.need(n)).await;
@@ -293,13 +296,18 @@ impl<'a> Steps<'a> {
             }
             if step.then_closed {
                 let rest = timeout(Duration::from_secs(3), conn.read_all()).await;
-                result["then_closed"] = rest.map_or_else(|_| json!(false), |b| if b.is_empty() { json!(true) } else { report::body_value(&b) });
+                result["then_closed"] = rest.map_or_else(
+                    |_| json!(false),
+                    |b| if b.is_empty() { json!(true) } else { report::body_value(&b) },
+                );
             }
-            key = message.as_ref().map_or_else(String::new, |m| match step.tally.as_ref().map(|t| t.by.as_str()) {
-                Some("status") => m.status().to_string(),
-                Some("body") => latin1(&m.body),
-                Some(name) => m.header(name).unwrap_or("-").to_owned(),
-                None => String::new(),
+            key = message.as_ref().map_or_else(String::new, |m| {
+                match step.tally.as_ref().map(|t| t.by.as_str()) {
+                    Some("status") => m.status().to_string(),
+                    Some("body") => latin1(&m.body),
+                    Some(name) => m.header(name).unwrap_or("-").to_owned(),
+                    None => String::new(),
+                }
             });
             let gone = message.is_none();
             results.push(result);
@@ -311,7 +319,11 @@ impl<'a> Steps<'a> {
         Ok((result, key))
     }
 
-    async fn request_h2(&mut self, step: &Step, mut session: Box<Session>) -> Result<(Value, String, Option<Client>)> {
+    async fn request_h2(
+        &mut self,
+        step: &Step,
+        mut session: Box<Session>,
+    ) -> Result<(Value, String, Option<Client>)> {
         let (method, path) = self.line(step)?;
         let host = self.host(step)?;
         let mut lines = vec![format!(":method: {method}")];
@@ -419,7 +431,10 @@ impl<'a> Steps<'a> {
                 let mut replies = serde_json::Map::new();
                 for spec in frames.iter().filter(|f| f.headers.is_some()) {
                     self.answers += usize::from(session.answered(spec.stream));
-                    replies.insert(spec.stream.to_string(), session.reply(spec.stream, step.only.as_deref(), false));
+                    replies.insert(
+                        spec.stream.to_string(),
+                        session.reply(spec.stream, step.only.as_deref(), false),
+                    );
                 }
                 result = json!({"closed": closed, "streams": replies, "connection": session.reply(0, None, false)});
             }
@@ -502,7 +517,9 @@ impl<'a> Steps<'a> {
                     Err(_) => None,
                     Ok(stream) => {
                         let mut conn = Conn::tcp(stream);
-                        let _ = conn.send(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes()).await;
+                        let _ = conn
+                            .send(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes())
+                            .await;
                         timeout(ANSWER, http1::read_response(&mut conn, false)).await.ok().and_then(|r| r.1)
                     }
                 }
@@ -511,7 +528,10 @@ impl<'a> Steps<'a> {
             let body = message.as_ref().map(|m| latin1(&m.body));
             let met = message.as_ref().is_some_and(|m| {
                 until.status.is_none_or(|s| s == m.status())
-                    && until.body.as_ref().is_none_or(|b| body.as_deref().is_some_and(|body| body.contains(b)))
+                    && until
+                        .body
+                        .as_ref()
+                        .is_none_or(|b| body.as_deref().is_some_and(|body| body.contains(b)))
             });
             if met {
                 return Ok(json!({"until": "met"}));
@@ -533,7 +553,9 @@ impl<'a> Steps<'a> {
             command.arg(self.place.fill(arg)?);
         }
         command.current_dir(&self.place.tmp).kill_on_drop(true).stdin(std::process::Stdio::null());
-        let Ok(output) = timeout(PATIENCE, command.output()).await else { return Ok(json!({"exit": "never"})) };
+        let Ok(output) = timeout(PATIENCE, command.output()).await else {
+            return Ok(json!({"exit": "never"}));
+        };
         let output = output?;
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         let mut result = json!({"exit": describe(output.status)});

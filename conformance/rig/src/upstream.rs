@@ -51,7 +51,10 @@ impl Upstreams {
     pub(crate) async fn start(specs: &BTreeMap<String, UpstreamSpec>, certs: &Certs) -> Result<Self> {
         let mut each = BTreeMap::new();
         for (name, spec) in specs {
-            each.insert(name.clone(), Upstream::start(name, spec, certs).await.with_context(|| name.clone())?);
+            each.insert(
+                name.clone(),
+                Upstream::start(name, spec, certs).await.with_context(|| name.clone())?,
+            );
         }
         Ok(Self { each })
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::report::{body_value, header_lines};
-use crate::wire::http2::{self, Event, Reader, frame};
 use crate::wire::Conn;
+use crate::wire::http2::{self, Event, Reader, frame};
 
 /// A connection with its streams.
 pub(crate) struct Session {
@@ -81,9 +81,9 @@ impl Session {
                 s.ended |= end;
             }
             Event::Reset { stream, code } => self.streams.entry(stream).or_default().reset = Some(code),
-            Event::GoAway { code, .. } => self.goaway = Some(code),
+            Event::GoAway { code } => self.goaway = Some(code),
             Event::Closed => self.closed = true,
-            Event::Settings(_) | Event::SettingsAck | Event::Pong => {}
+            Event::Settings | Event::SettingsAck | Event::Pong => {}
         }
     }
 

@@ -105,7 +105,8 @@ fn failure(text: &str) -> String {
 pub(crate) fn acceptor(certs: &Certs, name: &str, alpn: &[String], client_ca: bool) -> Result<TlsAcceptor> {
     let cert = certs.get(name).with_context(|| format!("no certificate {name}"))?;
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let builder = if client_ca {
         let mut roots = RootCertStore::empty();
         roots.add(certs.get("ca").context("ca")?.der.clone())?;

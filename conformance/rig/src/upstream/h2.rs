@@ -114,7 +114,11 @@ fn response(stream: u32, answer: &AnswerSpec, name: &str) -> Vec<u8> {
     let silent = answer.then != Then::Keep || answer.reset.is_some();
     if answer.status.is_some() || !silent {
         for interim in &answer.interim {
-            out.extend_from_slice(&http2::header_frames(stream, &[field(&format!(":status: {interim}"))], false));
+            out.extend_from_slice(&http2::header_frames(
+                stream,
+                &[field(&format!(":status: {interim}"))],
+                false,
+            ));
         }
         let mut fields = vec![field(&format!(":status: {}", answer.status.unwrap_or(200)))];
         fields.extend(answer.headers.iter().map(|l| field(l)));

@@ -129,11 +129,24 @@ pub(crate) fn data_frames(stream: u32, body: &[u8], end_stream: bool) -> Vec<u8>
 /// What came, decoded as far as the rig cares.
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
-    Headers { stream: u32, fields: Vec<String>, end: bool },
-    Data { stream: u32, body: Vec<u8>, end: bool },
-    Reset { stream: u32, code: u32 },
-    GoAway { last: u32, code: u32 },
-    Settings(Vec<(u16, u32)>),
+    Headers {
+        stream: u32,
+        fields: Vec<String>,
+        end: bool,
+    },
+    Data {
+        stream: u32,
+        body: Vec<u8>,
+        end: bool,
+    },
+    Reset {
+        stream: u32,
+        code: u32,
+    },
+    GoAway {
+        code: u32,
+    },
+    Settings,
     SettingsAck,
     Pong,
     /// The stream of bytes ended.
@@ -207,10 +220,7 @@ impl Reader {
             SETTINGS if f.flags & ACK != 0 => Some(Event::SettingsAck),
             SETTINGS => {
                 let _ = conn.send(&frame(SETTINGS, ACK, 0, b"")).await;
-                let pairs = f.payload.chunks_exact(6).map(|c| {
-                    (u16::from_be_bytes([c[0], c[1]]), u32::from_be_bytes([c[2], c[3], c[4], c[5]]))
-                });
-                Some(Event::Settings(pairs.collect()))
+                Some(Event::Settings)
             }
             PING if f.flags & ACK != 0 => Some(Event::Pong),
             PING => {
@@ -218,7 +228,7 @@ impl Reader {
                 None
             }
             RST_STREAM => Some(Event::Reset { stream: f.stream, code: word(&f.payload, 0) }),
-            GOAWAY => Some(Event::GoAway { last: word(&f.payload, 0), code: word(&f.payload, 4) }),
+            GOAWAY => Some(Event::GoAway { code: word(&f.payload, 4) }),
             _ => None,
         }
     }
