@@ -228,3 +228,34 @@ fn header_mutation_filter_runs() {
         assert!(upstream.seen().contains("\r\nx-req: 1\r\n"), "{}", upstream.seen());
     });
 }
+
+#[test]
+fn internal_redirects_are_followed() {
+    run(async {
+        let upstream = Upstream::script(vec![
+            "HTTP/1.1 302 Found\r\nlocation: http://other/new?q=1\r\ncontent-length: 0\r\n\r\n",
+            OK,
+        ])
+        .await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let answer = ask(&proxy, "GET /follow HTTP/1.1").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        let seen = upstream.seen();
+        assert!(seen.contains("GET /new?q=1 HTTP/1.1\r\nhost: other\r\n"), "{seen}");
+        assert!(seen.contains("\r\nx-envoy-original-url: http://a/follow\r\n"), "{seen}");
+        proxy.stat("cluster.up.upstream_internal_redirect_succeeded_total", 1);
+    });
+}
+
+#[test]
+fn websocket_over_http2_reaches_http1_upstream() {
+    run(async {
+        let upstream = Upstream::websocket().await;
+        let proxy = Proxy::start(
+            &upstream,
+            "upgrade_configs: [{upgrade_type: websocket}]\nhttp2_protocol_options: {allow_connect: true}",
+        )
+        .await;
+        assert_eq!(proxy.http2_websocket("ping").await, (200, "ping".to_owned()));
+    });
+}

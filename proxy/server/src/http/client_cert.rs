@@ -9,14 +9,14 @@ pub(crate) enum Forward {
     /// Never forwarded.
     #[default]
     Sanitize,
-    /// Forwarded as it came, over mutual TLS.
-    ForwardOnly,
+    /// FORWARD_ONLY: as it came, over mutual TLS.
+    Keep,
     /// This hop's certificate is appended, over mutual TLS.
-    AppendForward,
+    Append,
     /// Replaced by this hop's certificate, over mutual TLS.
-    SanitizeSet,
+    Set,
     /// Forwarded as it came, always.
-    AlwaysForwardOnly,
+    KeepAlways,
 }
 
 /// `set_current_client_cert_details`.
@@ -31,7 +31,7 @@ pub(crate) struct Details {
 
 /// Applies the rules to a request that came over `tls` (Envoy's `mutateXfccRequestHeader`).
 pub(crate) fn apply(forward: Forward, details: Details, tls: Option<&TlsInfo>, headers: &mut Headers) {
-    if forward == Forward::AlwaysForwardOnly {
+    if forward == Forward::KeepAlways {
         return;
     }
     let mutual = tls.and_then(|tls| Some((tls, tls.peer.as_deref()?)));
@@ -39,7 +39,7 @@ pub(crate) fn apply(forward: Forward, details: Details, tls: Option<&TlsInfo>, h
         headers.remove(Known::XForwardedClientCert);
         return;
     };
-    if forward == Forward::ForwardOnly {
+    if forward == Forward::Keep {
         return;
     }
     let mut value = String::new();
@@ -81,7 +81,7 @@ pub(crate) fn apply(forward: Forward, details: Details, tls: Option<&TlsInfo>, h
     // A certificate may hold anything; what could split the head is not forwarded.
     value.retain(|c| !matches!(c, '\0' | '\r' | '\n'));
     match forward {
-        Forward::AppendForward => headers.append_joined(Known::XForwardedClientCert, ",", &value),
+        Forward::Append => headers.append_joined(Known::XForwardedClientCert, ",", &value),
         _ => headers.set(Known::XForwardedClientCert, &value),
     }
 }
@@ -109,12 +109,12 @@ mod tests {
         let appended = format!("old,{own}");
         let rows = [
             (Forward::Sanitize, true, None),
-            (Forward::ForwardOnly, true, Some("old")),
-            (Forward::ForwardOnly, false, None),
-            (Forward::AppendForward, true, Some(appended.as_str())),
-            (Forward::SanitizeSet, true, Some(own)),
-            (Forward::SanitizeSet, false, None),
-            (Forward::AlwaysForwardOnly, false, Some("old")),
+            (Forward::Keep, true, Some("old")),
+            (Forward::Keep, false, None),
+            (Forward::Append, true, Some(appended.as_str())),
+            (Forward::Set, true, Some(own)),
+            (Forward::Set, false, None),
+            (Forward::KeepAlways, false, Some("old")),
         ];
         for (forward, mutual, expected) in rows {
             let mut headers: Headers = [(Known::XForwardedClientCert, "old")].into_iter().collect();

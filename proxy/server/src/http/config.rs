@@ -370,10 +370,10 @@ impl Hcm {
             .at(|| "request_id_extension")?,
             forward_cert: match proto.forward_client_cert_details() {
                 hcm::ForwardClientCertDetails::Sanitize => Forward::Sanitize,
-                hcm::ForwardClientCertDetails::ForwardOnly => Forward::ForwardOnly,
-                hcm::ForwardClientCertDetails::AppendForward => Forward::AppendForward,
-                hcm::ForwardClientCertDetails::SanitizeSet => Forward::SanitizeSet,
-                hcm::ForwardClientCertDetails::AlwaysForwardOnly => Forward::AlwaysForwardOnly,
+                hcm::ForwardClientCertDetails::ForwardOnly => Forward::Keep,
+                hcm::ForwardClientCertDetails::AppendForward => Forward::Append,
+                hcm::ForwardClientCertDetails::SanitizeSet => Forward::Set,
+                hcm::ForwardClientCertDetails::AlwaysForwardOnly => Forward::KeepAlways,
             },
             cert_details: cert_details(set_current_client_cert_details.as_ref())
                 .at(|| "set_current_client_cert_details")?,

@@ -70,14 +70,14 @@ impl Outbox {
 
     /// Bytes waiting.
     #[inline]
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.first.len() - self.written + self.queued
     }
 
     /// Whether nothing waits.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0 && !self.unflushed
+        self.waiting() == 0 && !self.unflushed
     }
 
     /// Takes the buffer out for another connection to use; only when nothing waits.
@@ -103,7 +103,7 @@ impl Outbox {
         transport: &mut Transport,
         sent: &mut u64,
     ) -> Poll<io::Result<()>> {
-        while self.len() != 0 {
+        while self.waiting() != 0 {
             let count = if self.queue.is_empty() {
                 ready!(Pin::new(&mut *transport).poll_write(cx, &self.first[self.written..]))?
             } else {
@@ -172,7 +172,7 @@ mod tests {
         outbox.push(Bytes::from_static(b"small"));
         outbox.push(big.clone());
         outbox.with_buffer(|buffer| buffer.extend_from_slice(b"tail"));
-        let total = outbox.len();
+        let total = outbox.waiting();
         let mut sent = 0;
         let write = async {
             std::future::poll_fn(|cx| outbox.poll_flush(cx, &mut transport, &mut sent)).await.unwrap();

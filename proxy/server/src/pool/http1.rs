@@ -106,7 +106,7 @@ impl Http1 {
     /// Whether more of the request may be sent now.
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
-        self.out.len() < HIGH_WATER
+        self.out.waiting() < HIGH_WATER
     }
 
     #[inline]

@@ -242,6 +242,8 @@ const ROUTES: &str = r#"
         redirect: {host_redirect: other}
       - match: {path: /retry}
         route: {cluster: up, retry_policy: {retry_on: "connect-failure,5xx", num_retries: 2, retry_back_off: {base_interval: 0.001s}}}
+      - match: {path: /follow}
+        route: {cluster: up, internal_redirect_policy: {}}
       - match: {path: /slow}
         route: {cluster: up, timeout: 0.05s}
       - match: {prefix: /, headers: [{name: ":path", string_match: {exact: /missing}, invert_match: true}]}
@@ -390,6 +392,34 @@ impl Proxy {
             received.extend_from_slice(&data.unwrap());
         }
         (status, String::from_utf8(received).unwrap())
+    }
+
+    /// An extended CONNECT; what comes back of what was sent.
+    pub(crate) async fn http2_websocket(&self, text: &str) -> (u16, String) {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (mut sender, mut connection) = h2::client::handshake(stream).await.unwrap();
+        // The server's SETTINGS must be in before extended CONNECT may be used.
+        std::future::poll_fn(|cx| {
+            let _ = Future::poll(std::pin::Pin::new(&mut connection), cx);
+            if sender.is_extended_connect_protocol_enabled() {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
+        })
+        .await;
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        let mut request = http::Request::builder().method("CONNECT").uri("http://a/chat").body(()).unwrap();
+        request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+        let (response, mut send) = sender.send_request(request, false).unwrap();
+        let response = response.await.unwrap();
+        let status = response.status().as_u16();
+        send.send_data(Bytes::copy_from_slice(text.as_bytes()), false).unwrap();
+        let mut body = response.into_body();
+        let data = body.data().await.unwrap().unwrap();
+        (status, String::from_utf8(data.to_vec()).unwrap())
     }
 
     /// Asserts a counter's or gauge's value.

@@ -359,10 +359,10 @@ impl Downstream for Http1 {
 
     fn send_head(&mut self, head: &Headers, end: bool) {
         self.out.give_buffer(|| self.worker.take_buffer());
-        let before = self.out.len();
+        let before = self.out.waiting();
         let codec = &mut self.codec;
         self.out.with_buffer(|buffer| codec.send_head(head, end, buffer));
-        self.bytes.header_sent += (self.out.len() - before) as u64;
+        self.bytes.header_sent += (self.out.waiting() - before) as u64;
     }
 
     fn send_data(&mut self, data: Bytes) {
@@ -380,7 +380,7 @@ impl Downstream for Http1 {
     }
 
     fn has_room(&self) -> bool {
-        self.out.len() < HIGH_WATER
+        self.out.waiting() < HIGH_WATER
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamEnd>> {

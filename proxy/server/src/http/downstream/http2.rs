@@ -71,7 +71,7 @@ async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
     let expires = after(cx.info.start, hcm.timeouts.max_connection_duration);
     loop {
         enum Next {
-            Stream(http::Request<RecvStream>, SendResponse<Bytes>),
+            Stream(Box<(http::Request<RecvStream>, SendResponse<Bytes>)>),
             Error(h2::Error),
             Closed,
             Timer,
@@ -79,7 +79,7 @@ async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
         }
         let next = std::future::poll_fn(|task| {
             match connection.poll_accept(task) {
-                Poll::Ready(Some(Ok((request, respond)))) => return Poll::Ready(Next::Stream(request, respond)),
+                Poll::Ready(Some(Ok(stream))) => return Poll::Ready(Next::Stream(Box::new(stream))),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Next::Error(error)),
                 Poll::Ready(None) => return Poll::Ready(Next::Closed),
                 Poll::Pending => {}
@@ -106,7 +106,8 @@ async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
         })
         .await;
         match next {
-            Next::Stream(request, respond) => {
+            Next::Stream(stream) => {
+                let (request, respond) = *stream;
                 served += 1;
                 let now = Instant::now();
                 if hcm.max_requests_per_connection.is_some_and(|max| served >= max) && !draining {

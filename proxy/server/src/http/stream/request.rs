@@ -111,7 +111,7 @@ impl<D: Downstream> Stream<'_, D> {
         }
         let colon = memchr::memrchr(b':', host).filter(|colon| {
             host[colon + 1..].iter().all(u8::is_ascii_digit)
-                && !memchr::memrchr(b']', host).is_some_and(|bracket| bracket > *colon)
+                && memchr::memrchr(b']', host).is_none_or(|bracket| bracket < *colon)
         });
         let (mut name, mut port) = colon.map_or((host, &[][..]), |colon| host.split_at(colon));
         if hcm.strip_dot {
