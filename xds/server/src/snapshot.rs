@@ -1,0 +1,54 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use waystation_xds::ResourceType;
+use xxhash_rust::xxh64::Xxh64;
+
+use crate::Resource;
+
+/// All resources at one point in time; immutable.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    types: BTreeMap<ResourceType, BTreeMap<Arc<str>, Arc<Resource>>>,
+}
+
+impl Snapshot {
+    /// The resources of a type, by name.
+    pub fn of(&self, kind: &ResourceType) -> &BTreeMap<Arc<str>, Arc<Resource>> {
+        static NONE: BTreeMap<Arc<str>, Arc<Resource>> = BTreeMap::new();
+        self.types.get(kind).unwrap_or(&NONE)
+    }
+
+    /// The types that have resources.
+    pub fn types(&self) -> impl Iterator<Item = (&ResourceType, &BTreeMap<Arc<str>, Arc<Resource>>)> {
+        self.types.iter()
+    }
+
+    /// The hash of all names and versions of a type.
+    pub fn version(&self, kind: &ResourceType) -> String {
+        version_of(self.of(kind).values().map(|resource| (resource.name(), resource.version())))
+    }
+}
+
+impl FromIterator<Arc<Resource>> for Snapshot {
+    /// The last of several resources with one type and name counts; files that name one twice never get here.
+    fn from_iter<I: IntoIterator<Item = Arc<Resource>>>(resources: I) -> Self {
+        let mut snapshot = Self::default();
+        for resource in resources {
+            let of_type = snapshot.types.entry(resource.kind().clone()).or_default();
+            of_type.insert(resource.name().clone(), resource);
+        }
+        snapshot
+    }
+}
+
+/// A version for a list of resources, in the order of their names.
+pub(crate) fn version_of<'r>(resources: impl Iterator<Item = (&'r Arc<str>, &'r Arc<str>)>) -> String {
+    let mut hash = Xxh64::new(0);
+    for (name, version) in resources {
+        hash.update(&(name.len() as u64).to_le_bytes());
+        hash.update(name.as_bytes());
+        hash.update(version.as_bytes());
+    }
+    format!("{:016x}", hash.digest())
+}
