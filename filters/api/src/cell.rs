@@ -182,6 +182,10 @@ impl<T> Local<T> {
 }
 
 /// A worker-local reference to a shared value: cloning it touches no shared reference count.
+#[expect(
+    clippy::redundant_allocation,
+    reason = "the inner count is shared by all workers, the outer one is this worker's"
+)]
 pub struct Held<T>(Rc<Arc<T>>);
 
 impl<T> Held<T> {

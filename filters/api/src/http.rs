@@ -269,6 +269,12 @@ pub trait HttpFilterFactory: fmt::Debug + Send + Sync {
     fn create(&self, route_config: &[FilterConfig]) -> Option<Box<dyn HttpFilter>>;
 }
 
+/// Compiles a filter's configuration from wire bytes.
+pub type CompileFilter = fn(&[u8], &FactoryContext<'_>) -> Result<Arc<dyn HttpFilterFactory>, ConfigError>;
+
+/// Compiles a filter's per-route configuration from wire bytes.
+pub type CompileRouteConfig = fn(&[u8], &FactoryContext<'_>) -> Result<FilterConfig, ConfigError>;
+
 /// What an HTTP filter's extension exports; the binary's registry lists it under its type URLs.
 pub struct HttpFilterExtension {
     /// The category-qualified name, e.g. `envoy.filters.http.fault`.
@@ -278,9 +284,9 @@ pub struct HttpFilterExtension {
     /// The message of the per-route configuration, if the filter has one.
     pub route_type_name: Option<&'static str>,
     /// Compiles the configuration from wire bytes that passed the schema's walk.
-    pub compile: fn(&[u8], &FactoryContext<'_>) -> Result<Arc<dyn HttpFilterFactory>, ConfigError>,
+    pub compile: CompileFilter,
     /// Compiles the per-route configuration.
-    pub compile_route: fn(&[u8], &FactoryContext<'_>) -> Result<FilterConfig, ConfigError>,
+    pub compile_route: CompileRouteConfig,
 }
 
 impl fmt::Debug for HttpFilterExtension {

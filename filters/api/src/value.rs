@@ -63,6 +63,9 @@ pub fn struct_from_proto(proto: &wkt::Struct) -> Struct {
     proto.fields.iter().map(|(key, value)| (key.as_str().into(), Value::from_proto(value))).collect()
 }
 
+/// A typed metadata entry: type URL and serialised message.
+pub type TypedMetadata = (Arc<str>, Arc<[u8]>);
+
 /// Compiled `envoy.config.core.v3.Metadata`: objects by namespace (`envoy.lb`, a filter's name, ...).
 ///
 /// The typed half (`typed_filter_metadata`) is kept as type URL and bytes for the extension that knows it.
@@ -71,7 +74,7 @@ pub struct Metadata {
     /// `filter_metadata` by namespace.
     pub filter: BTreeMap<Arc<str>, Value>,
     /// `typed_filter_metadata` by namespace: type URL and serialised message.
-    pub typed: BTreeMap<Arc<str>, (Arc<str>, Arc<[u8]>)>,
+    pub typed: BTreeMap<Arc<str>, TypedMetadata>,
 }
 
 impl Metadata {
