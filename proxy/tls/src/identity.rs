@@ -1,0 +1,125 @@
+//! `TlsCertificate`: a certificate chain with its private key.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+use rustls::SignatureAlgorithm;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use waystation_filter_api::connection::Certificate;
+use waystation_schema::{At as _, ConfigError};
+use x509_parser::extensions::GeneralName;
+
+use crate::data_source;
+use crate::x509;
+
+/// What Envoy calls a certificate outside of any named secret, and an authority likewise, in
+/// `ssl.certificate.<name>.expiration_unix_time_seconds`: the number is a hash of nothing, and dashboards have it.
+const UNNAMED_CERT: &str = "unnamed_cert_e3b0c442";
+pub(crate) const UNNAMED_CA: &str = "unnamed_ca_cert_e3b0c442";
+
+/// A certificate that we can prove to own.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) certified: Arc<CertifiedKey>,
+    /// The names it serves: its DNS SANs, or its common name when it has none. Lower case.
+    pub(crate) server_names: Vec<Box<str>>,
+    pub(crate) certificate: Arc<Certificate>,
+    /// Its segment in `ssl.certificate.<name>.expiration_unix_time_seconds`.
+    pub(crate) stat_name: String,
+    /// Where it came from, for `/certs`.
+    pub(crate) origin: String,
+}
+
+impl Identity {
+    /// Compiles a `TlsCertificate`; `name` is that of the secret it is in, if any.
+    pub(crate) fn compile(proto: &pb::TlsCertificate, name: &str) -> Result<Self, ConfigError> {
+        let pb::TlsCertificate {
+            certificate_chain,
+            private_key,
+            pkcs12,
+            // Tells when to read the files again: see `Secret::watched`.
+            watched_directory: _,
+            private_key_provider,
+            password,
+            ocsp_staple,
+            signed_certificate_timestamp,
+            tls_params,
+        } = proto;
+        let refused = |field, set: bool, why: &str| {
+            if set { Err(ConfigError::field(field, format!("not supported: {why}"))) } else { Ok(()) }
+        };
+        refused("pkcs12", pkcs12.is_some(), "give the chain and the key in PEM")?;
+        refused("private_key_provider", private_key_provider.is_some(), "keys are used in the process")?;
+        refused("password", password.is_some(), "encrypted private keys; give the key unencrypted")?;
+        refused(
+            "signed_certificate_timestamp",
+            !signed_certificate_timestamp.is_empty(),
+            "rustls sends no certificate timestamps",
+        )?;
+        refused("tls_params", tls_params.is_some(), "parameters are those of the TLS context")?;
+
+        let chain = data_source::read(certificate_chain.as_ref()).at(|| "certificate_chain")?;
+        let chain = chain.ok_or_else(|| {
+            ConfigError::field("certificate_chain", "is required: No certificate chain was found")
+        })?;
+        let certificates =
+            certificates(&chain.bytes).ok().filter(|chain| !chain.is_empty()).ok_or_else(|| {
+                ConfigError::field(
+                    "certificate_chain",
+                    format!("Failed to load certificate chain from {}", chain.origin),
+                )
+            })?;
+        let key = data_source::read(private_key.as_ref()).at(|| "private_key")?;
+        let key = key.ok_or_else(|| {
+            ConfigError::field(
+                "private_key",
+                format!("Failed to load incomplete private key from path: {}", chain.origin),
+            )
+        })?;
+        let cause = |cause: &dyn std::fmt::Display| {
+            let text = format!("Failed to load private key from {}, Cause: {cause}", key.origin);
+            ConfigError::field("private_key", text)
+        };
+        let der = PrivateKeyDer::from_pem_slice(&key.bytes).map_err(|error| cause(&error))?;
+        let key = any_supported_type(&der).map_err(|error| cause(&error))?;
+
+        let mut certified = CertifiedKey::new(certificates, key);
+        certified.keys_match().map_err(|_| cause(&"KEY_VALUES_MISMATCH"))?;
+        certified.ocsp = data_source::read(ocsp_staple.as_ref()).at(|| "ocsp_staple")?.map(|data| data.bytes);
+
+        let unreadable = || ConfigError::field("certificate_chain", "the certificate cannot be read");
+        let leaf = x509::parse(certified.cert.first().ok_or_else(unreadable)?).ok_or_else(unreadable)?;
+        let mut server_names: Vec<Box<str>> = x509::names(&leaf)
+            .iter()
+            .filter_map(|name| match name {
+                GeneralName::DNSName(name) => Some(name.to_ascii_lowercase().into()),
+                _ => None,
+            })
+            .collect();
+        if server_names.is_empty() {
+            server_names.extend(x509::common_name(&leaf).map(|name| name.to_ascii_lowercase().into()));
+        }
+        let certificate = x509::certificate(&certified.cert).ok_or_else(unreadable)?;
+        let stat_name = if name.is_empty() { UNNAMED_CERT.to_owned() } else { name.replace(['.', ':'], "_") };
+        Ok(Self {
+            certified: Arc::new(certified),
+            server_names,
+            certificate: Arc::new(certificate),
+            stat_name,
+            origin: chain.origin,
+        })
+    }
+
+    /// Whether the key is an elliptic-curve one.
+    pub(crate) fn is_ecdsa(&self) -> bool {
+        self.certified.key.algorithm() == SignatureAlgorithm::ECDSA
+    }
+}
+
+/// All certificates of a PEM text.
+pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, rustls_pki_types::pem::Error> {
+    CertificateDer::pem_slice_iter(pem).collect()
+}
