@@ -53,7 +53,8 @@ pub fn listen(proto: &core::Address) -> Result<Address, ConfigError> {
         Some(core::address::Address::Pipe(pipe)) => {
             let limit = 107;
             if pipe.path.len() > limit {
-                let reason = format!("path \"{}\" exceeds maximum UNIX domain socket path size of {limit}", pipe.path);
+                let reason =
+                    format!("path \"{}\" exceeds maximum UNIX domain socket path size of {limit}", pipe.path);
                 return Err(ConfigError::field("path", reason).at("pipe"));
             }
             Ok(Address::Pipe(pipe.path.as_str().into()))
@@ -84,7 +85,10 @@ fn socket_address(proto: &core::SocketAddress) -> Result<Address, ConfigError> {
             u16::try_from(*port).map_err(|_| ConfigError::field("port_value", "is not a port"))?
         }
         Some(core::socket_address::PortSpecifier::NamedPort(_)) => {
-            return Err(ConfigError::field("named_port", "needs a custom resolver, which is not supported here"));
+            return Err(ConfigError::field(
+                "named_port",
+                "needs a custom resolver, which is not supported here",
+            ));
         }
         None => 0,
     };
@@ -204,7 +208,12 @@ fn apply(socket: &Socket, domain: Domain, options: &[SocketOption], now: SocketS
                 }
             }
             SocketOption::FastOpen(length) if now == SocketState::Listening => {
-                set(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, i32::try_from(*length).unwrap_or(i32::MAX))?;
+                set(
+                    socket,
+                    libc::IPPROTO_TCP,
+                    libc::TCP_FASTOPEN,
+                    i32::try_from(*length).unwrap_or(i32::MAX),
+                )?;
             }
             SocketOption::Raw { level, name, value, state } if *state == now => {
                 set(socket, *level, *name, *value)?;
@@ -216,7 +225,10 @@ fn apply(socket: &Socket, domain: Domain, options: &[SocketOption], now: SocketS
 }
 
 /// Sets a socket option by number.
-#[expect(unsafe_code, reason = "the configuration names socket options by number, for which no safe wrapper exists")]
+#[expect(
+    unsafe_code,
+    reason = "the configuration names socket options by number, for which no safe wrapper exists"
+)]
 pub fn set_option(socket: impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let length = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let descriptor = socket.as_fd();

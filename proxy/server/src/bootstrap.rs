@@ -79,8 +79,7 @@ impl Bootstrap {
         if options.config_path.is_none() && options.config_yaml.as_deref().is_none_or(str::is_empty) {
             return Err(LoadError::Missing);
         }
-        let policy =
-            Policy { allow_unknown: options.allow_unknown_static_fields, ..Policy::default() };
+        let policy = Policy { allow_unknown: options.allow_unknown_static_fields, ..Policy::default() };
         let mut report = check(message, &wire, policy).map_err(LoadError::Refused)?;
         report.unknown.extend(unknown);
         let mut proto = pb::Bootstrap::decode(&*wire)
@@ -111,7 +110,10 @@ fn read(message: Message, path: &Path, options: TextOptions) -> Result<Encoded, 
 
 /// `--service-*` override the node where they are not empty.
 fn apply_overrides(proto: &mut pb::Bootstrap, options: &Options) {
-    if options.service_node.is_empty() && options.service_cluster.is_empty() && options.service_zone.is_empty() {
+    if options.service_node.is_empty()
+        && options.service_cluster.is_empty()
+        && options.service_zone.is_empty()
+    {
         return;
     }
     let node = proto.node.get_or_insert_with(core::Node::default);

@@ -56,7 +56,9 @@ fn run(options: Options) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    if let Err(error) = log::init(&options.log_format, options.log_format_escaped, options.log_path.as_deref()) {
+    if let Err(error) =
+        log::init(&options.log_format, options.log_format_escaped, options.log_path.as_deref())
+    {
         eprintln!("error: Failed to open log-file: {error}");
         return ExitCode::FAILURE;
     }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use waystation_schema::{At as _, ConfigError};
-use waystation_xds::{BackoffSpec, GrpcService, GrpcSource, PathSource, Protocol, RateLimit, RestSource, Source};
+use waystation_xds::{
+    BackoffSpec, GrpcService, GrpcSource, PathSource, Protocol, RateLimit, RestSource, Source,
+};
 
 use crate::convert;
 
@@ -74,7 +76,10 @@ fn grpc(api: &core::ApiConfigSource, protocol: Protocol) -> Result<Source, Confi
         services.push(Arc::new(compiled));
     }
     if services.is_empty() || services.len() > 2 {
-        return Err(ConfigError::field("grpc_services", "needs one service, and at most one to fail over to"));
+        return Err(ConfigError::field(
+            "grpc_services",
+            "needs one service, and at most one to fail over to",
+        ));
     }
     let rate_limit = api.rate_limit_settings.as_ref().map(|settings| {
         let default = RateLimit::default();
@@ -101,13 +106,13 @@ fn grpc_service(proto: &core::GrpcService, backoff: &mut BackoffSpec) -> Result<
     let mut service = match &proto.target_specifier {
         Some(TargetSpecifier::EnvoyGrpc(envoy)) => {
             let mut service = GrpcService::new(envoy.cluster_name.as_str());
-            service.authority = Some(envoy.authority.as_str())
-                .filter(|authority| !authority.is_empty())
-                .map(Into::into);
+            service.authority =
+                Some(envoy.authority.as_str()).filter(|authority| !authority.is_empty()).map(Into::into);
             if let Some(limit) = &envoy.max_receive_message_length {
                 service.max_message_bytes = usize::try_from(limit.value).unwrap_or(usize::MAX);
             }
-            if let Some(retry) = envoy.retry_policy.as_ref().and_then(|policy| policy.retry_back_off.as_ref()) {
+            if let Some(retry) = envoy.retry_policy.as_ref().and_then(|policy| policy.retry_back_off.as_ref())
+            {
                 let base = convert::duration(retry.base_interval.as_ref()).at(|| "base_interval")?;
                 let max = convert::duration(retry.max_interval.as_ref()).at(|| "max_interval")?;
                 backoff.base = base.unwrap_or(backoff.base);

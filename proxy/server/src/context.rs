@@ -203,7 +203,12 @@ impl<'a> CompileContext<'a> {
 
     /// The cell of a route configuration that comes by RDS from `source`; `scope` is the connection manager's
     /// (`http.<stat_prefix>.`).
-    pub fn route_cell(&self, source: &core::ConfigSource, name: &str, scope: &Scope) -> Arc<Cell<RouteTable>> {
+    pub fn route_cell(
+        &self,
+        source: &core::ConfigSource,
+        name: &str,
+        scope: &Scope,
+    ) -> Arc<Cell<RouteTable>> {
         let cell = self.shared.routes.cell(&resource_key(source, name));
         self.needs.borrow_mut().push(Need::Route {
             source: source.clone(),

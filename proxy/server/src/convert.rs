@@ -52,10 +52,10 @@ pub fn data_source(proto: Option<&core::DataSource>) -> Result<Vec<u8>, ConfigEr
         Some(Specifier::Filename(path)) => std::fs::read(path)
             .map_err(|error| ConfigError::new(format!("cannot read {path}: {error}")))
             .at(|| "filename"),
-        Some(Specifier::EnvironmentVariable(name)) => std::env::var(name)
-            .map(String::into_bytes)
-            .map_err(|_| {
+        Some(Specifier::EnvironmentVariable(name)) => {
+            std::env::var(name).map(String::into_bytes).map_err(|_| {
                 ConfigError::field("environment_variable", format!("{name} doesn't exist in the environment"))
-            }),
+            })
+        }
     }
 }

@@ -50,7 +50,10 @@ impl DnsTasks {
                 tokio::spawn(async move {
                     // The cluster is changed already; the main thread only learns that it may be warm. When its queue
                     // is full it will look anyway.
-                    drive(&cluster, &resolver, |_| drop(sender.try_send(DnsEvent { cluster: Arc::clone(&name) }))).await;
+                    drive(&cluster, &resolver, |_| {
+                        drop(sender.try_send(DnsEvent { cluster: Arc::clone(&name) }))
+                    })
+                    .await;
                 })
             }
             Discovery::OriginalDst(destination) => {

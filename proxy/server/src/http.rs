@@ -28,7 +28,8 @@ mod stats;
 pub(crate) mod stream;
 mod timer;
 
-pub use config::{Hcm, Hcm as HttpConnectionManager, compile_routes};
+pub use config::Hcm;
+pub(crate) use config::refuse_unsupported;
 
 use crate::drain::DrainHandle;
 use crate::transport::Transport;

@@ -76,16 +76,18 @@ impl Level {
     }
 }
 
-/// Envoy's logger names, sorted; `/logging` lists them all.
+/// Envoy's logger names in its order; `/logging` lists them all.
+#[rustfmt::skip]
 pub const COMPONENTS: &[&str] = &[
-    "admin", "alternate_protocols_cache", "aws", "assert", "backtrace", "basic_auth", "cache_filter", "client",
-    "compression", "config", "conn_handler", "connection", "credential_injector", "decompression", "dns",
-    "dubbo", "dynamic_modules", "envoy_bug", "ext_authz", "ext_proc", "file", "filter", "forward_proxy",
-    "geolocation", "golang", "grpc", "happy_eyeballs", "hc", "health_checker", "hot_restart", "http", "http2",
-    "hystrix", "init", "io", "jwt", "kafka", "key_value_store", "lua", "main", "matcher", "mcp", "misc", "mongo",
-    "multi_connection", "oauth2", "pool", "rate_limit_quota", "rbac", "redis", "rocketmq", "router", "runtime",
-    "secret", "stateful_session", "stats", "stats_sinks", "tap", "testing", "thrift", "tracing", "udp",
-    "upstream", "wasm", "websocket",
+    "a2a", "admin", "ai_protocol_manager", "alternate_protocols_cache", "aws", "assert", "backtrace",
+    "basic_auth", "cache_filter", "client", "config", "connection", "conn_handler", "compression",
+    "credential_injector", "decompression", "dns", "dubbo", "envoy_bug", "ext_authz", "ext_proc",
+    "rocketmq", "file", "filter", "forward_proxy", "geolocation", "grpc", "happy_eyeballs", "hc",
+    "health_checker", "http", "http2", "hystrix", "init", "io", "jwt", "json_rpc", "kafka",
+    "key_value_store", "lua", "local_rate_limit", "main", "matcher", "mcp", "misc", "mongo",
+    "multi_connection", "notification", "oauth2", "quic", "quic_stream", "pool", "rate_limit_quota", "rbac",
+    "rds", "redis", "router", "runtime", "stats", "secret", "sse", "tap", "testing", "thrift", "tracing",
+    "upstream", "udp", "wasm", "websocket", "golang", "stats_sinks", "dynamic_modules", "ip_tagging",
 ];
 
 const MISC: &str = "misc";
@@ -202,11 +204,11 @@ impl<S: Subscriber> Layer<S> for EnvoyLayer {
 
 fn static_target(metadata: &Metadata<'_>) -> &'static str {
     let target = metadata.target();
-    COMPONENTS
-        .iter()
-        .find(|known| **known == target)
-        .copied()
-        .unwrap_or(if target.starts_with("h2") { "http2" } else { MISC })
+    COMPONENTS.iter().find(|known| **known == target).copied().unwrap_or(if target.starts_with("h2") {
+        "http2"
+    } else {
+        MISC
+    })
 }
 
 /// The message of an event with its fields appended as `key=value`. The field `critical = true` raises the level.
@@ -295,7 +297,8 @@ impl Pattern {
 
 fn write_flag(flag: char, record: &Record<'_>, out: &mut String) -> fmt::Result {
     let time = &record.time;
-    let file_name = || Path::new(record.file).file_name().map_or_else(Default::default, |name| name.to_string_lossy());
+    let file_name =
+        || Path::new(record.file).file_name().map_or_else(Default::default, |name| name.to_string_lossy());
     match flag {
         'Y' => write!(out, "{:04}", time.year()),
         'C' => write!(out, "{:02}", time.year() % 100),

@@ -29,7 +29,10 @@ use http2::Http2;
 pub struct HostPool {
     host: RefCell<Rc<HostRef>>,
     /// Idle HTTP/1 connections, the one used last at the end.
-    #[expect(clippy::vec_box, reason = "connections move in and out with each request; a pointer is what should move")]
+    #[expect(
+        clippy::vec_box,
+        reason = "connections move in and out with each request; a pointer is what should move"
+    )]
     idle: RefCell<Vec<Box<Http1>>>,
     http2: RefCell<Vec<Rc<Http2>>>,
     /// HTTP/1 connections of this pool, idle or not.

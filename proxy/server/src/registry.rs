@@ -15,11 +15,7 @@ pub struct Extension {
     pub types: &'static [&'static str],
 }
 
-const fn extension(
-    category: &'static str,
-    name: &'static str,
-    types: &'static [&'static str],
-) -> Extension {
+const fn extension(category: &'static str, name: &'static str, types: &'static [&'static str]) -> Extension {
     Extension { category, name, types }
 }
 
@@ -54,7 +50,11 @@ pub const EXTENSIONS: &[Extension] = &[
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
         ],
     ),
-    extension("envoy.filters.http", "envoy.filters.http.router", &["envoy.extensions.filters.http.router.v3.Router"]),
+    extension(
+        "envoy.filters.http",
+        "envoy.filters.http.router",
+        &["envoy.extensions.filters.http.router.v3.Router"],
+    ),
     extension(
         "envoy.filters.listener",
         "envoy.filters.listener.http_inspector",

@@ -79,7 +79,9 @@ impl RuntimeLayers {
         let layers = self.layers.iter().map(|(name, source)| Layer {
             name: name.clone(),
             values: match source {
-                Source::Static(values) | Source::Admin(values) | Source::Rtds { values, .. } => values.clone(),
+                Source::Static(values) | Source::Admin(values) | Source::Rtds { values, .. } => {
+                    values.clone()
+                }
                 Source::Disk(path) => read_disk(path),
             },
         });
@@ -209,7 +211,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(folder.path().join("current/health")).unwrap();
         std::fs::write(folder.path().join("current/health/min"), "# comment\n5\n").unwrap();
-        let nested = wkt::Value { kind: Some(wkt::value::Kind::StructValue(object(vec![("min", number(1.0))]))) };
+        let nested =
+            wkt::Value { kind: Some(wkt::value::Kind::StructValue(object(vec![("min", number(1.0))]))) };
         let disk = pb::runtime_layer::DiskLayer {
             symlink_root: folder.path().join("current").to_string_lossy().into_owned(),
             ..Default::default()

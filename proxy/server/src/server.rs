@@ -22,7 +22,9 @@ use tokio::sync::mpsc;
 use waystation_filter_api::address::Address;
 use waystation_schema::{At as _, ConfigError, Message, Policy, check};
 use waystation_tls::Secret;
-use waystation_xds::{Client, Event, Interest, Rejection, Resource, ResourceType, SubId, SubscriptionSpec, Update};
+use waystation_xds::{
+    Client, Event, Interest, Rejection, Resource, ResourceType, SubId, SubscriptionSpec, Update,
+};
 
 use crate::admin::config_dump::{ConfigSnapshot, ResourceDump};
 use crate::bootstrap::Bootstrap;
@@ -132,16 +134,19 @@ impl Server {
     ) -> Result<Self, StartError> {
         let Bootstrap { proto, .. } = bootstrap;
         let text = |error: ConfigError| error.to_string();
-        let layers = RuntimeLayers::compile(proto.layered_runtime.as_ref(), &shared.node.cluster).map_err(text)?;
+        let layers =
+            RuntimeLayers::compile(proto.layered_runtime.as_ref(), &shared.node.cluster).map_err(text)?;
         layers.apply(&shared.runtime);
 
         let resources = proto.static_resources.clone().unwrap_or_default();
         let dynamic = proto.dynamic_resources.clone().unwrap_or_default();
         let ads = match &dynamic.ads_config {
-            Some(api) => match config_source::api_source(api).at(|| "dynamic_resources.ads_config").map_err(text)? {
-                waystation_xds::Source::Grpc(source) => Some(source),
-                _ => return Err("dynamic_resources.ads_config: ADS needs a gRPC api_type".to_owned()),
-            },
+            Some(api) => {
+                match config_source::api_source(api).at(|| "dynamic_resources.ads_config").map_err(text)? {
+                    waystation_xds::Source::Grpc(source) => Some(source),
+                    _ => return Err("dynamic_resources.ads_config: ADS needs a gRPC api_type".to_owned()),
+                }
+            }
             None => None,
         };
         let uses_grpc = ads.is_some() || dynamic.cds_config.is_some() || dynamic.lds_config.is_some();
@@ -162,9 +167,8 @@ impl Server {
 
         let mut static_secrets = Vec::with_capacity(resources.secrets.len());
         for (i, secret) in resources.secrets.iter().enumerate() {
-            let compiled = Secret::compile(secret)
-                .at(|| format!("static_resources.secrets[{i}]"))
-                .map_err(text)?;
+            let compiled =
+                Secret::compile(secret).at(|| format!("static_resources.secrets[{i}]")).map_err(text)?;
             let cell = shared.secrets.cell(&static_secret(&secret.name));
             cell.set(Some(Arc::new(compiled)));
             // The cells of static secrets live as long as the process.
@@ -209,7 +213,11 @@ impl Server {
         Ok(server)
     }
 
-    fn add_static(&mut self, clusters: &[ClusterProto], listeners: &[ListenerProto]) -> Result<(), StartError> {
+    fn add_static(
+        &mut self,
+        clusters: &[ClusterProto],
+        listeners: &[ListenerProto],
+    ) -> Result<(), StartError> {
         let unversioned: Arc<str> = Arc::from("");
         let place = |list: &str, name: &str, index: usize| match name {
             "" => format!("static_resources.{list}[{index}]"),
@@ -246,7 +254,9 @@ impl Server {
         self.workers.start(self.options.concurrency, &self.shared)?;
         let mut signals = Signals::new()?;
         let mut flush = tokio::time::interval(self.flush_interval);
-        for (name, source) in self.layers.rtds().map(|(name, source)| (name.to_owned(), source.clone())).collect::<Vec<_>>() {
+        for (name, source) in
+            self.layers.rtds().map(|(name, source)| (name.to_owned(), source.clone())).collect::<Vec<_>>()
+        {
             self.subscribe(
                 &source,
                 ResourceType::Runtime,
@@ -256,8 +266,14 @@ impl Server {
         }
         loop {
             self.progress();
-            for (sub, scope) in self.needs.take_fresh().into_iter().chain(self.clusters.take_fresh()) {
+            for (sub, scope) in self.needs.take_fresh() {
                 self.counters.add(sub, &scope);
+            }
+            for (sub, cluster) in self.clusters.take_fresh() {
+                self.counters.add_eds(sub, &cluster);
+            }
+            for sub in self.needs.take_ended().into_iter().chain(self.clusters.take_ended()) {
+                self.counters.remove(sub);
             }
             self.counters.follow(&mut self.client);
             if self.should_exit() {
@@ -335,7 +351,13 @@ impl Server {
         }
     }
 
-    fn subscribe(&mut self, source: &core::ConfigSource, kind: ResourceType, interest: Interest, purpose: Purpose) {
+    fn subscribe(
+        &mut self,
+        source: &core::ConfigSource,
+        kind: ResourceType,
+        interest: Interest,
+        purpose: Purpose,
+    ) {
         let (source, init_fetch_timeout) = match config_source::compile(source) {
             Ok(compiled) => compiled,
             Err(error) => {
@@ -348,7 +370,9 @@ impl Server {
                 let root = self.shared.stats.root();
                 match &purpose {
                     Purpose::Clusters => self.counters.add(sub, &root.scope("cluster_manager").scope("cds")),
-                    Purpose::Listeners => self.counters.add(sub, &root.scope("listener_manager").scope("lds")),
+                    Purpose::Listeners => {
+                        self.counters.add(sub, &root.scope("listener_manager").scope("lds"))
+                    }
                     Purpose::Runtime(name) => self.counters.add(sub, &root.scope("runtime").scope(name)),
                 }
                 self.purposes.insert(sub, purpose);
@@ -405,7 +429,8 @@ impl Server {
 
     fn apply_clusters(&mut self, update: &Update) -> Vec<Rejection> {
         let mut rejected = Vec::new();
-        let decoded = self.decode_all::<ClusterProto>(update, "envoy.config.cluster.v3.Cluster", &mut rejected);
+        let decoded =
+            self.decode_all::<ClusterProto>(update, "envoy.config.cluster.v3.Cluster", &mut rejected);
         for (resource, proto) in decoded {
             let result =
                 self.clusters.add(&proto, &resource.version, true, &mut self.needs, &mut self.client);
@@ -422,7 +447,8 @@ impl Server {
 
     fn apply_listeners(&mut self, update: &Update) -> Vec<Rejection> {
         let mut rejected = Vec::new();
-        let decoded = self.decode_all::<ListenerProto>(update, "envoy.config.listener.v3.Listener", &mut rejected);
+        let decoded =
+            self.decode_all::<ListenerProto>(update, "envoy.config.listener.v3.Listener", &mut rejected);
         // Removals first, so that another listener can take the address over.
         let now = Instant::now();
         for name in self.removals(update, !rejected.is_empty()) {
@@ -476,9 +502,10 @@ impl Server {
     fn apply_runtime(&mut self, layer: &str, update: &Update) -> Vec<Rejection> {
         let mut rejected = Vec::new();
         for resource in &update.resources {
-            let result = self.decode::<RuntimeProto>(resource, "envoy.service.runtime.v3.Runtime").map(|proto| {
-                self.layers.set_rtds(layer, proto.layer.as_ref());
-            });
+            let result =
+                self.decode::<RuntimeProto>(resource, "envoy.service.runtime.v3.Runtime").map(|proto| {
+                    self.layers.set_rtds(layer, proto.layer.as_ref());
+                });
             note(&mut rejected, resource, result);
         }
         if !update.removed.is_empty() {
@@ -533,7 +560,11 @@ impl Server {
     }
 
     /// Walks and decodes a dynamic resource.
-    fn decode<M: prost::Message + Default>(&self, resource: &Resource, type_name: &str) -> Result<M, ConfigError> {
+    fn decode<M: prost::Message + Default>(
+        &self,
+        resource: &Resource,
+        type_name: &str,
+    ) -> Result<M, ConfigError> {
         let message =
             Message::find(type_name).ok_or_else(|| ConfigError::new(format!("unknown type {type_name}")))?;
         let policy = Policy { allow_unknown: self.allow_unknown(), ..Policy::default() };
@@ -576,7 +607,9 @@ impl Server {
                     tracing::error!(target: "main", "cannot reopen the log: {error}");
                 }
             }
-            Signal::HangUp => tracing::warn!(target: "main", "caught and eating SIGHUP. See documentation for how to hot restart."),
+            Signal::HangUp => {
+                tracing::warn!(target: "main", "caught and eating SIGHUP. See documentation for how to hot restart.")
+            }
         }
     }
 }
@@ -600,7 +633,7 @@ impl Server {
     /// `/healthcheck/fail` and `/healthcheck/ok`.
     pub fn fail_health_check(&mut self, fail: bool) {
         self.shared.fail_health_check(fail);
-        self.stats.renew(&self.shared);
+        self.stats.live(!fail);
     }
 
     /// `/quitquitquit`.

@@ -75,6 +75,11 @@ impl ServerStats {
         self.group.initialization_time_ms().record(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     }
 
+    /// Whether health checks pass; the state follows with the next flush, as in Envoy.
+    pub fn live(&self, live: bool) {
+        self.group.live().set(u64::from(live));
+    }
+
     /// Renews the gauges.
     pub fn renew(&self, shared: &Shared) {
         let group = &self.group;
@@ -84,7 +89,8 @@ impl ServerStats {
         group.uptime().set(shared.start.elapsed().as_secs());
         group.total_connections().set(shared.connections());
         let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-        let mut pages = statm.split(' ').filter_map(|field| field.parse::<u64>().ok()).map(|pages| pages * 4096);
+        let mut pages =
+            statm.split(' ').filter_map(|field| field.parse::<u64>().ok()).map(|pages| pages * 4096);
         let resident = pages.nth(1).unwrap_or_default();
         let file = pages.next().unwrap_or_default();
         group.memory_physical_size().set(resident);

@@ -26,7 +26,8 @@ pub fn compile(proto: &bootstrap::Bootstrap, options: &Options) -> Result<StatsC
     }
     for (i, settings) in config.histogram_bucket_settings.iter().enumerate() {
         let compile = || {
-            let matcher = settings.r#match.as_ref().ok_or_else(|| ConfigError::field("match", "is required"))?;
+            let matcher =
+                settings.r#match.as_ref().ok_or_else(|| ConfigError::field("match", "is required"))?;
             let matcher = StringMatcher::compile(matcher).at(|| "match")?;
             Ok(BucketSettings {
                 matches: Arc::new(move |name: &str| matcher.is_match(name.as_bytes())),
@@ -44,7 +45,8 @@ fn tag_rule(proto: &pb::TagSpecifier) -> Result<TagRule, ConfigError> {
     match &proto.tag_value {
         Some(TagValue::FixedValue(value)) => Ok(TagRule::Fixed { tag, value: value.clone() }),
         Some(TagValue::Regex(regex)) if !regex.is_empty() => {
-            let regex = regex::Regex::new(regex).map_err(|error| ConfigError::field("regex", error.to_string()))?;
+            let regex =
+                regex::Regex::new(regex).map_err(|error| ConfigError::field("regex", error.to_string()))?;
             Ok(TagRule::Extract { tag, regex })
         }
         _ => Ok(TagRule::Default(tag)),
@@ -54,9 +56,10 @@ fn tag_rule(proto: &pb::TagSpecifier) -> Result<TagRule, ConfigError> {
 fn stats_matcher(proto: &pb::StatsMatcher) -> Result<StatsMatcher, ConfigError> {
     use pb::stats_matcher::StatsMatcher as Kind;
     let compile = |list: &matcher::ListStringMatcher, field: &'static str| {
-        let patterns = list.patterns.iter().enumerate().map(|(i, pattern)| {
-            StringMatcher::compile(pattern).at(|| format!("patterns[{i}]")).at(|| field)
-        });
+        let patterns =
+            list.patterns.iter().enumerate().map(|(i, pattern)| {
+                StringMatcher::compile(pattern).at(|| format!("patterns[{i}]")).at(|| field)
+            });
         patterns.collect::<Result<Vec<StringMatcher>, ConfigError>>()
     };
     match &proto.stats_matcher {

@@ -146,7 +146,10 @@ impl TcpProxy {
                 .max_downstream_connection_duration_jitter_percentage
                 .as_ref()
                 .map_or(0.0, |percent| percent.value),
-            max_connect_attempts: proto.max_connect_attempts.as_ref().map_or(1, |attempts| attempts.value.max(1)),
+            max_connect_attempts: proto
+                .max_connect_attempts
+                .as_ref()
+                .map_or(1, |attempts| attempts.value.max(1)),
             hash_source_ip,
             access_log,
             log_on_connect: proto.flush_access_log_on_connected
@@ -243,7 +246,10 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
         let pick = PickContext {
             hash,
             metadata_match: target.metadata_match.as_ref(),
-            original_destination: Some(OriginalDestination { local_address: destination, ..Default::default() }),
+            original_destination: Some(OriginalDestination {
+                local_address: destination,
+                ..Default::default()
+            }),
             ..PickContext::default()
         };
         let Ok(pool) = local.pick(worker, &cluster, &pick, Instant::now()) else {

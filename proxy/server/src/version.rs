@@ -37,10 +37,9 @@ pub fn identify(node: &mut core::Node) {
         fields: fields.iter().map(|(name, value)| ((*name).to_owned(), text(value))).collect(),
     };
     node.user_agent_name = "envoy".to_owned();
-    node.user_agent_version_type = Some(core::node::UserAgentVersionType::UserAgentBuildVersion(
-        core::BuildVersion {
+    node.user_agent_version_type =
+        Some(core::node::UserAgentVersionType::UserAgentBuildVersion(core::BuildVersion {
             version: Some(SemanticVersion { major_number, minor_number, patch }),
             metadata: Some(metadata),
-        },
-    ));
+        }));
 }

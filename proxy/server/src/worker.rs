@@ -48,7 +48,10 @@ pub struct Worker {
     /// By cell id.
     clusters: RefCell<Vec<Option<Rc<LocalCluster>>>>,
     buffers: RefCell<Vec<BytesMut>>,
-    #[expect(clippy::vec_box, reason = "states move in and out with each request; a pointer is what should move")]
+    #[expect(
+        clippy::vec_box,
+        reason = "states move in and out with each request; a pointer is what should move"
+    )]
     streams: RefCell<Vec<Box<Scratch>>>,
     ids: Cell<(u64, u64)>,
     date: RefCell<Date>,
@@ -208,7 +211,12 @@ impl Worker {
             clusters.resize_with(index + 1, || None);
         }
         let view = View { local: Local::new(Arc::clone(cell)), cluster: None, lb: LocalLb::default() };
-        let local = LocalCluster { cell: Arc::clone(cell), view: RefCell::new(view), pools: RefCell::default(), extras: OnceCell::new() };
+        let local = LocalCluster {
+            cell: Arc::clone(cell),
+            view: RefCell::new(view),
+            pools: RefCell::default(),
+            extras: OnceCell::new(),
+        };
         Rc::clone(clusters[index].insert(Rc::new(local)))
     }
 
@@ -219,7 +227,10 @@ impl Worker {
             let Some(cluster) = slot else { continue };
             cluster.sweep(now);
             // Nobody else refers to the name any more: let its id be used again.
-            if Arc::strong_count(&cluster.cell) <= 2 && cluster.pools.borrow().is_empty() && !cluster.cell.is_set() {
+            if Arc::strong_count(&cluster.cell) <= 2
+                && cluster.pools.borrow().is_empty()
+                && !cluster.cell.is_set()
+            {
                 *slot = None;
             }
         }

@@ -26,7 +26,7 @@ stats_group! {
             upstream_flow_control_resumed_reading_total, upstream_http3_broken,
             upstream_internal_redirect_failed_total, upstream_internal_redirect_succeeded_total,
             upstream_queue_overloaded, upstream_rq_0rtt, upstream_rq_active_overflow, upstream_rq_cancelled,
-            upstream_rq_completed, upstream_rq_drop_overload, upstream_rq_maintenance_mode,
+            upstream_rq_drop_overload, upstream_rq_maintenance_mode,
             upstream_rq_max_duration_reached,
             upstream_rq_pending_failure_eject, upstream_rq_pending_overflow, upstream_rq_pending_total,
             upstream_rq_per_try_idle_timeout, upstream_rq_per_try_timeout, upstream_rq_retry,

@@ -106,7 +106,11 @@ mod tests {
         assert!(ENDPOINTS.is_sorted_by_key(|endpoint| endpoint.path));
         let dispatch = include_str!("../admin.rs");
         for endpoint in ENDPOINTS {
-            assert!(dispatch.contains(&format!("\"{}\" =>", endpoint.path)), "{} has no handler", endpoint.path);
+            assert!(
+                dispatch.contains(&format!("\"{}\" =>", endpoint.path)),
+                "{} has no handler",
+                endpoint.path
+            );
         }
         assert!(help().contains("  /quitquitquit (POST): exit the server\n"));
     }

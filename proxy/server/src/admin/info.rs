@@ -190,7 +190,9 @@ pub(super) fn address_proto(address: &Address) -> core::Address {
             Kind::EnvoyInternalAddress(core::EnvoyInternalAddress {
                 endpoint_id: endpoint_id.to_string(),
                 address_name_specifier: Some(
-                    core::envoy_internal_address::AddressNameSpecifier::ServerListenerName(listener.to_string()),
+                    core::envoy_internal_address::AddressNameSpecifier::ServerListenerName(
+                        listener.to_string(),
+                    ),
                 ),
             })
         }

@@ -17,7 +17,7 @@ levels: trace debug info warning error critical off
 pub(super) fn logging(query: &Query) -> Response<Body> {
     match change(query) {
         Ok(()) => text(StatusCode::OK, listing()),
-        Err(reason) => text(StatusCode::BAD_REQUEST, format!("error: {reason}\n\n{USAGE}{}\n", listing())),
+        Err(reason) => text(StatusCode::BAD_REQUEST, format!("error: {reason}\n\n{USAGE}{}", listing())),
     }
 }
 
@@ -28,6 +28,7 @@ fn listing() -> String {
         // Writing to a string does not fail.
         let _ = writeln!(body, "  {component}: {level}");
     }
+    body.push('\n');
     body
 }
 

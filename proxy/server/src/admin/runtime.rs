@@ -36,7 +36,8 @@ fn show(value: &Value) -> String {
         Value::String(text) => text.to_string(),
         Value::List(_) => "[...]".to_owned(),
         Value::Struct(fields) => {
-            let fields: Vec<String> = fields.iter().map(|(key, value)| format!("{key}: {}", show(value))).collect();
+            let fields: Vec<String> =
+                fields.iter().map(|(key, value)| format!("{key}: {}", show(value))).collect();
             format!("{{{}}}", fields.join(", "))
         }
     }

@@ -431,8 +431,7 @@ fn component_levels(text: &str) -> Result<Vec<(String, Level)>, String> {
         let Some((component, level)) = part.split_once(':') else {
             return Err(format!("component log level not correctly specified '{part}'"));
         };
-        let level =
-            Level::parse(level).ok_or_else(|| format!("invalid log level specified '{level}'"))?;
+        let level = Level::parse(level).ok_or_else(|| format!("invalid log level specified '{level}'"))?;
         levels.push((component.to_owned(), level));
     }
     Ok(levels)
@@ -461,17 +460,45 @@ mod tests {
     #[test]
     fn launchers_command_lines_are_taken() {
         let istio = options(&[
-            "-c", "etc/istio/proxy/envoy-rev.json", "--drain-time-s", "45", "--drain-strategy", "immediate",
-            "--local-address-ip-version", "v4", "--file-flush-interval-msec", "1000", "--disable-hot-restart",
-            "--allow-unknown-static-fields", "-l", "warning", "--component-log-level", "misc:error",
-            "--skip-deprecated-logs", "--concurrency", "1",
+            "-c",
+            "etc/istio/proxy/envoy-rev.json",
+            "--drain-time-s",
+            "45",
+            "--drain-strategy",
+            "immediate",
+            "--local-address-ip-version",
+            "v4",
+            "--file-flush-interval-msec",
+            "1000",
+            "--disable-hot-restart",
+            "--allow-unknown-static-fields",
+            "-l",
+            "warning",
+            "--component-log-level",
+            "misc:error",
+            "--skip-deprecated-logs",
+            "--concurrency",
+            "1",
         ]);
         assert_eq!(istio.concurrency, 1);
         assert!(istio.drain_immediately && istio.allow_unknown_static_fields);
         assert_eq!(istio.component_levels.len(), 1);
         let gateway = options(&[
-            "--service-cluster", "c", "--service-node", "n", "--config-yaml", "admin: {}", "--log-level", "warn",
-            "--cpuset-threads", "--drain-strategy", "immediate", "--admin-address-path", "f", "--", "--run-id",
+            "--service-cluster",
+            "c",
+            "--service-node",
+            "n",
+            "--config-yaml",
+            "admin: {}",
+            "--log-level",
+            "warn",
+            "--cpuset-threads",
+            "--drain-strategy",
+            "immediate",
+            "--admin-address-path",
+            "f",
+            "--",
+            "--run-id",
             "7",
         ]);
         assert_eq!(gateway.service_node, "n");

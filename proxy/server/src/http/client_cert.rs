@@ -102,8 +102,7 @@ mod tests {
             dns_sans: vec!["a".into(), "b".into()],
             ..Certificate::default()
         };
-        let tls =
-            TlsInfo { peer: Some(Box::new(peer)), local: Some(Arc::new(local)), ..TlsInfo::default() };
+        let tls = TlsInfo { peer: Some(Box::new(peer)), local: Some(Arc::new(local)), ..TlsInfo::default() };
         let details = Details { subject: true, uri: true, dns: true, ..Details::default() };
         let own = "By=spiffe://us;Hash=ab;Subject=\"CN=x\";URI=;DNS=a;DNS=b";
         let appended = format!("old,{own}");

@@ -15,7 +15,7 @@ use waystation_filter_api::cell::{Cell, CellTable};
 use waystation_format::{AccessLog, HeaderMutationList, HeaderMutations, SubstitutionFormat};
 use waystation_http::{EscapedSlashes, PathOptions, h1};
 use waystation_matchers::{CidrList, StringMatcher};
-use waystation_route::RouteTable;
+use waystation_route::{Action, RouteTable};
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
 
@@ -23,8 +23,9 @@ use super::client_cert::{Details, Forward};
 use super::filters::{self, FilterEntry, RouterConfig};
 use super::forwarding::{Internal, Trust};
 use super::stats::Stats;
-use crate::context::{CompileContext, Shared};
+use crate::context::CompileContext;
 use crate::convert;
+use crate::manager::routes;
 
 mod extensions;
 mod protocol;
@@ -224,7 +225,10 @@ impl Hcm {
             if set { Err(ConfigError::field(field, "is not supported in this version")) } else { Ok(()) }
         };
         refuse("http3_protocol_options", http3_protocol_options.is_some())?;
-        refuse("drain_timeout_jitter", drain_timeout_jitter.as_ref().is_some_and(|percent| percent.value > 0.0))?;
+        refuse(
+            "drain_timeout_jitter",
+            drain_timeout_jitter.as_ref().is_some_and(|percent| percent.value > 0.0),
+        )?;
         refuse("forward_client_cert_matcher", forward_client_cert_matcher.is_some())?;
         refuse(
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
@@ -235,7 +239,10 @@ impl Hcm {
         refuse("typed_header_validation_config", typed_header_validation_config.is_some())?;
         refuse("append_local_overload", *append_local_overload)?;
         refuse("forward_proto_config", forward_proto_config.is_some())?;
-        refuse("stream_error_on_invalid_http_message", boolean(stream_error_on_invalid_http_message.as_ref(), false))?;
+        refuse(
+            "stream_error_on_invalid_http_message",
+            boolean(stream_error_on_invalid_http_message.as_ref(), false),
+        )?;
         let options = access_log_options.as_ref();
         let interval = options.and_then(|options| options.access_log_flush_interval.as_ref());
         refuse("access_log_flush_interval", interval.or(access_log_flush_interval.as_ref()).is_some())?;
@@ -256,7 +263,8 @@ impl Hcm {
         let http = shared.stats.root().scope("http").tag("envoy.http_conn_manager_prefix", stat_prefix);
         let (filters, router) = filters::compile(http_filters, &http, cx)?;
         let common = common_http_protocol_options.unwrap_or_default();
-        let refuse_jitter = common.max_connection_duration_jitter.as_ref().is_some_and(|percent| percent.value > 0.0);
+        let refuse_jitter =
+            common.max_connection_duration_jitter.as_ref().is_some_and(|percent| percent.value > 0.0);
         refuse("common_http_protocol_options.max_connection_duration_jitter", refuse_jitter)?;
         let duration = |field: &'static str, value: Option<&wkt::Duration>, default: Option<Duration>| {
             convert::timeout(value, default).at(|| field)
@@ -268,7 +276,11 @@ impl Hcm {
             flush: duration("stream_flush_timeout", stream_flush_timeout.as_ref(), stream_idle)?,
             request: duration("request_timeout", request_timeout.as_ref(), None)?,
             request_headers: duration("request_headers_timeout", request_headers_timeout.as_ref(), None)?,
-            idle: duration("common_http_protocol_options.idle_timeout", common.idle_timeout.as_ref(), seconds(3600))?,
+            idle: duration(
+                "common_http_protocol_options.idle_timeout",
+                common.idle_timeout.as_ref(),
+                seconds(3600),
+            )?,
             max_connection_duration: duration(
                 "common_http_protocol_options.max_connection_duration",
                 common.max_connection_duration.as_ref(),
@@ -301,7 +313,10 @@ impl Hcm {
                 None => Internal::default(),
                 Some(config) => Internal {
                     unix_sockets: config.unix_sockets,
-                    ranges: Some(CidrList::compile(&config.cidr_ranges, "cidr_ranges").at(|| "internal_address_config")?),
+                    ranges: Some(
+                        CidrList::compile(&config.cidr_ranges, "cidr_ranges")
+                            .at(|| "internal_address_config")?,
+                    ),
                 },
             },
             user_agent: add_agent.then(|| (node.cluster.as_str().into(), node.id.as_str().into())),
@@ -310,7 +325,7 @@ impl Hcm {
         let routes = match route_specifier {
             None => return Err(ConfigError::field("route_specifier", "is required")),
             Some(hcm::RouteSpecifier::RouteConfig(config)) => {
-                let table = compile_routes(config, true, shared).at(|| "route_config")?;
+                let table = routes::compile(config, true, shared).at(|| "route_config")?;
                 // Nobody else knows the name: the cell is this connection manager's own.
                 let cell = CellTable::new().cell(&config.name);
                 cell.set(Some(Arc::new(table)));
@@ -328,7 +343,8 @@ impl Hcm {
             }
         };
         let access_logs = access_log.iter().enumerate().map(|(index, proto)| {
-            AccessLog::compile(proto, &shared.access_logs, &shared.runtime).at(|| format!("access_log[{index}]"))
+            AccessLog::compile(proto, &shared.access_logs, &shared.runtime)
+                .at(|| format!("access_log[{index}]"))
         });
         Ok(Self {
             stats: Stats::new(&http, listener, stat_prefix),
@@ -390,8 +406,12 @@ impl Hcm {
                     hcm::PathWithEscapedSlashesAction::ImplementationSpecificDefault
                     | hcm::PathWithEscapedSlashesAction::KeepUnchanged => EscapedSlashes::Keep,
                     hcm::PathWithEscapedSlashesAction::RejectRequest => EscapedSlashes::Reject,
-                    hcm::PathWithEscapedSlashesAction::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
-                    hcm::PathWithEscapedSlashesAction::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
+                    hcm::PathWithEscapedSlashesAction::UnescapeAndRedirect => {
+                        EscapedSlashes::UnescapeAndRedirect
+                    }
+                    hcm::PathWithEscapedSlashesAction::UnescapeAndForward => {
+                        EscapedSlashes::UnescapeAndForward
+                    }
                 },
             },
             strip_port: match strip_port_mode {
@@ -421,23 +441,27 @@ impl Hcm {
     }
 }
 
-/// Compiles a route configuration with the per-route configuration of every HTTP filter this binary has. `inline`: it
-/// stands in a listener, so its clusters must exist unless it says otherwise.
-///
-/// # Errors
-/// When a field is invalid, or set but not supported; the path starts below the route configuration.
-pub fn compile_routes(
-    proto: &envoy_types::pb::envoy::config::route::v3::RouteConfiguration,
-    inline: bool,
-    shared: &Shared,
-) -> Result<RouteTable, ConfigError> {
-    let cx = waystation_route::CompileContext {
-        clusters: &shared.clusters,
-        runtime: &shared.runtime,
-        validate_clusters: inline,
-        filter_config: &|name, any| filters::compile_route_config(name, any, shared),
-    };
-    RouteTable::compile(proto, &cx)
+/// Refuses what the routes' crate compiles and this router does not do: it must not be dropped in silence.
+pub(crate) fn refuse_unsupported(table: &RouteTable) -> Result<(), ConfigError> {
+    for (number, route) in (0..).map_while(|number| table.route(number).map(|route| (number, route))) {
+        let Action::Route(action) = &route.action else { continue };
+        let retry = action.retry_policy.as_deref();
+        let unsupported = [
+            ("hedge_policy.hedge_on_per_try_timeout", action.hedge.on_per_try_timeout),
+            ("retry_policy.retry_priority", retry.is_some_and(|retry| retry.previous_priorities.is_some())),
+            ("upgrade_configs.connect_config", action.upgrades.iter().any(|upgrade| upgrade.terminate_connect)),
+        ];
+        for (field, set) in unsupported {
+            if set {
+                let host = table.virtual_host(number).map_or("", |host| &*host.name);
+                return Err(ConfigError::field(field, "is not supported in this version")
+                    .at("route")
+                    .at(format!("routes[{}]", route.name))
+                    .at(format!("virtual_hosts[{host}]")));
+            }
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn boolean(value: Option<&wkt::BoolValue>, default: bool) -> bool {
@@ -500,7 +524,8 @@ fn local_replies(proto: &pb::LocalReplyConfig, cx: &CompileContext<'_>) -> Resul
                 .ok_or_else(|| ConfigError::field("status_code", "must be between 200 and 599"))
         });
         Ok(Mapper {
-            filter: waystation_format::AccessLogFilter::compile(filter, &cx.shared.runtime).at(|| "filter")?,
+            filter: waystation_format::AccessLogFilter::compile(filter, &cx.shared.runtime)
+                .at(|| "filter")?,
             status: status.transpose()?,
             body: body.as_ref().map(|body| convert::data_source(Some(body)).at(|| "body")).transpose()?,
             format: format(body_format_override.as_ref(), "body_format_override")?,

@@ -154,9 +154,13 @@ impl StreamEnd {
             reply.flag = flag;
             Some(Reply { reply, close: false })
         };
-        let closing = |status, body, details, flag| entry(status, body, details, flag).map(|r| Reply { close: true, ..r });
+        let closing = |status, body, details, flag| {
+            entry(status, body, details, flag).map(|r| Reply { close: true, ..r })
+        };
         match self {
-            Self::Codec { status, body, details } => closing(*status, body, details, Some(Flag::DownstreamProtocolError)),
+            Self::Codec { status, body, details } => {
+                closing(*status, body, details, Some(Flag::DownstreamProtocolError))
+            }
             Self::LowVersion => closing(426, "", "low_version", None),
             Self::MissingHost => entry(400, "", "missing_host_header", None),
             Self::MissingPath => entry(404, "", "missing_path_rejected", None),
@@ -172,12 +176,16 @@ impl StreamEnd {
             }),
             Self::QueryWithoutContentType => entry(400, "", "query_missing_content_type", None),
             Self::IpDetectionFailed(status) => entry(*status, "", "rejecting_because_detection_failed", None),
-            Self::RequestHeaderTimeout => closing(408, "request header timeout", "request_header_timeout", None),
+            Self::RequestHeaderTimeout => {
+                closing(408, "request header timeout", "request_header_timeout", None)
+            }
             Self::RouteConfigurationNotFound => {
                 entry(404, "", "route_configuration_not_found", Some(Flag::NoRouteFound))
             }
             Self::RouteNotFound => entry(404, "", "route_not_found", Some(Flag::NoRouteFound)),
-            Self::ClusterNotFound { status } => entry(*status, "", "cluster_not_found", Some(Flag::NoClusterFound)),
+            Self::ClusterNotFound { status } => {
+                entry(*status, "", "cluster_not_found", Some(Flag::NoClusterFound))
+            }
             Self::UpgradeFailed => closing(403, "", "upgrade_failed", None),
             Self::StrictHeaderCheck(name) => {
                 let mut reply = LocalReply::new(
@@ -188,7 +196,9 @@ impl StreamEnd {
                 reply.flag = Some(Flag::InvalidEnvoyRequestHeaders);
                 Some(Reply { reply, close: false })
             }
-            Self::MaintenanceMode => overloaded(entry(503, "maintenance mode", "maintenance_mode", Some(Flag::UpstreamOverflow))),
+            Self::MaintenanceMode => {
+                overloaded(entry(503, "maintenance mode", "maintenance_mode", Some(Flag::UpstreamOverflow)))
+            }
             Self::NoHealthyUpstream => {
                 entry(503, "no healthy upstream", "no_healthy_upstream", Some(Flag::NoHealthyUpstream))
             }
@@ -196,9 +206,10 @@ impl StreamEnd {
                 let reply = upstream_reset(*reason, *retried, transport.as_deref());
                 if *reason == ResetReason::Overflow { overloaded(reply) } else { reply }
             }
-            Self::RouteTimeout { alternative } => {
-                alternate(entry(504, TIMEOUT, "response_timeout", Some(Flag::UpstreamRequestTimeout)), *alternative)
-            }
+            Self::RouteTimeout { alternative } => alternate(
+                entry(504, TIMEOUT, "response_timeout", Some(Flag::UpstreamRequestTimeout)),
+                *alternative,
+            ),
             Self::PerTryTimeout { alternative } => alternate(
                 entry(504, TIMEOUT, "upstream_per_try_timeout", Some(Flag::UpstreamRequestTimeout)),
                 *alternative,
@@ -225,9 +236,12 @@ impl StreamEnd {
             Self::FilterRemovedRequiredRequestHeaders => {
                 entry(400, "missing required header", "filter_removed_required_request_headers", None)
             }
-            Self::FilterRemovedRequiredResponseHeaders => {
-                entry(502, "missing required header: :status", "filter_removed_required_response_headers", None)
-            }
+            Self::FilterRemovedRequiredResponseHeaders => entry(
+                502,
+                "missing required header: :status",
+                "filter_removed_required_response_headers",
+                None,
+            ),
             Self::DownstreamGone | Self::DownstreamReset => None,
         }
     }
@@ -262,10 +276,13 @@ fn upstream_reset(reason: ResetReason, retried: bool, transport: Option<&str>) -
     let status = if reason == ResetReason::ProtocolError { 502 } else { 503 };
     let again = if retried { "retried and the latest " } else { "" };
     let text = reason.text();
-    let body = format!("upstream connect error or disconnect/reset before headers. {again}reset reason: {text}");
+    let body =
+        format!("upstream connect error or disconnect/reset before headers. {again}reset reason: {text}");
     let text = underscored(text);
     let details = match transport {
-        Some(transport) => format!("upstream_reset_before_response_started{{{text}|{}}}", underscored(transport)),
+        Some(transport) => {
+            format!("upstream_reset_before_response_started{{{text}|{}}}", underscored(transport))
+        }
         None => format!("upstream_reset_before_response_started{{{text}}}"),
     };
     let mut reply = LocalReply::new(status, body, details);

@@ -50,7 +50,8 @@ pub(crate) fn compile(
     let mut router = RouterConfig { dynamic_stats: true, ..RouterConfig::default() };
     for (index, proto) in protos.iter().enumerate() {
         let last = index + 1 == protos.len();
-        let compiled = compile_one(proto, last, scope, cx, &mut router).at(|| format!("http_filters[{}]", proto.name))?;
+        let compiled = compile_one(proto, last, scope, cx, &mut router)
+            .at(|| format!("http_filters[{}]", proto.name))?;
         entries.extend(compiled);
     }
     Ok((entries, router))
@@ -74,8 +75,12 @@ fn compile_one(
     if terminal != last {
         let name = &proto.name;
         let reason = match terminal {
-            true => format!("Error: terminal filter named {name} of type {name} must be the last filter in a http filter chain."),
-            false => format!("Error: non-terminal filter named {name} of type {name} is the last filter in a http filter chain."),
+            true => format!(
+                "Error: terminal filter named {name} of type {name} must be the last filter in a http filter chain."
+            ),
+            false => format!(
+                "Error: non-terminal filter named {name} of type {name} is the last filter in a http filter chain."
+            ),
         };
         return Err(ConfigError::new(reason));
     }

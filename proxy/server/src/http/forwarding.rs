@@ -102,7 +102,8 @@ pub(crate) fn apply(trust: &Trust, peer: Peer<'_>, headers: &mut Headers) -> Res
     if trust.use_remote_address {
         checkable = !headers.contains(Known::XForwardedFor);
         if trust.trusted_hops > 0 {
-            let found = headers.get(Known::XForwardedFor).and_then(|xff| last_address(xff, trust.trusted_hops - 1));
+            let found =
+                headers.get(Known::XForwardedFor).and_then(|xff| last_address(xff, trust.trusted_hops - 1));
             remote = found.map(|(ip, _)| address(ip));
         }
         if !trust.skip_xff_append {
@@ -204,15 +205,13 @@ impl Detection {
                 });
                 Ok(found.map(|ip| (address(ip), false)))
             }
-            Self::Header { name, trusted, reject } => {
-                match headers.get(name.as_name()).and_then(parse_ip) {
-                    Some(ip) => Ok(Some((address(ip), *trusted))),
-                    None => match reject {
-                        Some(status) => Err(StreamEnd::IpDetectionFailed(*status)),
-                        None => Ok(None),
-                    },
-                }
-            }
+            Self::Header { name, trusted, reject } => match headers.get(name.as_name()).and_then(parse_ip) {
+                Some(ip) => Ok(Some((address(ip), *trusted))),
+                None => match reject {
+                    Some(status) => Err(StreamEnd::IpDetectionFailed(*status)),
+                    None => Ok(None),
+                },
+            },
         }
     }
 }
@@ -330,7 +329,12 @@ mod tests {
             // 1: edge proxy without a trusted proxy in front.
             (
                 (true, 0, "192.0.2.5", Some("203.0.113.128, 203.0.113.10, 203.0.113.1")),
-                ("192.0.2.5", Some("203.0.113.128, 203.0.113.10, 203.0.113.1,192.0.2.5"), Some("192.0.2.5"), false),
+                (
+                    "192.0.2.5",
+                    Some("203.0.113.128, 203.0.113.10, 203.0.113.1,192.0.2.5"),
+                    Some("192.0.2.5"),
+                    false,
+                ),
             ),
             // 2: internal proxy receiving from the edge proxy of example 1.
             (
@@ -340,7 +344,12 @@ mod tests {
             // 3: edge proxy behind two trusted proxies.
             (
                 (true, 2, "192.0.2.5", Some("203.0.113.128, 203.0.113.10, 203.0.113.1")),
-                ("203.0.113.10", Some("203.0.113.128, 203.0.113.10, 203.0.113.1,192.0.2.5"), Some("203.0.113.10"), false),
+                (
+                    "203.0.113.10",
+                    Some("203.0.113.128, 203.0.113.10, 203.0.113.1,192.0.2.5"),
+                    Some("203.0.113.10"),
+                    false,
+                ),
             ),
             // 4: internal proxy receiving from the edge proxy of example 3.
             (
@@ -350,7 +359,10 @@ mod tests {
             // 5: internal proxy called by an internal client.
             ((false, 0, "10.20.30.40", None), ("10.20.30.40", None, None, false)),
             // 6: the internal proxy of example 5 behind another one.
-            ((false, 0, "10.20.30.50", Some("10.20.30.40")), ("10.20.30.40", Some("10.20.30.40"), None, true)),
+            (
+                (false, 0, "10.20.30.50", Some("10.20.30.40")),
+                ("10.20.30.40", Some("10.20.30.40"), None, true),
+            ),
         ];
         for ((remote, hops, peer, xff), (trusted, xff_out, external, internal)) in rows {
             let seen = run(&trust(remote, hops), peer, xff);
@@ -369,10 +381,13 @@ mod tests {
 
     #[test]
     fn external_requests_lose_internal_headers() {
-        let mut headers: Headers =
-            [("x-envoy-max-retries", "3"), ("x-envoy-decorator-operation", "x"), ("x-envoy-original-path", "/p")]
-                .into_iter()
-                .collect();
+        let mut headers: Headers = [
+            ("x-envoy-max-retries", "3"),
+            ("x-envoy-decorator-operation", "x"),
+            ("x-envoy-original-path", "/p"),
+        ]
+        .into_iter()
+        .collect();
         let remote = ip("1.2.3.4");
         let peer = Peer { remote: &remote, local: &remote, node_ip: NODE, tls: true };
         apply(&trust(false, 0), peer, &mut headers).unwrap();

@@ -209,7 +209,8 @@ mod tests {
             if !header.is_empty() {
                 response.append(header, "1");
             }
-            let more = [("x-envoy-retriable-status-codes", "418"), ("x-envoy-retriable-header-names", "x-again")];
+            let more =
+                [("x-envoy-retriable-status-codes", "418"), ("x-envoy-retriable-header-names", "x-again")];
             assert_eq!(wants(on, &more, Outcome::Response(&response)), expected, "{on} {status} {header}");
         }
         let response: Headers = [(":status", "200"), ("grpc-status", "14")].into_iter().collect();

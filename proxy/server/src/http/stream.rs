@@ -48,12 +48,9 @@ const KEEP: usize = 8 * 1024;
 impl Scratch {
     pub(crate) fn recycle(&mut self) {
         self.kept.clear();
-        for headers in [
-            &mut self.request,
-            &mut self.request_trailers,
-            &mut self.response,
-            &mut self.response_trailers,
-        ] {
+        for headers in
+            [&mut self.request, &mut self.request_trailers, &mut self.response, &mut self.response_trailers]
+        {
             headers.clear();
             if headers.capacity_bytes() > KEEP {
                 headers.shrink_to(KEEP);

@@ -282,7 +282,13 @@ impl Listeners {
     }
 
     /// Listener filters, filter chain, handshake, network filter.
-    async fn serve(&self, active: &Rc<Active>, listener: &Arc<Listener>, socket: Socket, mut info: ConnectionInfo) {
+    async fn serve(
+        &self,
+        active: &Rc<Active>,
+        listener: &Arc<Listener>,
+        socket: Socket,
+        mut info: ConnectionInfo,
+    ) {
         let Some(socket) = self.inspect(listener, socket, &mut info).await else {
             return;
         };
@@ -397,7 +403,8 @@ impl Listeners {
         let stream = result.map_err(|error| context.handshake_failed(&error))?;
         let connection = stream.get_ref().1;
         if info.requested_server_name.is_none() {
-            info.requested_server_name = connection.server_name().map(|name| name.to_ascii_lowercase().into());
+            info.requested_server_name =
+                connection.server_name().map(|name| name.to_ascii_lowercase().into());
         }
         info.negotiated_protocol = connection.alpn_protocol().map(Into::into);
         info.tls = Some(Arc::new(context.handshake_done(connection)));

@@ -258,9 +258,7 @@ fn build(levels: &[Level], criteria: &[Criteria], chains: Vec<usize>) -> Result<
         Level::DestinationPort => {
             branches(&chains, |i| criteria[i].destination_port.into_iter().collect(), below).map(Node::Port)
         }
-        Level::SourcePort => {
-            branches(&chains, |i| criteria[i].source_ports.clone(), below).map(Node::Port)
-        }
+        Level::SourcePort => branches(&chains, |i| criteria[i].source_ports.clone(), below).map(Node::Port),
         Level::DestinationIp => ip_node(&chains, |i| &criteria[i].destination_ips, below),
         Level::DirectSourceIp => ip_node(&chains, |i| &criteria[i].direct_source_ips, below),
         Level::SourceIp => ip_node(&chains, |i| &criteria[i].source_ips, below),
@@ -345,8 +343,7 @@ impl Node {
         match self {
             Self::Chain(_) => None,
             Self::Port(branches) => {
-                let endpoint =
-                    if level == Level::DestinationPort { facts.destination } else { facts.source };
+                let endpoint = if level == Level::DestinationPort { facts.destination } else { facts.source };
                 branches.get(endpoint.map(|(_, port)| port).as_ref())
             }
             Self::Ip(nets, any) => {
@@ -457,7 +454,8 @@ mod tests {
     #[test]
     fn longest_prefix_alpn_and_source() {
         let wide = pb::FilterChainMatch { prefix_ranges: vec![range("10.0.0.0", 8)], ..Default::default() };
-        let narrow = pb::FilterChainMatch { prefix_ranges: vec![range("10.0.0.9", 24)], ..Default::default() };
+        let narrow =
+            pb::FilterChainMatch { prefix_ranges: vec![range("10.0.0.9", 24)], ..Default::default() };
         let h2 = pb::FilterChainMatch { application_protocols: vec!["h2".into()], ..narrow.clone() };
         let external = pb::FilterChainMatch { source_type: 2, ..h2.clone() };
         let chains = [

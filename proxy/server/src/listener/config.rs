@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
-use envoy_types::pb::envoy::extensions::filters::network as network;
+use envoy_types::pb::envoy::extensions::filters::network;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message as _;
@@ -311,12 +311,8 @@ fn addresses(proto: &pb::Listener) -> Result<Vec<ListenAddress>, ConfigError> {
 }
 
 fn listen_address(proto: &core::Address, options: Vec<SocketOption>) -> Result<ListenAddress, ConfigError> {
-    let mut listen = ListenAddress {
-        address: address::listen(proto)?,
-        mode: None,
-        ipv4_compat: false,
-        options,
-    };
+    let mut listen =
+        ListenAddress { address: address::listen(proto)?, mode: None, ipv4_compat: false, options };
     match &proto.address {
         Some(core::address::Address::SocketAddress(socket)) => listen.ipv4_compat = socket.ipv4_compat,
         Some(core::address::Address::Pipe(pipe)) => listen.mode = Some(pipe.mode).filter(|mode| *mode != 0),
@@ -326,10 +322,7 @@ fn listen_address(proto: &core::Address, options: Vec<SocketOption>) -> Result<L
 }
 
 /// A listener filter; `None` when `filter_disabled` is `any_match`, the one predicate that needs no evaluation.
-fn listener_filter(
-    proto: &pb::ListenerFilter,
-    scope: &Scope,
-) -> Result<Option<ListenerFilter>, ConfigError> {
+fn listener_filter(proto: &pb::ListenerFilter, scope: &Scope) -> Result<Option<ListenerFilter>, ConfigError> {
     use pb::listener_filter_chain_match_predicate::Rule;
     if let Some(predicate) = &proto.filter_disabled {
         return match &predicate.rule {
@@ -428,8 +421,7 @@ fn network_filters(
     };
     let compile = || match type_name(any) {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
-            Hcm::compile(&decode(any)?, scope, context)
-                .map(|manager| NetworkFilter::Http(Arc::new(manager)))
+            Hcm::compile(&decode(any)?, scope, context).map(|manager| NetworkFilter::Http(Arc::new(manager)))
         }
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
             TcpProxy::compile(&decode(any)?, context).map(|proxy| NetworkFilter::Tcp(Arc::new(proxy)))
@@ -461,10 +453,6 @@ fn named(list: &str, name: &str, index: usize) -> String {
 
 /// What must be equal for an update to keep the sockets and the connections of unchanged chains.
 fn frame_hash(proto: &pb::Listener) -> u64 {
-    let frame = pb::Listener {
-        filter_chains: Vec::new(),
-        default_filter_chain: None,
-        ..proto.clone()
-    };
+    let frame = pb::Listener { filter_chains: Vec::new(), default_filter_chain: None, ..proto.clone() };
     xxh64(&frame.encode_to_vec(), 0)
 }

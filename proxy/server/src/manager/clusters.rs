@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_pb;
 use prost::Message as _;
 use waystation_filter_api::cell::Cell;
 use waystation_schema::{At as _, ConfigError, Message, Policy, check};
-use waystation_stats::{Scope, stats_group};
+use waystation_stats::stats_group;
 use waystation_upstream::cluster::{self, Cluster, Discovery, Environment};
 use waystation_xds::{Client, Interest, Rejection, ResourceType, SubId, SubscriptionSpec, Update};
 use xxhash_rust::xxh64::xxh64;
@@ -77,7 +77,9 @@ pub struct Clusters {
     warming: Vec<String>,
     assignments: BTreeMap<String, Dumped>,
     /// EDS subscriptions that are not counted yet.
-    fresh: Vec<(SubId, Scope)>,
+    fresh: Vec<(SubId, Arc<Cluster>)>,
+    /// EDS subscriptions that are over.
+    ended: Vec<SubId>,
     dns: DnsTasks,
     stats: ClusterManagerStats,
 }
@@ -109,6 +111,7 @@ impl Clusters {
             warming: Vec::new(),
             assignments: BTreeMap::new(),
             fresh: Vec::new(),
+            ended: Vec::new(),
             dns: DnsTasks::new(),
         })
     }
@@ -143,9 +146,14 @@ impl Clusters {
             }
         }
         let live = match self.compile(proto, dynamic, needs, client) {
-            Ok((cluster, eds, held)) => {
-                Live { cluster: Arc::new(cluster), eds, needs: held, wire, version: Arc::clone(version), hash }
-            }
+            Ok((cluster, eds, held)) => Live {
+                cluster: Arc::new(cluster),
+                eds,
+                needs: held,
+                wire,
+                version: Arc::clone(version),
+                hash,
+            },
             Err(error) => {
                 if let Some(entry) = self.entries.get_mut(&proto.name) {
                     entry.refused = Some(super::dump::Refused {
@@ -160,7 +168,7 @@ impl Clusters {
         };
         if let Some(sub) = live.eds {
             self.by_sub.insert(sub, proto.name.clone());
-            self.fresh.push((sub, live.cluster.scope().clone()));
+            self.fresh.push((sub, Arc::clone(&live.cluster)));
         }
         let entry = self.entries.entry(proto.name.clone()).or_insert_with(|| Entry {
             cell: self.shared.clusters.cell(&proto.name),
@@ -183,7 +191,7 @@ impl Clusters {
         }
         match entry.warming.replace(live) {
             Some(replaced) => {
-                Self::retire(replaced, &mut self.by_sub, &mut self.dns, needs, client);
+                Self::retire(replaced, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client);
             }
             None => {
                 self.warming.push(proto.name.clone());
@@ -252,9 +260,10 @@ impl Clusters {
             let Some(entry) = self.entries.get_mut(&name) else {
                 continue;
             };
-            let ready = entry.warming.as_ref().is_some_and(|live| {
-                is_discovered(&live.cluster) && needs.settled(&live.needs)
-            });
+            let ready = entry
+                .warming
+                .as_ref()
+                .is_some_and(|live| is_discovered(&live.cluster) && needs.settled(&live.needs));
             let Some(live) = entry.warming.take_if(|_| ready) else {
                 self.warming.push(name);
                 continue;
@@ -263,7 +272,7 @@ impl Clusters {
             entry.cell.set(Some(Arc::clone(&live.cluster)));
             entry.updated = std::time::SystemTime::now();
             match entry.active.replace(live) {
-                Some(old) => Self::retire(old, &mut self.by_sub, &mut self.dns, needs, client),
+                Some(old) => Self::retire(old, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client),
                 None => self.stats.active_clusters().add(1),
             }
         }
@@ -272,6 +281,7 @@ impl Clusters {
     fn retire(
         live: Live,
         by_sub: &mut HashMap<SubId, String>,
+        ended: &mut Vec<SubId>,
         dns: &mut DnsTasks,
         needs: &mut Needs,
         client: &mut Client,
@@ -279,6 +289,7 @@ impl Clusters {
         if let Some(sub) = live.eds {
             client.unsubscribe(sub);
             by_sub.remove(&sub);
+            ended.push(sub);
         }
         dns.stop(&live.cluster);
         needs.release(&live.needs, client);
@@ -296,12 +307,12 @@ impl Clusters {
         self.stats.cluster_removed().inc();
         if let Some(live) = entry.active {
             self.stats.active_clusters().sub(1);
-            Self::retire(live, &mut self.by_sub, &mut self.dns, needs, client);
+            Self::retire(live, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client);
         }
         if let Some(live) = entry.warming {
             self.warming.retain(|warming| warming != name);
             self.stats.warming_clusters().sub(1);
-            Self::retire(live, &mut self.by_sub, &mut self.dns, needs, client);
+            Self::retire(live, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client);
         }
         self.assignments.remove(name);
     }
@@ -328,8 +339,9 @@ impl Clusters {
                     let dumped = Dumped::accepted(resource.body.clone(), Arc::clone(&resource.version));
                     self.assignments.insert(cluster.name().to_owned(), dumped);
                 }
-                Err(error) => rejected
-                    .push(Rejection { name: Arc::clone(&resource.name), reason: error.to_string() }),
+                Err(error) => {
+                    rejected.push(Rejection { name: Arc::clone(&resource.name), reason: error.to_string() })
+                }
             }
         }
         if update.resources.is_empty() && !cluster.endpoints().initialized() {
@@ -339,9 +351,14 @@ impl Clusters {
         rejected
     }
 
-    /// New subscriptions, to be counted below their scopes.
-    pub fn take_fresh(&mut self) -> Vec<(SubId, Scope)> {
+    /// New EDS subscriptions, to be counted.
+    pub fn take_fresh(&mut self) -> Vec<(SubId, Arc<Cluster>)> {
         std::mem::take(&mut self.fresh)
+    }
+
+    /// Subscriptions that are over: their counters go.
+    pub fn take_ended(&mut self) -> Vec<SubId> {
+        std::mem::take(&mut self.ended)
     }
 
     /// A subscription of ours got nothing in time.

@@ -14,8 +14,8 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::dump::Dumped;
 use super::needs::Needs;
-use crate::context::{CompileContext, Shared};
 use crate::admin::config_dump::ResourceDump;
+use crate::context::{CompileContext, Shared};
 use crate::listener::config::{Listener, NetworkFilter};
 use crate::listener::sockets::Sockets;
 
@@ -331,7 +331,8 @@ impl Listeners {
     /// Ends the drains whose time is over.
     pub fn expire(&mut self, now: Instant, needs: &mut Needs, client: &mut Client) -> Vec<Order> {
         let mut orders = Vec::new();
-        let (over, still) = std::mem::take(&mut self.draining).into_iter().partition(|drain| drain.until <= now);
+        let (over, still) =
+            std::mem::take(&mut self.draining).into_iter().partition(|drain| drain.until <= now);
         self.draining = still;
         let over: Vec<Draining> = over;
         for drain in over {
@@ -430,9 +431,10 @@ impl Listeners {
                     dynamic: entry.dynamic,
                     active: entry.dumped.clone().filter(|dumped| !dumped.wire.is_empty()),
                     error: entry.dumped.as_ref().and_then(|dumped| dumped.error.clone()),
-                    warming: entry.warming.as_ref().map(|warming| {
-                        Dumped::accepted(warming.wire.clone(), Arc::clone(&warming.version))
-                    }),
+                    warming: entry
+                        .warming
+                        .as_ref()
+                        .map(|warming| Dumped::accepted(warming.wire.clone(), Arc::clone(&warming.version))),
                     draining: None,
                 })
                 .chain(self.draining.iter().filter(|drain| drain.id.is_some()).map(|drain| ListenerDump {

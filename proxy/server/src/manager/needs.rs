@@ -54,6 +54,8 @@ pub struct Needs {
     by_sub: HashMap<SubId, String>,
     /// Subscriptions that are not counted yet.
     fresh: Vec<(SubId, Scope)>,
+    /// Subscriptions that are over.
+    ended: Vec<SubId>,
 }
 
 impl Needs {
@@ -85,8 +87,7 @@ impl Needs {
         self.by_sub.insert(sub, key.clone());
         let (Need::Route { scope, .. } | Need::Secret { scope, .. }) = need;
         self.fresh.push((sub, scope.clone()));
-        let needed =
-            Needed { name: name.clone(), slot, sub, settled: false, dumped: None, holders: 1 };
+        let needed = Needed { name: name.clone(), slot, sub, settled: false, dumped: None, holders: 1 };
         self.by_key.insert(key, needed);
         Ok(())
     }
@@ -101,6 +102,7 @@ impl Needs {
             needed.holders -= 1;
             if needed.holders == 0 {
                 client.unsubscribe(needed.sub);
+                self.ended.push(needed.sub);
                 self.by_sub.remove(&needed.sub);
                 self.by_key.remove(&key);
             }
@@ -123,6 +125,11 @@ impl Needs {
         std::mem::take(&mut self.fresh)
     }
 
+    /// Subscriptions that are over: their counters go.
+    pub fn take_ended(&mut self) -> Vec<SubId> {
+        std::mem::take(&mut self.ended)
+    }
+
     /// The needed resource that a subscription is for.
     pub fn by_sub(&mut self, sub: SubId) -> Option<&mut Needed> {
         self.by_key.get_mut(self.by_sub.get(&sub)?)
@@ -143,8 +150,12 @@ fn parts(need: &Need) -> (String, ResourceType, &core::ConfigSource, &String, Sl
             name,
             Slot::Route(Arc::clone(cell)),
         ),
-        Need::Secret { source, name, cell, .. } => {
-            (Slot::key("secret", source, name), ResourceType::Secret, source, name, Slot::Secret(Arc::clone(cell)))
-        }
+        Need::Secret { source, name, cell, .. } => (
+            Slot::key("secret", source, name),
+            ResourceType::Secret,
+            source,
+            name,
+            Slot::Secret(Arc::clone(cell)),
+        ),
     }
 }

@@ -7,7 +7,7 @@ use waystation_route::{CompileContext, RouteTable};
 use waystation_schema::ConfigError;
 
 use crate::context::Shared;
-use crate::http::filters;
+use crate::http::{filters, refuse_unsupported};
 
 /// Compiles a route configuration. `validate_clusters` is the default where the configuration does not say: true for an
 /// inline one, false for one by RDS.
@@ -16,7 +16,7 @@ pub fn compile(
     validate_clusters: bool,
     shared: &Arc<Shared>,
 ) -> Result<RouteTable, ConfigError> {
-    RouteTable::compile(
+    let table = RouteTable::compile(
         proto,
         &CompileContext {
             clusters: &shared.clusters,
@@ -24,5 +24,7 @@ pub fn compile(
             validate_clusters,
             filter_config: &|name, any| filters::compile_route_config(name, any, shared),
         },
-    )
+    )?;
+    refuse_unsupported(&table)?;
+    Ok(table)
 }

@@ -1,8 +1,10 @@
 //! `update_*` of each subscription.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use waystation_stats::{Gauge, Scope, TextReadout, stats_group};
+use waystation_upstream::Cluster;
 use waystation_xds::{Client, SubId};
 
 stats_group! {
@@ -14,9 +16,26 @@ stats_group! {
     }
 }
 
+stats_group! {
+    /// What a cluster's own group does not have of them.
+    pub struct EdsStats {
+        counters { init_fetch_timeout, update_rejected }
+        gauges { update_time }
+        histograms { update_duration: Milliseconds }
+    }
+}
+
+/// Where the numbers of one subscription go.
+#[derive(Debug)]
+enum Target {
+    Own(SubscriptionStats),
+    /// EDS: the cluster counts some of them itself, for DNS as well.
+    Cluster(Arc<Cluster>, EdsStats),
+}
+
 #[derive(Debug)]
 struct Counted {
-    stats: SubscriptionStats,
+    target: Target,
     version_text: TextReadout,
     seen: waystation_xds::SubscriptionStats,
 }
@@ -54,8 +73,18 @@ impl Counters {
 
     /// Counts `sub` below `scope`.
     pub fn add(&mut self, sub: SubId, scope: &Scope) {
+        self.insert(sub, Target::Own(scope.group()), scope);
+    }
+
+    /// Counts a cluster's EDS subscription.
+    pub fn add_eds(&mut self, sub: SubId, cluster: &Arc<Cluster>) {
+        let target = Target::Cluster(Arc::clone(cluster), cluster.scope().group());
+        self.insert(sub, target, cluster.scope());
+    }
+
+    fn insert(&mut self, sub: SubId, target: Target, scope: &Scope) {
         let counted = Counted {
-            stats: scope.group(),
+            target,
             version_text: scope.text_readout("version_text"),
             seen: waystation_xds::SubscriptionStats::default(),
         };
@@ -70,19 +99,36 @@ impl Counters {
     /// Brings the counters up to date with the client.
     pub fn follow(&mut self, client: &mut Client) {
         client.drain_changed_stats(|sub, now| {
-            let Some(Counted { stats, version_text, seen }) = self.by_sub.get_mut(&sub) else {
+            let Some(Counted { target, version_text, seen }) = self.by_sub.get_mut(&sub) else {
                 return;
             };
-            stats.update_attempt().add(now.update_attempt - seen.update_attempt);
-            stats.update_success().add(now.update_success - seen.update_success);
-            stats.update_failure().add(now.update_failure - seen.update_failure);
-            stats.update_rejected().add(now.update_rejected - seen.update_rejected);
-            stats.init_fetch_timeout().add(now.init_fetch_timeout - seen.init_fetch_timeout);
-            stats.update_time().set(now.update_time);
-            stats.version().set(now.version);
-            if now.update_success > seen.update_success {
-                let took = u64::try_from(now.update_duration.as_millis()).unwrap_or(u64::MAX);
-                stats.update_duration().record(took);
+            let succeeded = now.update_success - seen.update_success;
+            let took = u64::try_from(now.update_duration.as_millis()).unwrap_or(u64::MAX);
+            match target {
+                Target::Own(stats) => {
+                    stats.update_attempt().add(now.update_attempt - seen.update_attempt);
+                    stats.update_success().add(succeeded);
+                    stats.update_failure().add(now.update_failure - seen.update_failure);
+                    stats.update_rejected().add(now.update_rejected - seen.update_rejected);
+                    stats.init_fetch_timeout().add(now.init_fetch_timeout - seen.init_fetch_timeout);
+                    stats.update_time().set(now.update_time);
+                    stats.version().set(now.version);
+                    if succeeded > 0 {
+                        stats.update_duration().record(took);
+                    }
+                }
+                Target::Cluster(cluster, stats) => {
+                    cluster.stats.update_attempt().add(now.update_attempt - seen.update_attempt);
+                    cluster.stats.update_success().add(succeeded);
+                    cluster.stats.update_failure().add(now.update_failure - seen.update_failure);
+                    cluster.stats.version().set(now.version);
+                    stats.update_rejected().add(now.update_rejected - seen.update_rejected);
+                    stats.init_fetch_timeout().add(now.init_fetch_timeout - seen.init_fetch_timeout);
+                    stats.update_time().set(now.update_time);
+                    if succeeded > 0 {
+                        stats.update_duration().record(took);
+                    }
+                }
             }
             if now.version_text != seen.version_text {
                 version_text.set(&now.version_text);

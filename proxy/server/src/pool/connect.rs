@@ -234,7 +234,8 @@ async fn open(
 ) -> Result<(Socket, Option<Address>), ConnectError> {
     match address {
         Address::Ip(address) => {
-            let stream = tcp(*address, options).await.map_err(|error| failed("delayed connect error", &error))?;
+            let stream =
+                tcp(*address, options).await.map_err(|error| failed("delayed connect error", &error))?;
             let local = stream.local_addr().ok().map(Address::Ip);
             Ok((Socket::tcp(stream), local))
         }
@@ -306,7 +307,10 @@ async fn secure(
         Some(UpstreamSocket::Plain) | None => return Ok((Transport::Plain(socket), info)),
     };
     let Some((config, name)) = tls.connect(options.tls) else {
-        return Err(ConnectError::Failed { local: true, reason: "TLS error: Secret is not supplied by SDS".into() });
+        return Err(ConnectError::Failed {
+            local: true,
+            reason: "TLS error: Secret is not supplied by SDS".into(),
+        });
     };
     let connector = tokio_rustls::TlsConnector::from(config);
     let stream = connector.connect(name, socket).await.map_err(|error| ConnectError::Failed {

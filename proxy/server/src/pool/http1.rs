@@ -7,8 +7,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use tokio_util::io::poll_read_buf;
 use std::pin::Pin;
+use tokio_util::io::poll_read_buf;
 use waystation_http::Headers;
 use waystation_http::h1::{self, After, ClientConn, Received, ResponseHead};
 
@@ -180,7 +180,8 @@ impl Http1 {
     #[inline]
     pub(crate) fn finish(&mut self, worker: &Worker) -> bool {
         self.guard.flush();
-        let keep = self.codec.after_message() == After::KeepAlive && self.input.is_empty() && self.out.is_empty();
+        let keep =
+            self.codec.after_message() == After::KeepAlive && self.input.is_empty() && self.out.is_empty();
         if keep {
             self.guard.active = false;
             worker.give_buffer(std::mem::take(&mut self.input));
@@ -210,6 +211,9 @@ impl Drop for Http1 {
 
 impl fmt::Debug for Http1 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Http1").field("info", &self.info).field("requests", &self.requests).finish_non_exhaustive()
+        f.debug_struct("Http1")
+            .field("info", &self.info)
+            .field("requests", &self.requests)
+            .finish_non_exhaustive()
     }
 }

@@ -229,7 +229,8 @@ impl Http2Stream {
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
         let Some(send) = &mut self.send else { return Poll::Ready(Ok(())) };
-        let flushed = poll_send(cx, send, &mut self.pending, &mut self.pending_bytes, self.ended, &mut self.trailers);
+        let flushed =
+            poll_send(cx, send, &mut self.pending, &mut self.pending_bytes, self.ended, &mut self.trailers);
         match ready!(flushed) {
             Ok(done) => {
                 if done {

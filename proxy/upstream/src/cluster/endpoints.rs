@@ -114,9 +114,7 @@ impl Cluster {
             Ok(assignment)
         });
         match compiled {
-            Ok(assignment) => {
-                Ok(self.apply(&assignment, now))
-            }
+            Ok(assignment) => Ok(self.apply(&assignment, now)),
             Err(error) => Err(error),
         }
     }

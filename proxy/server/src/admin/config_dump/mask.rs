@@ -31,7 +31,11 @@ pub(super) fn apply(message: Message, wire: &[u8], paths: &[&str]) -> Vec<u8> {
         let below: Vec<&str> =
             paths.iter().filter_map(|path| path.strip_prefix(name)?.strip_prefix('.')).collect();
         if let (false, Type::Message, Some(inner)) = (below.is_empty(), field.ty(), field.message()) {
-            let kept = if inner.kind() == Kind::Any { inside_any(payload, &below) } else { apply(inner, payload, &below) };
+            let kept = if inner.kind() == Kind::Any {
+                inside_any(payload, &below)
+            } else {
+                apply(inner, payload, &below)
+            };
             encode_key(number, WireType::LengthDelimited, &mut out);
             encode_varint(kept.len() as u64, &mut out);
             out.extend_from_slice(&kept);

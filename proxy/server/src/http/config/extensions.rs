@@ -40,7 +40,8 @@ pub(super) fn detection(
         ));
     }
     let one = |proto: &TypedExtensionConfig| {
-        let any = proto.typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
+        let any =
+            proto.typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
         match type_name(any) {
             "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig" => {
                 let XffConfig { xff_num_trusted_hops, xff_trusted_cidrs, skip_xff_append } = decode(any)?;
@@ -59,7 +60,11 @@ pub(super) fn detection(
                     let code = u16::try_from(status.code).ok().filter(|code| (400..512).contains(code));
                     code.unwrap_or(403)
                 });
-                Ok(Detection::Header { name, trusted: config.allow_extension_to_set_address_as_trusted, reject })
+                Ok(Detection::Header {
+                    name,
+                    trusted: config.allow_extension_to_set_address_as_trusted,
+                    reject,
+                })
             }
             other => Err(ConfigError::new(format!("unknown original IP detection type '{other}'"))),
         }
@@ -72,9 +77,12 @@ pub(super) fn detection(
 }
 
 /// `early_header_mutation_extensions`.
-pub(super) fn early_mutations(protos: &[TypedExtensionConfig]) -> Result<Vec<HeaderMutationList>, ConfigError> {
+pub(super) fn early_mutations(
+    protos: &[TypedExtensionConfig],
+) -> Result<Vec<HeaderMutationList>, ConfigError> {
     let one = |proto: &TypedExtensionConfig| {
-        let any = proto.typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
+        let any =
+            proto.typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
         match type_name(any) {
             "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation" => {
                 let config: HeaderMutation = decode(any)?;
@@ -91,11 +99,15 @@ pub(super) fn early_mutations(protos: &[TypedExtensionConfig]) -> Result<Vec<Hea
 }
 
 /// `request_id_extension`: only the UUID that is Envoy's default. Its trace bit follows tracing, which is not there.
-pub(super) fn request_id(proto: Option<&RequestIdExtension>, base: RequestId) -> Result<RequestId, ConfigError> {
+pub(super) fn request_id(
+    proto: Option<&RequestIdExtension>,
+    base: RequestId,
+) -> Result<RequestId, ConfigError> {
     let Some(any) = proto.and_then(|proto| proto.typed_config.as_ref()) else { return Ok(base) };
     match type_name(any) {
         "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => {
-            let UuidRequestIdConfig { pack_trace_reason: _, use_request_id_for_trace_sampling: _ } = decode(any)?;
+            let UuidRequestIdConfig { pack_trace_reason: _, use_request_id_for_trace_sampling: _ } =
+                decode(any)?;
             Ok(base)
         }
         other => Err(ConfigError::new(format!("unknown request id type '{other}'"))),

@@ -8,8 +8,7 @@ use waystation_schema::{At, ConfigError};
 use super::{Http2Options, boolean, ignored_upgrades};
 use crate::convert;
 
-const PRESERVE_CASE: &str =
-    "type.googleapis.com/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig";
+const PRESERVE_CASE: &str = "type.googleapis.com/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig";
 
 pub(super) fn http1(
     proto: Option<&core::Http1ProtocolOptions>,
@@ -67,7 +66,10 @@ fn http1_options(proto: &core::Http1ProtocolOptions, base: h1::Config) -> Result
             true
         }
         Some(HeaderFormat::ProperCaseWords(_)) => {
-            return Err(ConfigError::field("header_key_format.proper_case_words", "is not supported in this version"));
+            return Err(ConfigError::field(
+                "header_key_format.proper_case_words",
+                "is not supported in this version",
+            ));
         }
     };
     Ok(h1::Config {
@@ -116,16 +118,21 @@ pub(super) fn http2(proto: Option<&core::Http2ProtocolOptions>) -> Result<Http2O
         stream_reset_burst: _,
         stream_reset_rate: _,
     } = proto.unwrap_or(&default);
-    for (field, set) in
-        [("allow_metadata", *allow_metadata), ("custom_settings_parameters", !custom_settings_parameters.is_empty())]
-    {
+    for (field, set) in [
+        ("allow_metadata", *allow_metadata),
+        ("custom_settings_parameters", !custom_settings_parameters.is_empty()),
+    ] {
         if set {
-            return Err(ConfigError::field(field, "is not supported: the HTTP/2 library has no METADATA or own settings"));
+            return Err(ConfigError::field(
+                field,
+                "is not supported: the HTTP/2 library has no METADATA or own settings",
+            ));
         }
     }
     let number = |value: Option<&wkt::UInt32Value>, default: u32| value.map_or(default, |value| value.value);
     let keepalive = connection_keepalive.as_ref();
-    let duration = |value: Option<&wkt::Duration>| convert::timeout(value, None).at(|| "connection_keepalive");
+    let duration =
+        |value: Option<&wkt::Duration>| convert::timeout(value, None).at(|| "connection_keepalive");
     Ok(Http2Options {
         hpack_table_size: number(hpack_table_size.as_ref(), 4096),
         max_concurrent_streams: number(max_concurrent_streams.as_ref(), 1024),

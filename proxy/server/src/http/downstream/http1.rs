@@ -10,8 +10,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWrite as _;
 use tokio_util::io::poll_read_buf;
 use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
-use waystation_http::h1::{self, After, Framing, Received, RequestHead, ServerConn, Version};
 use waystation_http::Headers;
+use waystation_http::h1::{self, After, Framing, Received, RequestHead, ServerConn, Version};
 
 use super::{Downstream, HeadFacts, Piece};
 use crate::http::ConnCx;
@@ -111,9 +111,17 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
                     h1::Error::LowVersion => StreamEnd::LowVersion,
                     h1::Error::HeadersTooLarge | h1::Error::TooManyHeaders => {
                         stats.downstream_rq_too_large().inc();
-                        StreamEnd::Codec { status: error.status(), body: error.body(), details: error.details() }
+                        StreamEnd::Codec {
+                            status: error.status(),
+                            body: error.body(),
+                            details: error.details(),
+                        }
                     }
-                    error => StreamEnd::Codec { status: error.status(), body: error.body(), details: error.details() },
+                    error => StreamEnd::Codec {
+                        status: error.status(),
+                        body: error.body(),
+                        details: error.details(),
+                    },
                 };
                 Begin::refused(now, refused)
             }
@@ -148,7 +156,9 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
             connection.codec.close_after_response();
         }
         connection.bytes = ByteCounts::default();
-        stream::serve(cx, &mut connection, &mut timer, &mut scratch, begin).await;
+        // The stream's state is most of what a connection would hold: an idle one does without it, for one allocation of
+        // a size that the allocator has at hand.
+        Box::pin(stream::serve(cx, &mut connection, &mut timer, &mut scratch, begin)).await;
         cx.worker.give_scratch(scratch);
         connection.count_bytes(cx);
         if connection.broken || connection.codec.after_message() == After::Close || refused {

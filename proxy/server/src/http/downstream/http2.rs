@@ -101,7 +101,9 @@ async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
             }
             let idle = after(idle_since, hcm.timeouts.idle).filter(|_| active.get() == 0);
             let pong = after_opt(pinging, options.keepalive_timeout);
-            let due = [idle, next_ping, pong, drain_until].into_iter().fold(expires.filter(|_| !draining), earliest);
+            let due = [idle, next_ping, pong, drain_until]
+                .into_iter()
+                .fold(expires.filter(|_| !draining), earliest);
             timer.poll(task, due).map(|()| Next::Timer)
         })
         .await;
@@ -338,7 +340,8 @@ impl Downstream for Http2 {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamEnd>> {
         let Some(send) = &mut self.send else { return Poll::Ready(Ok(())) };
-        let sent = poll_send(cx, send, &mut self.pending, &mut self.pending_bytes, self.ended, &mut self.trailers);
+        let sent =
+            poll_send(cx, send, &mut self.pending, &mut self.pending_bytes, self.ended, &mut self.trailers);
         match ready!(sent) {
             Ok(done) => {
                 if done {
@@ -381,7 +384,11 @@ struct Counted {
 }
 
 impl AsyncRead for Counted {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         if this.prefix.is_empty() {

@@ -116,7 +116,8 @@ impl<D: Downstream> Stream<'_, D> {
             }
             let mut head = std::mem::take(&mut self.heads.response);
             let request = std::mem::take(&mut self.heads.request);
-            let flow = self.phase(index, Some(&request), |filter, cx| filter.encode_headers(cx, &mut head, end));
+            let flow =
+                self.phase(index, Some(&request), |filter, cx| filter.encode_headers(cx, &mut head, end));
             self.heads.request = request;
             self.heads.response = head;
             // A filter that would answer a response again has nothing to answer: its verdict stands as it is.

@@ -92,8 +92,17 @@ impl<D: Downstream> Stream<'_, D> {
         self.poll_limits(task, attempt.limits)
     }
 
-    fn poll_request(&mut self, task: &mut Context<'_>, attempt: &mut Attempt, moved: &mut bool) -> Option<Step> {
-        while attempt.upstream.has_room() {
+    fn poll_request(
+        &mut self,
+        task: &mut Context<'_>,
+        attempt: &mut Attempt,
+        moved: &mut bool,
+    ) -> Option<Step> {
+        loop {
+            // Without room the transport's waker is what brings us back: there must be one, or room.
+            if !attempt.upstream.has_room() && !matches!(attempt.upstream.poll_flush(task), Poll::Ready(Ok(()))) {
+                return None;
+            }
             let sent = if let Some(data) = self.heads.kept.get(attempt.replayed) {
                 attempt.replayed += 1;
                 let data = data.clone();
@@ -155,10 +164,14 @@ impl<D: Downstream> Stream<'_, D> {
             }
             *moved = true;
         }
-        None
     }
 
-    fn poll_response(&mut self, task: &mut Context<'_>, attempt: &mut Attempt, moved: &mut bool) -> Option<Step> {
+    fn poll_response(
+        &mut self,
+        task: &mut Context<'_>,
+        attempt: &mut Attempt,
+        moved: &mut bool,
+    ) -> Option<Step> {
         loop {
             if !self.down.has_room() {
                 match self.down.poll_flush(task) {

@@ -42,8 +42,15 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
         Some(stream) => Ok(stream),
         None => {
             let names = TlsNames::default();
-            upstream::acquire(Rc::clone(worker), Rc::clone(&pool), Rc::clone(&cluster), priority, Protocol::Http11, names)
-                .await
+            upstream::acquire(
+                Rc::clone(worker),
+                Rc::clone(&pool),
+                Rc::clone(&cluster),
+                priority,
+                Protocol::Http11,
+                names,
+            )
+            .await
         }
     };
     let Ok(mut stream) = stream else { return };
@@ -56,7 +63,10 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
     let mut ended = bodiless;
     let mut head = Headers::new();
     let done = std::future::poll_fn(|task| {
-        while !ended && stream.has_room() {
+        while !ended {
+            if !stream.has_room() && !matches!(stream.poll_flush(task), std::task::Poll::Ready(Ok(()))) {
+                break;
+            }
             let sent = match body.next() {
                 Some(data) => stream.send_data(data),
                 None => {
@@ -72,7 +82,9 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
         loop {
             match std::task::ready!(stream.poll_event(task, worker, &mut head)) {
                 Err(_) => return std::task::Poll::Ready(false),
-                Ok(Event::Head { end: true } | Event::Trailers | Event::End) => return std::task::Poll::Ready(true),
+                Ok(Event::Head { end: true } | Event::Trailers | Event::End) => {
+                    return std::task::Poll::Ready(true);
+                }
                 Ok(Event::Head { end: false }) => {
                     let status = head.status().unwrap_or(0);
                     cluster.response_codes().record(status);

@@ -41,7 +41,8 @@ impl<D: Downstream> Stream<'_, D> {
         }
         let before = self.heads.request.clone();
         let previous_route = (self.table.clone(), self.info.route.clone(), self.info.virtual_cluster);
-        let original = [current_scheme.as_bytes(), b"://", current_host.as_bytes(), before.path().unwrap_or_default()];
+        let original =
+            [current_scheme.as_bytes(), b"://", current_host.as_bytes(), before.path().unwrap_or_default()];
         let headers: &mut Headers = &mut self.heads.request;
         headers.set(Known::XEnvoyOriginalUrl, original.concat());
         headers.set(Known::Scheme, target.scheme);
@@ -131,7 +132,8 @@ mod tests {
             ("", None),
         ];
         for (location, expected) in rows {
-            let found = parse(location, "http", "a").map(|target| (target.scheme, target.authority, target.path));
+            let found =
+                parse(location, "http", "a").map(|target| (target.scheme, target.authority, target.path));
             assert_eq!(found, expected, "{location}");
         }
     }

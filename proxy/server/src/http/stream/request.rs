@@ -122,7 +122,8 @@ impl<D: Downstream> Stream<'_, D> {
             StripPort::Any => true,
             StripPort::Matching => {
                 let local = self.cx.info.local_address.ip().map(|address| address.port());
-                let stated = str::from_utf8(port.get(1..).unwrap_or_default()).ok().and_then(|p| p.parse().ok());
+                let stated =
+                    str::from_utf8(port.get(1..).unwrap_or_default()).ok().and_then(|p| p.parse().ok());
                 local.is_some() && local == stated
             }
         };

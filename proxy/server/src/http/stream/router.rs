@@ -8,7 +8,9 @@ use waystation_filter_api::cell::Cell;
 use waystation_filter_api::flags::ResponseFlag;
 use waystation_http::{Headers, Known, sanitize_response};
 use waystation_route::timeouts::{self, RequestTimeouts, RouterOptions};
-use waystation_route::{ClusterRef as RouteCluster, ClusterSpecifier, HashPolicy, Route, RouteAction, WeightedCluster};
+use waystation_route::{
+    ClusterRef as RouteCluster, ClusterSpecifier, HashPolicy, Route, RouteAction, WeightedCluster,
+};
 use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::host::{ActiveRequest, Outcome as HostOutcome};
@@ -89,7 +91,8 @@ impl<D: Downstream> Stream<'_, D> {
             _ => None,
         });
         let local = cell.map(|cell| cx.worker.cluster(&cell));
-        let Some((local, cluster)) = local.and_then(|local| local.get().map(|cluster| (local, cluster))) else {
+        let Some((local, cluster)) = local.and_then(|local| local.get().map(|cluster| (local, cluster)))
+        else {
             hcm.stats.hcm.no_cluster().inc();
             return Err(StreamEnd::ClusterNotFound { status: action.cluster_not_found_status });
         };
@@ -125,7 +128,8 @@ impl<D: Downstream> Stream<'_, D> {
         if self.request_complete {
             self.deadlines.route = after(now, self.route_timeout);
         }
-        let metadata = weighted.map_or(action.metadata_match.as_ref(), |weighted| weighted.metadata_match.as_ref());
+        let metadata =
+            weighted.map_or(action.metadata_match.as_ref(), |weighted| weighted.metadata_match.as_ref());
         self.start_mirrors(action);
         let mut routing = Routing {
             route,
@@ -168,7 +172,11 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// The cell of the cluster, and which weighted cluster it is.
-    fn target(&self, action: &RouteAction, hash: Option<u64>) -> (Option<std::sync::Arc<Cell<Cluster>>>, Option<usize>) {
+    fn target(
+        &self,
+        action: &RouteAction,
+        hash: Option<u64>,
+    ) -> (Option<std::sync::Arc<Cell<Cluster>>>, Option<usize>) {
         let target = action.target(&self.heads.request, self.random, || hash);
         let picked = match (&action.clusters, target.weighted) {
             (ClusterSpecifier::Weighted(all), Some(weighted)) => {
@@ -227,7 +235,15 @@ impl<D: Downstream> Stream<'_, D> {
         let Some(_request) = RequestPermit::acquire(&cluster, priority) else {
             self.release(upstream, &pool, &cluster, false);
             let reason = ResetReason::Overflow;
-            return self.after_failure(routing, retries, permit, Outcome::Reset(reason, false), reason, None, None);
+            return self.after_failure(
+                routing,
+                retries,
+                permit,
+                Outcome::Reset(reason, false),
+                reason,
+                None,
+                None,
+            );
         };
         let active = host.begin_request();
         let info = upstream.info();
@@ -255,7 +271,15 @@ impl<D: Downstream> Stream<'_, D> {
         let bodiless = self.request_complete && self.heads.kept.is_empty() && !self.request_has_trailers;
         attempt.request_sent = bodiless;
         if let Err(reason) = attempt.upstream.send_head(&self.cx.worker, &self.heads.request, bodiless) {
-            return self.after_failure(routing, retries, permit, Outcome::Reset(reason, true), reason, None, Some(active));
+            return self.after_failure(
+                routing,
+                retries,
+                permit,
+                Outcome::Reset(reason, true),
+                reason,
+                None,
+                Some(active),
+            );
         }
         let mut active = Some(active);
         loop {
@@ -286,7 +310,9 @@ impl<D: Downstream> Stream<'_, D> {
                         Decision::Stand => {}
                     }
                     *permit = None;
-                    if let Some(policy) = routing.action.internal_redirect.as_deref().filter(|p| p.handles(status)) {
+                    if let Some(policy) =
+                        routing.action.internal_redirect.as_deref().filter(|p| p.handles(status))
+                    {
                         let whole = self.request_complete && (attempt.keep || bodiless) && !self.facts.tunnel;
                         if whole && self.follow_redirect(policy, status) {
                             cluster.stats.upstream_internal_redirect_succeeded_total().inc();
@@ -329,7 +355,11 @@ impl<D: Downstream> Stream<'_, D> {
                     self.release(attempt.upstream, &pool, &cluster, false);
                     if self.response_started {
                         let transport = None;
-                        return Attempted::Over(StreamEnd::UpstreamReset { reason, retried: false, transport });
+                        return Attempted::Over(StreamEnd::UpstreamReset {
+                            reason,
+                            retried: false,
+                            transport,
+                        });
                     }
                     let outcome = Outcome::Reset(reason, true);
                     return self.after_failure(routing, retries, permit, outcome, reason, None, active);
@@ -402,7 +432,9 @@ impl<D: Downstream> Stream<'_, D> {
                 policy.host_predicates.iter().any(|predicate| match predicate {
                     waystation_route::RetryHostPredicate::PreviousHosts => routing.tried.contains(&host.id()),
                     waystation_route::RetryHostPredicate::OmitCanary => host.canary(),
-                    waystation_route::RetryHostPredicate::OmitMetadata(labels) => labels.match_host(host.metadata()),
+                    waystation_route::RetryHostPredicate::OmitMetadata(labels) => {
+                        labels.match_host(host.metadata())
+                    }
                 })
             })
         };
@@ -605,7 +637,8 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// What a retry or mirror may keep of the request body.
     fn keep_limit(&self, route: &Route) -> usize {
-        let of_route = route.request_body_buffer_limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let of_route =
+            route.request_body_buffer_limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
         of_route.unwrap_or(self.cx.hcm.buffer_limit)
     }
 
@@ -630,7 +663,8 @@ impl<D: Downstream> Stream<'_, D> {
             Known::XEnvoyMaxRetries,
         ] {
             let value = self.heads.request.get_str(name);
-            if self.heads.request.contains(name) && value.and_then(|v| v.trim().parse::<u64>().ok()).is_none() {
+            if self.heads.request.contains(name) && value.and_then(|v| v.trim().parse::<u64>().ok()).is_none()
+            {
                 return Err(StreamEnd::StrictHeaderCheck(name));
             }
         }

@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use waystation_filter_api::stream::Protocol;
-use waystation_http::h1::{self, Received};
 use waystation_http::Headers;
+use waystation_http::h1::{self, Received};
 use waystation_tls::ClientOptions;
+use waystation_upstream::Priority;
 use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::{ClusterRef, HeaderCase, HttpOptions, Underscores, UpstreamProtocol};
-use waystation_upstream::Priority;
 
 use crate::http::end::ResetReason;
 use crate::pool::http1::Http1;
@@ -32,7 +32,9 @@ pub(crate) enum Event {
     /// A 1xx head other than 101, in the map that was passed in.
     Informational,
     /// The response head, in the map that was passed in.
-    Head { end: bool },
+    Head {
+        end: bool,
+    },
     Data(Bytes),
     /// In the map that was passed in; nothing follows.
     Trailers,
@@ -94,11 +96,18 @@ impl Drop for PendingPermit<'_> {
 
 /// A connection that is ready at once: the usual case, without a future.
 #[inline]
-pub(super) fn ready(pool: &Rc<HostPool>, cluster: &ClusterRef, downstream: Protocol, now: Instant) -> Option<Upstream> {
+pub(super) fn ready(
+    pool: &Rc<HostPool>,
+    cluster: &ClusterRef,
+    downstream: Protocol,
+    now: Instant,
+) -> Option<Upstream> {
     match wanted(cluster, pool, downstream) {
         Wanted::Http1 => pool.take_idle(now).map(Upstream::Http1),
         Wanted::Http2 | Wanted::Either => {
-            let stream = pool.least_loaded().map(|connection| Upstream::Http2(Box::new(Http2Stream::reserve(connection))));
+            let stream = pool
+                .least_loaded()
+                .map(|connection| Upstream::Http2(Box::new(Http2Stream::reserve(connection))));
             stream.or_else(|| pool.take_idle(now).map(Upstream::Http1))
         }
     }
@@ -161,10 +170,21 @@ pub(super) async fn acquire(
                 if !http2 {
                     stats.upstream_cx_http1_total().inc();
                     let config = http1_config(http);
-                    return Ok(Upstream::Http1(Box::new(Http1::new(transport, info, guard, config, expires, &pool))));
+                    return Ok(Upstream::Http1(Box::new(Http1::new(
+                        transport, info, guard, config, expires, &pool,
+                    ))));
                 }
                 stats.upstream_cx_http2_total().inc();
-                let made = Http2::start(&pool, transport, info, guard, &http.http2, http.max_requests_per_connection, expires).await;
+                let made = Http2::start(
+                    &pool,
+                    transport,
+                    info,
+                    guard,
+                    &http.http2,
+                    http.max_requests_per_connection,
+                    expires,
+                )
+                .await;
                 match made {
                     Ok(connection) => {
                         let stream = Box::new(Http2Stream::reserve(Rc::clone(&connection)));
@@ -184,7 +204,9 @@ pub(super) async fn acquire(
                 stats.upstream_rq_pending_failure_eject().inc();
                 return Err(match error {
                     ConnectError::Overflow => NoStream { reason: ResetReason::Overflow, transport: None },
-                    ConnectError::Timeout => NoStream { reason: ResetReason::ConnectionTimeout, transport: None },
+                    ConnectError::Timeout => {
+                        NoStream { reason: ResetReason::ConnectionTimeout, transport: None }
+                    }
                     ConnectError::Failed { local: true, reason } => {
                         NoStream { reason: ResetReason::LocalConnectionFailure, transport: Some(reason) }
                     }
@@ -213,7 +235,12 @@ impl Upstream {
     }
 
     #[inline]
-    pub(super) fn send_head(&mut self, worker: &Worker, headers: &Headers, end: bool) -> Result<(), ResetReason> {
+    pub(super) fn send_head(
+        &mut self,
+        worker: &Worker,
+        headers: &Headers,
+        end: bool,
+    ) -> Result<(), ResetReason> {
         match self {
             Self::Http1(connection) => {
                 connection.send_head(worker, headers, end);
@@ -267,13 +294,15 @@ impl Upstream {
         headers: &mut Headers,
     ) -> Poll<Result<Event, ResetReason>> {
         match self {
-            Self::Http1(connection) => connection.poll_event(cx, worker, headers).map_ok(|received| match received {
-                Received::Head(head) if head.informational => Event::Informational,
-                Received::Head(head) => Event::Head { end: head.framing.is_end_stream() },
-                Received::Data(data) => Event::Data(data),
-                Received::Trailers => Event::Trailers,
-                Received::End | Received::NeedMore => Event::End,
-            }),
+            Self::Http1(connection) => {
+                connection.poll_event(cx, worker, headers).map_ok(|received| match received {
+                    Received::Head(head) if head.informational => Event::Informational,
+                    Received::Head(head) => Event::Head { end: head.framing.is_end_stream() },
+                    Received::Data(data) => Event::Data(data),
+                    Received::Trailers => Event::Trailers,
+                    Received::End | Received::NeedMore => Event::End,
+                })
+            }
             Self::Http2(stream) => stream.poll_event(cx, headers),
         }
     }
