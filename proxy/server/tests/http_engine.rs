@@ -24,7 +24,10 @@ fn a_request_goes_through() {
         assert!(answer.contains("\r\nserver: envoy\r\n") || answer.contains("server: envoy\r\n"), "{answer}");
         assert!(answer.ends_with("\r\n\r\nhello"), "{answer}");
         let seen = upstream.seen();
-        assert!(seen.starts_with("GET /x?y=1 HTTP/1.1\r\nhost: a\r\nx-forwarded-proto: http\r\nx-request-id: "), "{seen}");
+        assert!(
+            seen.starts_with("GET /x?y=1 HTTP/1.1\r\nhost: a\r\nx-forwarded-proto: http\r\nx-request-id: "),
+            "{seen}"
+        );
         assert!(seen.ends_with("\r\nx-envoy-expected-rq-timeout-ms: 15000\r\n\r\n"), "{seen}");
         proxy.stat("http.in.downstream_rq_total", 1);
         proxy.stat("http.in.downstream_rq_2xx", 1);
@@ -63,8 +66,10 @@ fn bodies_pass_both_ways() {
         let answer = proxy.exchange(chunked).await;
         assert!(answer.ends_with("abcdef"), "{answer}");
         let big = "z".repeat(3_000_000);
-        let request =
-            format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{big}", big.len());
+        let request = format!(
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{big}",
+            big.len()
+        );
         let answer = proxy.exchange(&request).await;
         assert!(answer.ends_with(&big), "{}", &answer[..200]);
     });
@@ -79,9 +84,15 @@ fn local_replies() {
         assert!(answer.starts_with("HTTP/1.1 404 Not Found\r\ndate: "), "{answer}");
         assert!(answer.contains("\r\nserver: envoy\r\n"), "{answer}");
         let answer = ask(&proxy, "GET /teapot HTTP/1.1").await;
-        assert!(answer.starts_with("HTTP/1.1 418 Unknown\r\ncontent-length: 5\r\ncontent-type: text/plain\r\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 418 Unknown\r\ncontent-length: 5\r\ncontent-type: text/plain\r\n"),
+            "{answer}"
+        );
         let answer = ask(&proxy, "GET /moved HTTP/1.1").await;
-        assert!(answer.starts_with("HTTP/1.1 301 Moved Permanently\r\nlocation: http://other/moved\r\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 301 Moved Permanently\r\nlocation: http://other/moved\r\n"),
+            "{answer}"
+        );
         let answer = ask(&proxy, "GET /nocluster HTTP/1.1").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         let answer = proxy.exchange("garbage\r\n\r\n").await;
@@ -93,7 +104,10 @@ fn local_replies() {
         let grpc = "POST /missing HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\n\
                     content-length: 0\r\nconnection: close\r\n\r\n";
         let answer = proxy.exchange(grpc).await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 12\r\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 12\r\n"),
+            "{answer}"
+        );
     });
 }
 
@@ -112,7 +126,10 @@ fn refused_connections_and_retries() {
         // Only internal requests may ask for retries.
         assert!(!proxy.exchange(retried).await.contains("retried"));
         let answer = ask(&proxy, "GET /retry HTTP/1.1").await;
-        assert!(answer.contains("retried and the latest reset reason: remote connection failure"), "{answer}");
+        assert!(
+            answer.contains("retried and the latest reset reason: remote connection failure"),
+            "{answer}"
+        );
         proxy.stat("cluster.up.upstream_rq_retry", 2);
         proxy.stat("cluster.up.upstream_rq_retry_limit_exceeded", 1);
         proxy.stat("cluster.up.upstream_cx_connect_fail", 5);
@@ -124,11 +141,8 @@ fn refused_connections_and_retries() {
 #[test]
 fn a_5xx_is_retried_with_its_body() {
     run(async {
-        let upstream = Upstream::script(vec![
-            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
-            OK,
-        ])
-        .await;
+        let upstream =
+            Upstream::script(vec!["HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", OK]).await;
         let proxy = Proxy::start(&upstream, "").await;
         let answer = proxy
             .exchange("POST /retry HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc")

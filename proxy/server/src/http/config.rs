@@ -449,7 +449,10 @@ pub(crate) fn refuse_unsupported(table: &RouteTable) -> Result<(), ConfigError> 
         let unsupported = [
             ("hedge_policy.hedge_on_per_try_timeout", action.hedge.on_per_try_timeout),
             ("retry_policy.retry_priority", retry.is_some_and(|retry| retry.previous_priorities.is_some())),
-            ("upgrade_configs.connect_config", action.upgrades.iter().any(|upgrade| upgrade.terminate_connect)),
+            (
+                "upgrade_configs.connect_config",
+                action.upgrades.iter().any(|upgrade| upgrade.terminate_connect),
+            ),
         ];
         for (field, set) in unsupported {
             if set {

@@ -259,7 +259,8 @@ fn options() -> Options {
 
 fn parse<M: prost::Message + Default>(name: &str, yaml: &str) -> M {
     let message = Message::find(name).unwrap();
-    let encoded = yaml_to_wire(message, yaml, TextOptions::default()).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
+    let encoded =
+        yaml_to_wire(message, yaml, TextOptions::default()).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
     M::decode(&*encoded.wire).unwrap()
 }
 
@@ -331,8 +332,12 @@ impl Proxy {
         tokio::task::spawn_local(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
-                let info =
-                    ConnectionInfo::new(worker.connection_id(), Instant::now(), Address::Ip(address), Address::Ip(peer));
+                let info = ConnectionInfo::new(
+                    worker.connection_id(),
+                    Instant::now(),
+                    Address::Ip(address),
+                    Address::Ip(peer),
+                );
                 let served = serve_connection(
                     Rc::clone(&worker),
                     hcm.clone(),
@@ -366,7 +371,12 @@ impl Proxy {
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         while !answer.ends_with(end.as_bytes()) {
-            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
+            assert_ne!(
+                stream.read_buf(&mut answer).await.unwrap(),
+                0,
+                "{}",
+                String::from_utf8_lossy(&answer)
+            );
         }
         String::from_utf8(answer).unwrap()
     }

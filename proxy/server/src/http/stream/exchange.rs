@@ -100,7 +100,9 @@ impl<D: Downstream> Stream<'_, D> {
     ) -> Option<Step> {
         loop {
             // Without room the transport's waker is what brings us back: there must be one, or room.
-            if !attempt.upstream.has_room() && !matches!(attempt.upstream.poll_flush(task), Poll::Ready(Ok(()))) {
+            if !attempt.upstream.has_room()
+                && !matches!(attempt.upstream.poll_flush(task), Poll::Ready(Ok(())))
+            {
                 return None;
             }
             let sent = if let Some(data) = self.heads.kept.get(attempt.replayed) {
