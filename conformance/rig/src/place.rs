@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context as _, Result, bail};
+use parking_lot::Mutex;
 use regex::{Captures, Regex};
 use serde_json::Value;
 
@@ -77,7 +78,7 @@ impl Place {
     }
 
     fn port(&self, name: &str) -> Result<u16> {
-        let mut ports = self.ports.lock().expect("no panic while held");
+        let mut ports = self.ports.lock();
         if let Some(port) = ports.get(name) {
             return Ok(*port);
         }
@@ -161,7 +162,7 @@ impl Place {
         if let Some((name, _)) = self.upstreams.iter().find(|(_, p)| **p == number) {
             return format!("{{upstream:{name}}}");
         }
-        let ports = self.ports.lock().expect("no panic while held");
+        let ports = self.ports.lock();
         match ports.iter().find(|(_, p)| **p == number) {
             Some((name, _)) => format!("{{port:{name}}}"),
             None => "127.0.0.1:{port}".to_owned(),

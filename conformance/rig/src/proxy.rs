@@ -98,7 +98,7 @@ impl Proxy {
     pub(crate) async fn learn_ports(&self, place: &Place) -> Result<()> {
         let answer = self.admin("GET /listeners?format=json").await?;
         let json: Value = serde_json::from_slice(&answer.body).context("/listeners?format=json")?;
-        let mut ports = place.ports.lock().expect("no panic while held");
+        let mut ports = place.ports.lock();
         for status in json["listener_statuses"].as_array().into_iter().flatten() {
             let port = &status["local_address"]["socket_address"]["port_value"];
             if let (Some(name), Some(port)) = (status["name"].as_str(), port.as_u64()) {
@@ -112,7 +112,7 @@ impl Proxy {
     pub(crate) async fn listener(&self, place: &Place, name: &str) -> Result<u16> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(port) = place.ports.lock().expect("no panic while held").get(name) {
+            if let Some(port) = place.ports.lock().get(name) {
                 return Ok(*port);
             }
             if Instant::now() > deadline {

@@ -66,6 +66,7 @@ pub(crate) async fn compare(
         let good =
             outcomes.iter().filter(|(_, o)| matches!(o, Outcome::Passed | Outcome::Deviates(_))).count();
         println!("{:40} {good:3} of {:3}", file.name, outcomes.len());
+        let mut last = String::new();
         for (case, outcome) in outcomes {
             match outcome {
                 Outcome::Passed => passed += 1,
@@ -79,7 +80,12 @@ pub(crate) async fn compare(
                 }
                 Outcome::Broken(why) => {
                     failed += 1;
-                    println!("  BROKEN    {}: {why}", case.name);
+                    println!(
+                        "  BROKEN    {}: {}",
+                        case.name,
+                        if why == last { "as above" } else { why.as_str() }
+                    );
+                    last = why;
                 }
                 Outcome::Failed(found) => {
                     failed += 1;
@@ -115,6 +121,9 @@ fn outcome(case: &case::Case, expected: Option<&Map<String, Value>>, got: &Map<S
         return Outcome::Broken(format!("the oracle: {error}"));
     }
     let Some(got) = got.get(&case.name) else { return Outcome::Broken("no result".to_owned()) };
+    if let Some(error) = got.get("error") {
+        return Outcome::Broken(format!("the subject: {}", error.as_str().unwrap_or_default()));
+    }
     let found = differences(expected, got);
     let unexplained: Vec<Difference> =
         found.iter().filter(|d| !case.deviation.iter().any(|dev| covers(dev, &d.path))).cloned().collect();

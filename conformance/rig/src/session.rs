@@ -1,10 +1,11 @@
 //! One run of one case file against one binary.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use crate::bootstrap;

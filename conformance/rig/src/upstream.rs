@@ -4,10 +4,11 @@ mod h1;
 mod h2;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -70,9 +71,8 @@ impl Upstreams {
         }
         for (name, upstream) in &self.each {
             let script = &upstream.script;
-            *script.answers.lock().expect("no panic while held") =
-                answers.get(name).into_iter().flatten().map(|a| a.0.clone()).collect();
-            script.seen.lock().expect("no panic while held").clear();
+            *script.answers.lock() = answers.get(name).into_iter().flatten().map(|a| a.0.clone()).collect();
+            script.seen.lock().clear();
         }
         Ok(())
     }
@@ -81,7 +81,7 @@ impl Upstreams {
     pub(crate) fn seen(&self, connections: bool) -> BTreeMap<String, Vec<Value>> {
         let mut out = BTreeMap::new();
         for (name, upstream) in &self.each {
-            let mut seen = upstream.script.seen.lock().expect("no panic while held").clone();
+            let mut seen = upstream.script.seen.lock().clone();
             let mut order: Vec<Value> = Vec::new();
             for entry in &mut seen {
                 let id = entry.as_object_mut().and_then(|o| o.remove("connection")).unwrap_or_default();
@@ -160,23 +160,23 @@ async fn serve(listener: TcpListener, acceptor: Option<TlsAcceptor>, kind: Kind,
 
 impl Script {
     fn next(&self) -> AnswerSpec {
-        self.answers.lock().expect("no panic while held").pop_front().unwrap_or_default()
+        self.answers.lock().pop_front().unwrap_or_default()
     }
 
     fn next_at_accept(&self) -> Option<AnswerSpec> {
-        let mut answers = self.answers.lock().expect("no panic while held");
+        let mut answers = self.answers.lock();
         if answers.front().is_some_and(|a| a.at == At::Accept) { answers.pop_front() } else { None }
     }
 
     /// Adds an entry and returns its place, if the list is not cleared meanwhile.
     fn record(&self, entry: Value) -> usize {
-        let mut seen = self.seen.lock().expect("no panic while held");
+        let mut seen = self.seen.lock();
         seen.push(entry);
         seen.len() - 1
     }
 
     fn update(&self, at: usize, key: &str, value: Value) {
-        if let Some(entry) = self.seen.lock().expect("no panic while held").get_mut(at) {
+        if let Some(entry) = self.seen.lock().get_mut(at) {
             entry[key] = value;
         }
     }

@@ -44,7 +44,9 @@ pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script
             () = sleep_until(next.unwrap_or(far)) => None,
         };
         match event {
-            Some(Event::Headers { stream, fields, end }) => {
+            Some(Event::Headers { stream, mut fields, end }) => {
+                // The order among pseudo-headers means nothing to any receiver; that of the others is kept.
+                fields.sort_by_key(|f| if f.starts_with(':') { (0, f.clone()) } else { (1, String::new()) });
                 if let Some(known) = streams.get(&stream) {
                     script.update(known.at, "trailers", json!(fields));
                 } else {
