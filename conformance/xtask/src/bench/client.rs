@@ -21,6 +21,26 @@ pub(super) fn get(address: SocketAddr, path: &str, limit: Duration) -> Result<An
     Ok(Answer { status, body: bytes.split_off(head) })
 }
 
+/// The size of an answer that is too long to keep: all bytes, head and chunk sizes included.
+pub(super) fn size(address: SocketAddr, path: &str, limit: Duration) -> Result<u64, String> {
+    let mut stream = connect(address, limit)?;
+    send(&mut stream, path, "close")?;
+    let mut part = vec![0; 256 * 1024];
+    let mut size = 0;
+    loop {
+        match stream.read(&mut part) {
+            Ok(0) if size == 0 => return Err(format!("GET {path}: no response")),
+            Ok(0) => return Ok(size),
+            Ok(read) if size == 0 && status_of(&part[..read]) != Some(200) => {
+                return Err(format!("GET {path}: status {:?}", status_of(&part[..read])));
+            }
+            Ok(read) => size += read as u64,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(format!("GET {path}: {error}")),
+        }
+    }
+}
+
 /// A connection that has carried one request and stays open.
 pub(super) fn idle_connection(address: SocketAddr) -> Result<TcpStream, String> {
     let mut stream = connect(address, Duration::from_secs(5))?;

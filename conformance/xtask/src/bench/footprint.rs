@@ -68,7 +68,8 @@ fn round(bench: &Bench, peer: &Peer, origin: &Origin, measured: &mut Measured) -
     measured.resident.push(megabytes(memory.resident));
     measured.anonymous.push(megabytes(memory.anonymous));
 
-    let open = |count| (0..count).map(|_| idle_connection(proxy.listen)).collect::<Result<Vec<TcpStream>, _>>();
+    let open =
+        |count| (0..count).map(|_| idle_connection(proxy.listen)).collect::<Result<Vec<TcpStream>, _>>();
     let _first = open(FIRST)?;
     thread::sleep(SETTLE);
     let before = megabytes(proxy.process.memory().anonymous);

@@ -16,6 +16,9 @@ use super::report::{Section, Target, median, megabytes, middle, spread};
 
 const COUNT: usize = 10_000;
 
+/// What makes a message a resource of a file.
+const RESOURCE: &str = r#""@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "#;
+
 /// The endpoint of every cluster; nobody connects to it.
 const PORT: u16 = 9;
 
@@ -48,7 +51,7 @@ pub(super) fn clusters(bench: &Bench) -> Result<Vec<Section>, String> {
          `/stats/prometheus` to its last byte; meanwhile `/ready` is asked for every millisecond on connections \
          of its own, the worst answer counts."
     )];
-    let list = clusters_json(None)?;
+    let list = clusters_json("", None)?;
     let mut subjects: Vec<(&Peer, Start)> =
         bench.peers.of(&BY_BOOTSTRAP).map(|peer| (peer, Start::default())).collect();
     // A start takes Envoy ten seconds; three of them tell enough.
@@ -66,7 +69,12 @@ pub(super) fn clusters(bench: &Bench) -> Result<Vec<Section>, String> {
         Target { what: "RSS", limit: 60.0, unit: "MB", measured: of(|start| &start.resident) },
         Target { what: "CPU to ready", limit: 0.5, unit: "s", measured: of(|start| &start.cpu) },
         Target { what: "Prometheus scrape", limit: 0.3, unit: "s", measured: of(|start| &start.scrape) },
-        Target { what: "`/ready` meanwhile", limit: 5.0, unit: "ms", measured: of(|start| &start.worst_ready) },
+        Target {
+            what: "`/ready` meanwhile",
+            limit: 5.0,
+            unit: "ms",
+            measured: of(|start| &start.worst_ready),
+        },
     ];
     let head = vec![
         "proxy",
@@ -182,7 +190,8 @@ fn start_from_file<'a>(bench: &Bench, peer: &'a Peer) -> Result<Proxy<'a>, Strin
     let prepare = |folder: &Path| replace(folder, 0);
     let mut proxy = peer.start(&bench.place, "update.json", &[], prepare)?;
     proxy.ready(Probe::Connect, POLL)?;
-    quiet(&mut proxy.process, proxy.process.cpu())?;
+    let cpu = proxy.process.cpu();
+    quiet(&mut proxy.process, cpu)?;
     Ok(proxy)
 }
 
@@ -204,7 +213,7 @@ fn change_one(proxy: &mut Proxy<'_>, number: usize) -> Result<Duration, String> 
 
 /// Writes the next version of the file beside it and renames it over it.
 fn replace(folder: &Path, number: usize) -> Result<(), String> {
-    let list = clusters_json((number > 0).then_some(number))?;
+    let list = clusters_json(RESOURCE, (number > 0).then_some(number))?;
     let version = number.to_string();
     let text = fill(&template("envoy/cds.json")?, &[("@VERSION@", &version), ("@CLUSTERS@", &list)]);
     let next = folder.join("cds.json.next");
@@ -212,17 +221,16 @@ fn replace(folder: &Path, number: usize) -> Result<(), String> {
     fs::rename(&next, folder.join("cds.json")).map_err(|error| error.to_string())
 }
 
-/// The list of clusters, one of them with the port of an update.
-fn clusters_json(update: Option<usize>) -> Result<String, String> {
+/// The list of clusters, one of them with the port of an update; `kind` begins each.
+fn clusters_json(kind: &str, update: Option<usize>) -> Result<String, String> {
     let template = template("envoy/cluster.json")?;
-    let resource = update.is_some();
-    let _ = resource;
     let clusters = (0..COUNT).map(|number| {
         let port = match update {
             Some(update) if number == COUNT / 2 => changed_port(update),
             _ => PORT,
         };
-        fill(template.trim_end(), &[("@N@", &number.to_string()), ("@PORT@", &port.to_string())])
+        let (number, port) = (number.to_string(), port.to_string());
+        fill(template.trim_end(), &[("@TYPE@", kind), ("@N@", &number), ("@PORT@", &port)])
     });
     Ok(clusters.collect::<Vec<_>>().join(",\n"))
 }
@@ -256,8 +264,8 @@ mod tests {
 
     #[test]
     fn an_update_changes_one_cluster() {
-        let first = clusters_json(None).expect("the template is there");
-        let second = clusters_json(Some(3)).expect("the template is there");
+        let first = clusters_json("", None).expect("the template is there");
+        let second = clusters_json("", Some(3)).expect("the template is there");
         let differing = first.lines().zip(second.lines()).filter(|(before, after)| before != after);
         assert_eq!(differing.count(), 1);
         assert_eq!(first.lines().count(), COUNT);

@@ -143,7 +143,11 @@ impl Traffic {
             .map(|(proxy, measured)| measured.row(proxy, cpu_of(Kind::Envoy), cpu_of(Kind::Nginx)))
             .collect();
         let targets = targets.iter().map(|&(kind, limit)| Target {
-            what: if kind == Kind::Envoy { "CPU per request of Envoy's" } else { "CPU per request of nginx's" },
+            what: if kind == Kind::Envoy {
+                "CPU per request of Envoy's"
+            } else {
+                "CPU per request of nginx's"
+            },
             limit,
             unit: "",
             measured: ratio(cpu_of(Kind::Waystation), cpu_of(kind)),
@@ -169,12 +173,7 @@ impl Traffic {
         )
     }
 
-    fn start<'a>(
-        &self,
-        bench: &Bench,
-        peer: &'a Peer,
-        origin: &Origin,
-    ) -> Result<Proxy<'a>, String> {
+    fn start<'a>(&self, bench: &Bench, peer: &'a Peer, origin: &Origin) -> Result<Proxy<'a>, String> {
         let (http1, http2) = (origin.http1.port().to_string(), origin.http2.port().to_string());
         let values = [("@ORIGIN@", &*http1), ("@ORIGIN_H2@", &*http2)];
         let secure = self.scheme == "https";
