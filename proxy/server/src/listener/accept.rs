@@ -32,7 +32,7 @@ use crate::drain::DrainHandle;
 use crate::manager::listeners::Order;
 use crate::transport::{Socket, Transport};
 use crate::worker::Worker;
-use crate::{http, network, tcp_proxy};
+use crate::{http, network, overload, tcp_proxy};
 
 /// The most a listener filter may have read before it must decide: Envoy's bound on a ClientHello and more than any PROXY
 /// header.
@@ -47,6 +47,7 @@ pub struct Handover {
     listener: u64,
     stream: std::net::TcpStream,
     peer: SocketAddr,
+    turn: Turn,
 }
 
 /// The listeners of one worker.
@@ -195,7 +196,7 @@ impl Listeners {
                 Ok((stream, _)) => {
                     let local = Address::Pipe(Arc::clone(&path));
                     let remote = Address::Pipe(Arc::from(""));
-                    self.spawn(active, Socket::unix(stream), local, remote);
+                    self.spawn(active, Socket::unix(stream), local, remote, None);
                 }
                 Err(error) => accept_failed(&error).await,
             }
@@ -208,24 +209,19 @@ impl Listeners {
             // Fails only on a socket that is already dead.
             let _ = SockRef::from(&stream).set_tcp_keepalive(keepalive);
         }
-        if listener.exact_balance {
-            let chosen = listener.balance.choose(self.worker.index as usize);
-            if chosen != self.worker.index as usize {
-                match stream.into_std() {
-                    Ok(stream) => {
-                        let handover = Handover { listener: active.id, stream, peer };
-                        // A worker that is so far behind takes no more: the connection is dropped, and counted.
-                        if self.handovers[chosen].try_send(handover).is_err() {
-                            listener.balance.release(chosen);
-                            listener.stats.downstream_cx_overflow().inc();
-                        }
-                    }
-                    Err(_) => listener.balance.release(chosen),
+        let turn = listener.exact_balance.then(|| Turn::take(&listener, self.worker.index as usize));
+        match turn {
+            Some(turn) if turn.worker != self.worker.index as usize => {
+                let queue = &self.handovers[turn.worker];
+                // Fails only on a socket that is already dead.
+                let Ok(stream) = stream.into_std() else { return };
+                // A worker that is so far behind takes no more: the connection is dropped, and counted.
+                if queue.try_send(Handover { listener: active.id, stream, peer, turn }).is_err() {
+                    listener.stats.downstream_cx_overflow().inc();
                 }
-                return;
             }
+            turn => self.serve_tcp(active, stream, peer, turn),
         }
-        self.serve_tcp(active, stream, peer);
     }
 
     fn take_over(&self, handover: Handover) {
@@ -233,25 +229,33 @@ impl Listeners {
             return;
         };
         match TcpStream::from_std(handover.stream) {
-            Ok(stream) => self.serve_tcp(&active, stream, handover.peer),
-            Err(error) => {
-                active.listener.borrow().balance.release(self.worker.index as usize);
-                tracing::warn!(target: "conn_handler", "cannot take a connection over: {error}");
-            }
+            Ok(stream) => self.serve_tcp(&active, stream, handover.peer, Some(handover.turn)),
+            Err(error) => tracing::warn!(target: "conn_handler", "cannot take a connection over: {error}"),
         }
     }
 
-    fn serve_tcp(&self, active: &Rc<Active>, stream: TcpStream, peer: SocketAddr) {
+    fn serve_tcp(&self, active: &Rc<Active>, stream: TcpStream, peer: SocketAddr, turn: Option<Turn>) {
         let Ok(local) = stream.local_addr() else {
             // The peer is gone already.
             return;
         };
-        self.spawn(active, Socket::tcp(stream), Address::Ip(local), Address::Ip(unmapped(peer)));
+        self.spawn(active, Socket::tcp(stream), Address::Ip(local), Address::Ip(unmapped(peer)), turn);
     }
 
-    fn spawn(&self, active: &Rc<Active>, socket: Socket, local: Address, remote: Address) {
+    fn spawn(
+        &self,
+        active: &Rc<Active>,
+        socket: Socket,
+        local: Address,
+        remote: Address,
+        turn: Option<Turn>,
+    ) {
         let listener = Arc::clone(&active.listener.borrow());
         let index = self.worker.index as usize;
+        let Some(connection) = self.worker.shared.downstream.admit(listener.admission) else {
+            listener.stats.downstream_global_cx_overflow().inc();
+            return;
+        };
         let open = listener.stats.downstream_cx_active().value();
         if open >= listener.connection_limit.get() {
             listener.stats.downstream_cx_overflow().inc();
@@ -269,7 +273,8 @@ impl Listeners {
             listener: Arc::clone(&listener),
             index,
             start: info.start,
-            _count: self.worker.shared.count_connection(),
+            _connection: connection,
+            _turn: turn,
         };
         let (listeners, active) = (self.handle(), Rc::clone(active));
         tokio::task::spawn_local(async move {
@@ -321,7 +326,7 @@ impl Listeners {
         let drain = active.drain_of(chain);
         let transport = match &chain.tls {
             None => Transport::Plain(socket),
-            Some(context) => match self.handshake(&listener, chain, context, socket, &mut info).await {
+            Some(context) => match Box::pin(self.handshake(&listener, chain, context, socket, &mut info)).await {
                 Ok(transport) => transport,
                 Err(reason) => {
                     *info.transport_failure_reason.borrow_mut() = Some(reason.into());
@@ -336,7 +341,7 @@ impl Listeners {
                 let manager = Held::new(Arc::clone(manager));
                 http::serve_connection(worker, manager, transport, Rc::new(info), drain).await;
             }
-            NetworkFilter::Tcp(proxy) => tcp_proxy::serve(worker, proxy, transport, info, drain).await,
+            NetworkFilter::Tcp(proxy) => Box::pin(tcp_proxy::serve(worker, proxy, transport, info, drain)).await,
             NetworkFilter::Echo => network::echo(transport).await,
             NetworkFilter::DirectResponse(body) => network::direct_response(transport, body).await,
             NetworkFilter::None => {}
@@ -576,7 +581,8 @@ struct Guard {
     listener: Arc<Listener>,
     index: usize,
     start: Instant,
-    _count: crate::context::ConnectionCount,
+    _connection: overload::Connection,
+    _turn: Option<Turn>,
 }
 
 impl Drop for Guard {
@@ -589,9 +595,25 @@ impl Drop for Guard {
         if let Some(worker) = self.listener.worker_stats.get(self.index) {
             worker.downstream_cx_active().dec();
         }
-        if self.listener.exact_balance {
-            self.listener.balance.release(self.index);
-        }
+    }
+}
+
+/// A connection's place in the `exact_balance` of its listener, given back when it ends.
+#[derive(Debug)]
+struct Turn {
+    listener: Arc<Listener>,
+    worker: usize,
+}
+
+impl Turn {
+    fn take(listener: &Arc<Listener>, own: usize) -> Self {
+        Self { worker: listener.balance.choose(own), listener: Arc::clone(listener) }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.listener.balance.release(self.worker);
     }
 }
 
