@@ -18,6 +18,7 @@ use waystation_tls::{Secret, SecretTable};
 use waystation_upstream::Cluster;
 
 use crate::cli::options::Options;
+use crate::overload::Connections;
 
 /// One per process, behind an `Arc`: read by every thread, changed only through its cells and atomics.
 pub struct Shared {
@@ -44,7 +45,8 @@ pub struct Shared {
     /// Whether the operator failed the health check (`/healthcheck/fail`).
     health_check_failed: AtomicBool,
     phase: AtomicU8,
-    connections: AtomicU64,
+    /// Downstream connections now open, and how many there may be.
+    pub downstream: Arc<Connections>,
     next_connection: AtomicU64,
 }
 
@@ -78,10 +80,12 @@ impl Shared {
     /// The shared state of a process that has not loaded any resource yet.
     pub fn new(stats: Store, node: NodeInfo, options: &Options) -> Arc<Self> {
         let flush_bytes = options.file_flush_min_size_kb as usize * 1024;
+        let runtime = Runtime::new();
         Arc::new(Self {
+            downstream: Arc::new(Connections::new(&runtime)),
             access_logs: AccessLogSinks::with_flush(&stats, options.file_flush_interval, flush_bytes),
             stats,
-            runtime: Runtime::new(),
+            runtime,
             node,
             clusters: CellTable::new(),
             routes: CellTable::new(),
@@ -91,7 +95,6 @@ impl Shared {
             start: Instant::now(),
             health_check_failed: AtomicBool::new(false),
             phase: AtomicU8::new(ServerState::PreInitializing as u8),
-            connections: AtomicU64::new(0),
             next_connection: AtomicU64::new(0),
         })
     }
@@ -123,29 +126,12 @@ impl Shared {
 
     /// Downstream connections now open (`server.total_connections`).
     pub fn connections(&self) -> u64 {
-        self.connections.load(Ordering::Relaxed)
-    }
-
-    /// Counts a downstream connection for as long as the guard lives.
-    pub fn count_connection(self: &Arc<Self>) -> ConnectionCount {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        ConnectionCount(Arc::clone(self))
+        self.downstream.open()
     }
 
     /// Reserves `count` connection ids; a worker takes them in blocks so that accepting shares no counter.
     pub fn reserve_connection_ids(&self, count: u64) -> u64 {
         self.next_connection.fetch_add(count, Ordering::Relaxed)
-    }
-}
-
-/// One open downstream connection.
-#[derive(Debug)]
-#[must_use = "the connection counts as closed when this is dropped"]
-pub struct ConnectionCount(Arc<Shared>);
-
-impl Drop for ConnectionCount {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -25,6 +25,7 @@ pub mod listener;
 pub mod log;
 pub mod manager;
 pub mod network;
+pub mod overload;
 pub mod pool;
 pub mod registry;
 pub mod runtime_layers;

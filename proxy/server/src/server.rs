@@ -37,6 +37,7 @@ use crate::manager::dump::Dumped;
 use crate::manager::listeners::Listeners;
 use crate::manager::needs::{Needs, Slot};
 use crate::manager::subscription_stats::Counters;
+use crate::overload;
 use crate::runtime_layers::RuntimeLayers;
 use crate::signals::{Signal, Signals};
 use crate::workers::Workers;
@@ -137,6 +138,9 @@ impl Server {
         let layers =
             RuntimeLayers::compile(proto.layered_runtime.as_ref(), &shared.node.cluster).map_err(text)?;
         layers.apply(&shared.runtime);
+        if let Some(limit) = overload::compile(proto.overload_manager.as_ref()).map_err(text)? {
+            shared.downstream.limit(limit, &shared.stats.root());
+        }
 
         let resources = proto.static_resources.clone().unwrap_or_default();
         let dynamic = proto.dynamic_resources.clone().unwrap_or_default();

@@ -26,6 +26,7 @@ use crate::address::{self, SocketOption};
 use crate::context::{CompileContext, Need};
 use crate::convert;
 use crate::http::Hcm;
+use crate::overload::Admission;
 use crate::tcp_proxy::TcpProxy;
 
 const TYPE_PREFIX: &str = "type.googleapis.com/";
@@ -65,6 +66,8 @@ pub struct Listener {
     pub default_chain: Option<Arc<FilterChain>>,
     /// Connections accepted at once for one readiness event.
     pub accepts_per_event: u32,
+    /// Whether connections count against the limit of the whole process.
+    pub admission: Admission,
     /// Most connections at a time (`envoy.resource_limits.listener.<name>.connection_limit`).
     pub connection_limit: RuntimeInteger,
     /// Logs of connections that no network filter logs.
@@ -203,7 +206,11 @@ impl Listener {
                 .map(|worker| worker_scope(worker).group::<WorkerListenerStats>())
                 .collect(),
             reuse_port: proto.enable_reuse_port.as_ref().is_none_or(|flag| flag.value) && !is_pipe,
-            exact_balance,
+            exact_balance: exact_balance && !is_pipe,
+            admission: match proto.ignore_global_conn_limit || proto.bypass_overload_manager {
+                true => Admission::Exempt,
+                false => Admission::Limited,
+            },
             balance: Balance::new(concurrency),
             bind_to_port: proto.bind_to_port.as_ref().is_none_or(|flag| flag.value),
             use_original_dst: proto.use_original_dst.as_ref().is_some_and(|flag| flag.value),
