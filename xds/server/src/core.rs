@@ -100,7 +100,7 @@ impl Core {
             output.notices.push(match notice {
                 Notice::Joined => format!("{} connected", stream.title()),
                 Notice::Refused { kind, version, message } => {
-                    format!("{} refused {kind:?} version {version}: {message}", stream.title())
+                    format!("{} refused {kind:?} version {version}: {}", stream.title(), message.trim_end())
                 }
             });
         }
@@ -147,3 +147,6 @@ fn changed_eds_clusters(old: &Snapshot, new: &Snapshot) -> BTreeSet<Arc<str>> {
         .filter(|cluster| old.get(cluster.name()).is_none_or(|before| before.version() != cluster.version()));
     changed.filter_map(|cluster| cluster.eds_name().cloned()).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -378,8 +378,10 @@ mod tests {
     fn lists_single_resources_and_streams_of_documents() {
         let list = format!("# clusters\nresources:\n- {CLUSTER}\n  name: a\n-\n  {CLUSTER}\n  name: b\n");
         assert_eq!(names(&parse(Format::Yaml, list.as_bytes()).unwrap()), ["Cluster a@3:3", "Cluster b@6:3"]);
-        let stream =
-            format!("# two\n---\n{CLUSTER}\nname: a\n--- # and\n{CLUSTER}\nname: b\n...\n---\n{list}");
+        let stream = format!(
+            "# two\n---\n{CLUSTER}\nname: a\n--- # and\n{CLUSTER}\nname: b\n...\n---\n{}",
+            list.replace("name: ", "name: x")
+        );
         let names = names(&parse(Format::Yaml, stream.as_bytes()).unwrap());
         assert_eq!(names[..2], ["Cluster a@3:1", "Cluster b@6:1"]);
         let json = r#"{"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "a"}"#;

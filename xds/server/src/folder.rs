@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(update(&mut folder, &[("1.yaml", &cluster("a", 0)), ("2.yaml", &b)]), (None, vec![]));
         // The others go on.
         assert_eq!(update(&mut folder, &[("1.yaml", "["), ("2.yaml", &cluster("c", 1))]).0.unwrap(), "a c");
-        assert_eq!(folder.status()["1.yaml"].fault.as_ref().map(|fault| fault.line), Some(1));
+        assert_eq!(folder.status()["1.yaml"].fault.as_ref().map(|fault| fault.line), Some(2));
         assert_eq!(update(&mut folder, &[("2.yaml", &cluster("c", 1))]).0.unwrap(), "c");
     }
 

@@ -53,7 +53,7 @@ impl Drop for Program {
 
 /// The management server, its addresses for xDS and for people.
 pub(super) struct Control {
-    pub(super) program: Program,
+    _program: Program,
     pub(super) xds: SocketAddr,
     pub(super) admin: String,
 }
@@ -83,7 +83,7 @@ pub(super) fn start_control(waystation: &Path, folder: &Path) -> Result<Control,
     let xds = next("xDS (plain):")?;
     let admin = next("admin:")?;
     let xds = xds.parse().map_err(|_| format!("the management server listens on {xds:?}"))?;
-    Ok(Control { program, xds, admin })
+    Ok(Control { _program: program, xds, admin })
 }
 
 /// The proxy, and its admin address.

@@ -115,25 +115,28 @@ impl Stream {
     pub(super) fn pump(&mut self, snapshot: &Snapshot, now: Instant, mut send: impl FnMut(Bytes)) {
         let impatient = self.blocked.is_some_and(|since| now >= since + PATIENCE);
         let mut blocked = false;
-        let mut settled = true;
+        let (mut settled, mut all_sent) = (true, true);
         let mut index = 0;
         for group in [Group::Destination, Group::Source] {
-            let open = settled || impatient;
+            // Changes wait for confirmation; what a client asks for only until what it may refer to is on its way.
+            let (open, may_answer) = (settled || impatient, all_sent || impatient);
             while index < self.feeds.len() && rank(self.feeds[index].kind()).0 == group {
                 let feed = &mut self.feeds[index];
                 index += 1;
                 let pending = feed.pending(snapshot);
-                settled &= !feed.is_outstanding();
                 if feed.is_outstanding() {
+                    settled = false;
+                    all_sent &= !pending.updates;
                     continue;
                 }
                 let part = if open && (pending.updates || pending.answer) {
                     Part::Updates
-                } else if pending.answer {
+                } else if pending.answer && may_answer {
                     Part::Answer
                 } else {
-                    settled &= !pending.updates;
-                    blocked |= pending.updates;
+                    let waits = pending.updates || pending.answer;
+                    settled &= !waits;
+                    blocked |= waits;
                     continue;
                 };
                 settled = false;
