@@ -62,6 +62,8 @@ impl Parameters {
             all.extend(chosen);
             provider.cipher_suites = all;
         }
+        // rustls would offer, and choose certificates by, suites of versions that are off.
+        provider.cipher_suites.retain(|suite| versions.iter().any(|version| *version == suite.version()));
         if !ecdh_curves.is_empty() {
             provider.kx_groups.clear();
             for (index, name) in ecdh_curves.iter().enumerate() {
