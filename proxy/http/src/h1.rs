@@ -59,8 +59,8 @@ pub struct Config {
     pub allow_custom_methods: bool,
     /// What to do with header names that hold an underscore.
     pub underscores: Underscores,
-    /// Keep the case of header names beside the lower-case form, and write names as they were read.
-    pub preserve_case: bool,
+    /// How header names are spelled when they are written.
+    pub header_case: HeaderCase,
     /// `upgrade` tokens that are removed on arrival, so that the request is served as plain HTTP/1.1.
     pub ignored_upgrades: Option<UpgradeMatcher>,
 }
@@ -70,6 +70,18 @@ impl Config {
     pub fn upstream() -> Self {
         Self { max_head_bytes: 80 * 1024, ..Self::default() }
     }
+}
+
+/// How header names are spelled when they are written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum HeaderCase {
+    /// In lower case.
+    #[default]
+    Lower,
+    /// As they were read; the case is kept beside the lower-case form.
+    Preserve,
+    /// `Content-Type`: letters at the start and after anything that is not a letter or digit in upper case.
+    Proper,
 }
 
 impl Default for Config {
@@ -84,7 +96,7 @@ impl Default for Config {
             allow_absolute_url: true,
             allow_custom_methods: false,
             underscores: Underscores::Allow,
-            preserve_case: false,
+            header_case: HeaderCase::Lower,
             ignored_upgrades: None,
         }
     }
@@ -100,7 +112,7 @@ impl fmt::Debug for Config {
             .field("allow_chunked_length", &self.allow_chunked_length)
             .field("allow_custom_methods", &self.allow_custom_methods)
             .field("underscores", &self.underscores)
-            .field("preserve_case", &self.preserve_case)
+            .field("header_case", &self.header_case)
             .finish_non_exhaustive()
     }
 }

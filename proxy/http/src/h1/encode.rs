@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::Version;
+use super::{HeaderCase, Version};
 use crate::headers::Headers;
 use crate::known::Known;
 use crate::reason::reason_phrase;
@@ -273,6 +273,29 @@ pub(super) fn framing(headers: &Headers, start: Start, end_stream: bool, out: &m
 fn chunked(out: &mut BytesMut) -> Outgoing {
     out.extend_from_slice(b"transfer-encoding: chunked\r\n");
     Outgoing::Chunked
+}
+
+/// Spells the names of a written head, start line first, as [`HeaderCase::Proper`] asks. A pass of its own: nobody pays
+/// for it who does not ask.
+pub(super) fn spell_head(case: HeaderCase, head: &mut [u8]) {
+    if case != HeaderCase::Proper {
+        return;
+    }
+    let mut in_name = false;
+    let mut at_start = false;
+    for byte in head {
+        match byte {
+            b'\n' => (in_name, at_start) = (true, true),
+            b':' => in_name = false,
+            _ if in_name => {
+                if at_start {
+                    byte.make_ascii_uppercase();
+                }
+                at_start = !byte.is_ascii_alphanumeric();
+            }
+            _ => {}
+        }
+    }
 }
 
 #[inline]

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::body::{Body, Piece};
 use super::encode::{self, DataFrame, Outgoing, Persistence, Start};
-use super::{After, Config, Error, Framing, Received, Version, head, target};
+use super::{After, Config, Error, Framing, HeaderCase, Received, Version, head, target};
 use crate::headers::Headers;
 use crate::known::Known;
 use crate::sanitize;
@@ -148,9 +148,11 @@ impl ServerConn {
 
     /// Writes an informational response: 100, 102 or 103 with the regular headers of `headers`.
     pub fn send_informational(&mut self, status: u16, headers: &Headers, out: &mut BytesMut) {
+        let from = out.len();
         encode::status_line(self.request.version, status, out);
-        encode::fields(headers, Start::Informational, self.config.preserve_case, out);
+        encode::fields(headers, Start::Informational, self.config.header_case == HeaderCase::Preserve, out);
         out.extend_from_slice(b"\r\n");
+        encode::spell_head(self.config.header_case, &mut out[from..]);
     }
 
     /// Writes a response head; `:status` says which, 200 when it does not. With `end_stream` nothing follows.
@@ -177,6 +179,7 @@ impl ServerConn {
             (false, Version::Http10, true) => Persistence::KeepAlive,
             (false, _, false) => Persistence::Close,
         };
+        let from = out.len();
         encode::status_line(self.request.version, status, out);
         let start = Start::Response {
             status,
@@ -186,9 +189,10 @@ impl ServerConn {
             connect,
             persistence,
         };
-        encode::fields(headers, start, self.config.preserve_case, out);
+        encode::fields(headers, start, self.config.header_case == HeaderCase::Preserve, out);
         self.outgoing = encode::framing(headers, start, end_stream, out);
         out.extend_from_slice(b"\r\n");
+        encode::spell_head(self.config.header_case, &mut out[from..]);
         if tunnel && !matches!(self.incoming, Incoming::Body(Body::Unbounded)) {
             self.incoming = Incoming::Body(Body::Unbounded);
         }
@@ -230,7 +234,7 @@ impl ServerConn {
 
     fn finish(&mut self, trailers: Option<&Headers>, out: &mut BytesMut) {
         let trailers = trailers.filter(|_| self.config.enable_trailers);
-        if !self.outgoing.finish(trailers, self.config.preserve_case, out) {
+        if !self.outgoing.finish(trailers, self.config.header_case == HeaderCase::Preserve, out) {
             self.request.keep_alive = false;
         }
     }

@@ -342,7 +342,7 @@ fn accepted_tunnels_are_written_bare() {
 
 #[test]
 fn case_is_preserved_on_request() {
-    let config = Config { preserve_case: true, ..Config::default() };
+    let config = Config { header_case: HeaderCase::Preserve, ..Config::default() };
     let mut server = ServerConn::new(Arc::new(config.clone()));
     let (mut headers, mut out) = (Headers::new(), BytesMut::new());
     let text = "GET / HTTP/1.1\r\nHOST: a\r\nX-Foo: 1\r\nACCept: b\r\nplain: c\r\n\r\n";
@@ -366,4 +366,20 @@ fn informational_and_chunk_frames() {
         assert_eq!((frame.prefix(), frame.take(), frame.suffix()), (prefix.as_bytes(), len, &b"\r\n"[..]));
     }
     assert_eq!(conn.frame_data(usize::MAX).prefix(), format!("{:x}\r\n", usize::MAX).as_bytes());
+}
+
+#[test]
+fn proper_case_spells_names_and_nothing_else() {
+    let config = Arc::new(Config { header_case: HeaderCase::Proper, ..Config::default() });
+    let mut client = ClientConn::new(config);
+    let mut headers = Headers::new();
+    headers.append(":method", b"POST");
+    headers.append(":path", b"/a-b");
+    headers.append(":authority", b"case.test");
+    headers.append("x-foo$b", b"keep-me: as-is");
+    let mut out = BytesMut::new();
+    client.send_head(&headers, false, &mut out);
+    let expected =
+        "POST /a-b HTTP/1.1\r\nHost: case.test\r\nX-Foo$B: keep-me: as-is\r\nTransfer-Encoding: chunked\r\n\r\n";
+    assert_eq!(std::str::from_utf8(&out), Ok(expected));
 }

@@ -56,21 +56,16 @@ fn http1_options(proto: &core::Http1ProtocolOptions, base: h1::Config) -> Result
             "is not supported: an invalid HTTP/1 message always closes its connection",
         ));
     }
-    let preserve_case = match header_key_format.as_ref().and_then(|format| format.header_format.as_ref()) {
-        None => false,
+    let header_case = match header_key_format.as_ref().and_then(|format| format.header_format.as_ref()) {
+        None => h1::HeaderCase::Lower,
         Some(HeaderFormat::StatefulFormatter(formatter)) => {
             let url = formatter.typed_config.as_ref().map_or("", |any| any.type_url.as_str());
             if url != PRESERVE_CASE {
                 return Err(ConfigError::field("header_key_format.stateful_formatter", "is not known"));
             }
-            true
+            h1::HeaderCase::Preserve
         }
-        Some(HeaderFormat::ProperCaseWords(_)) => {
-            return Err(ConfigError::field(
-                "header_key_format.proper_case_words",
-                "is not supported in this version",
-            ));
-        }
+        Some(HeaderFormat::ProperCaseWords(_)) => h1::HeaderCase::Proper,
     };
     Ok(h1::Config {
         allow_absolute_url: boolean(allow_absolute_url.as_ref(), true),
@@ -81,7 +76,7 @@ fn http1_options(proto: &core::Http1ProtocolOptions, base: h1::Config) -> Result
         enable_trailers: *enable_trailers,
         allow_chunked_length: *allow_chunked_length,
         allow_custom_methods: *allow_custom_methods,
-        preserve_case,
+        header_case,
         ignored_upgrades: ignored_upgrades(ignore_http_11_upgrade)?,
         ..base
     })

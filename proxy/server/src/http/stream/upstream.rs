@@ -357,7 +357,11 @@ fn http1_config(http: &HttpOptions) -> Arc<h1::Config> {
             Underscores::Reject => h1::Underscores::Reject,
             Underscores::Drop => h1::Underscores::Drop,
         },
-        preserve_case: http.http1.header_case == HeaderCase::Preserve,
+        header_case: match http.http1.header_case {
+            HeaderCase::Lower => h1::HeaderCase::Lower,
+            HeaderCase::Preserve => h1::HeaderCase::Preserve,
+            HeaderCase::Proper => h1::HeaderCase::Proper,
+        },
         ..h1::Config::default()
     })
 }
