@@ -208,7 +208,6 @@ async fn tcp(mut conn: Conn, id: usize, script: &Script) {
             let _ = conn.send(&bytes).await;
         }
     }
-    script.update(at, "end", Value::from(true));
     if then == Then::HalfClose || then == Then::Keep {
         conn.half_close().await;
     }

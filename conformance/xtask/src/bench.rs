@@ -96,7 +96,11 @@ pub(crate) fn run(flags: &[&str]) -> Result<(), String> {
     let mut report = Report::of_this_machine();
     let waystation = match options.waystation {
         Some(file) => Ok(file),
-        None => build(options.profile.as_deref().unwrap_or("quick")),
+        None => {
+            let profile = options.profile.as_deref().unwrap_or("quick");
+            report.build(profile);
+            build(profile)
+        }
     };
     let envoy = options.envoy.or_else(|| run::find("envoy"));
     let peers = Peers::find(waystation, envoy);

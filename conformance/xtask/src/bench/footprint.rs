@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Bench;
 use super::client::idle_connection;
 use super::peers::{EVERYONE, Kind, Origin, Peer, Probe};
-use super::report::{Section, Target, median, megabytes, middle, spread};
+use super::report::{Section, Target, mebibytes, median, middle, spread};
 
 /// Connections of the measurement, and those before it, so that what is made on first use does not count.
 const CONNECTIONS: u32 = 2000;
@@ -49,11 +49,11 @@ pub(super) fn idle(bench: &Bench) -> Result<Vec<Section>, String> {
     let ours = subjects.iter().find(|(peer, _)| peer.kind == Kind::Waystation).map(|(_, measured)| measured);
     let of = |values: fn(&Measured) -> &Vec<f64>| ours.and_then(|measured| median(values(measured)));
     let targets = vec![
-        target("RSS idle, small configuration", 10.0, "MB", of(|measured| &measured.resident)),
+        target("RSS idle, small configuration", 10.0, "MiB", of(|measured| &measured.resident)),
         target("ready after start", 20.0, "ms", of(|measured| &measured.ready)),
         target("idle HTTP/1 connection", 6144.0, "bytes", of(|measured| &measured.connection)),
     ];
-    let head = vec!["proxy", "ready ms", "CPU ms", "RSS MB", "anonymous MB", "bytes per idle connection"];
+    let head = vec!["proxy", "ready ms", "CPU ms", "RSS MiB", "anonymous MiB", "bytes per idle connection"];
     Ok(vec![Section { title: "Idle".to_owned(), notes, head, rows, targets }])
 }
 
@@ -65,18 +65,18 @@ fn round(bench: &Bench, peer: &Peer, origin: &Origin, measured: &mut Measured) -
     let memory = proxy.process.memory();
     measured.ready.push(ready.as_secs_f64() * 1e3);
     measured.cpu.push(proxy.process.cpu().as_secs_f64() * 1e3);
-    measured.resident.push(megabytes(memory.resident));
-    measured.anonymous.push(megabytes(memory.anonymous));
+    measured.resident.push(mebibytes(memory.resident));
+    measured.anonymous.push(mebibytes(memory.anonymous));
 
     let open =
         |count| (0..count).map(|_| idle_connection(proxy.listen)).collect::<Result<Vec<TcpStream>, _>>();
     let _first = open(FIRST)?;
     thread::sleep(SETTLE);
-    let before = megabytes(proxy.process.memory().anonymous);
+    let before = mebibytes(proxy.process.memory().anonymous);
     let _kept = open(CONNECTIONS)?;
     thread::sleep(SETTLE);
-    let after = megabytes(proxy.process.memory().anonymous);
-    measured.connection.push((after - before) * 1e6 / f64::from(CONNECTIONS));
+    let after = mebibytes(proxy.process.memory().anonymous);
+    measured.connection.push((after - before) * 1_048_576.0 / f64::from(CONNECTIONS));
     Ok(())
 }
 

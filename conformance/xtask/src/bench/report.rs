@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -47,6 +48,15 @@ impl Report {
         Self { text }
     }
 
+    /// Which of our builds takes part.
+    pub(super) fn build(&mut self, profile: &str) {
+        let output =
+            Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(run::root()).output();
+        let commit = output.map(|output| output.stdout).unwrap_or_default();
+        let commit = String::from_utf8_lossy(&commit);
+        self.line(&format!("- waystation is built from commit {} with profile `{profile}`.", commit.trim()));
+    }
+
     pub(super) fn peers(&mut self, peers: &Peers) {
         for peer in &peers.found {
             let name = peer.kind.name();
@@ -70,7 +80,7 @@ impl Report {
              the round's length: a proxy that is not near 100 % was waiting for generator and origin, or for \
              other users of the machine, and wakes more often per request.\n\
              - Memory: `VmRSS` and `RssAnon` (without pages of files) of `/proc/PID/status`, summed over master \
-             and worker for nginx. MB = 1 000 000 bytes.\n",
+             and worker for nginx.\n",
             round.as_secs()
         );
         self.text += &text;
@@ -191,10 +201,10 @@ pub(super) fn figure(value: f64) -> String {
     }
 }
 
-/// Bytes as MB.
+/// Bytes as MiB.
 #[expect(clippy::cast_precision_loss, reason = "sizes of memory are far below 2^52")]
-pub(super) fn megabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e6
+pub(super) fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::client;
 use super::peers::{BY_BOOTSTRAP, Kind, Peer, Probe, Proxy};
 use super::place::{fill, template, write};
 use super::process::Process;
-use super::report::{Section, Target, median, megabytes, middle, spread};
+use super::report::{Section, Target, mebibytes, median, middle, spread};
 
 const COUNT: usize = 10_000;
 
@@ -66,7 +66,7 @@ pub(super) fn clusters(bench: &Bench) -> Result<Vec<Section>, String> {
     let ours = subjects.iter().find(|(peer, _)| peer.kind == Kind::Waystation).map(|(_, measured)| measured);
     let of = |values: fn(&Start) -> &Vec<f64>| ours.and_then(|measured| median(values(measured)));
     let targets = vec![
-        Target { what: "RSS", limit: 60.0, unit: "MB", measured: of(|start| &start.resident) },
+        Target { what: "RSS", limit: 60.0, unit: "MiB", measured: of(|start| &start.resident) },
         Target { what: "CPU to ready", limit: 0.5, unit: "s", measured: of(|start| &start.cpu) },
         Target { what: "Prometheus scrape", limit: 0.3, unit: "s", measured: of(|start| &start.scrape) },
         Target {
@@ -80,12 +80,12 @@ pub(super) fn clusters(bench: &Bench) -> Result<Vec<Section>, String> {
         "proxy",
         "ready s",
         "CPU s to ready",
-        "RSS MB",
-        "anonymous MB",
+        "RSS MiB",
+        "anonymous MiB",
         "scrape s",
-        "scrape MB",
+        "scrape MiB",
         "worst `/ready` ms",
-        "RSS MB after the scrape",
+        "RSS MiB after the scrape",
     ];
     Ok(vec![Section { title: "10 000 static clusters".to_owned(), notes, head, rows, targets }])
 }
@@ -98,8 +98,8 @@ fn start_and_scrape(bench: &Bench, peer: &Peer, list: &str, measured: &mut Start
     let memory = proxy.process.memory();
     measured.ready.push(ready.as_secs_f64());
     measured.cpu.push(cpu.as_secs_f64());
-    measured.resident.push(megabytes(memory.resident));
-    measured.anonymous.push(megabytes(memory.anonymous));
+    measured.resident.push(mebibytes(memory.resident));
+    measured.anonymous.push(mebibytes(memory.anonymous));
 
     let admin = proxy.admin;
     let over = AtomicBool::new(false);
@@ -114,9 +114,9 @@ fn start_and_scrape(bench: &Bench, peer: &Peer, list: &str, measured: &mut Start
     let (size, took) = scrape?;
     let worst = worst.map_err(|_| "the watcher of /ready panicked".to_owned())??;
     measured.scrape.push(took.as_secs_f64());
-    measured.size.push(megabytes(size));
+    measured.size.push(mebibytes(size));
     measured.worst_ready.push(worst.as_secs_f64() * 1e3);
-    measured.afterwards.push(megabytes(proxy.process.memory().resident));
+    measured.afterwards.push(mebibytes(proxy.process.memory().resident));
     Ok(())
 }
 
@@ -172,7 +172,7 @@ pub(super) fn update(bench: &Bench) -> Result<Vec<Section>, String> {
     }
     let rows = subjects.iter().map(|(proxy, measured)| {
         let memory = proxy.process.memory();
-        let resident = middle(&[megabytes(memory.resident)]);
+        let resident = middle(&[mebibytes(memory.resident)]);
         vec![proxy.peer.kind.name().to_owned(), spread(measured), resident]
     });
     let ours = subjects.iter().find(|(proxy, _)| proxy.peer.kind == Kind::Waystation);
@@ -180,7 +180,7 @@ pub(super) fn update(bench: &Bench) -> Result<Vec<Section>, String> {
     Ok(vec![Section {
         title: "Changing one of 10 000 clusters".to_owned(),
         notes,
-        head: vec!["proxy", "CPU s", "RSS MB after all updates"],
+        head: vec!["proxy", "CPU s", "RSS MiB after all updates"],
         rows: rows.collect(),
         targets: vec![Target { what: "CPU of the change", limit: 0.12, unit: "s", measured }],
     }])

@@ -6,7 +6,7 @@ use super::Bench;
 use super::load::{Load, Version};
 use super::peers::{EVERYONE, Kind, Origin, Peer, Probe, Proxy};
 use super::place::certificate;
-use super::report::{Section, Target, median, megabytes, middle, optional, ratio, spread};
+use super::report::{Section, Target, mebibytes, median, middle, optional, ratio, spread};
 
 /// Requests a second of the latency measurement, the same for all: a third or less of what the slowest can do.
 const RATE: u32 = 4000;
@@ -22,8 +22,8 @@ const HEAD: [&str; 12] = [
     "p50 µs at fixed rate",
     "p99 µs",
     "CPU µs/request at fixed rate",
-    "RSS MB",
-    "anonymous MB",
+    "RSS MiB",
+    "anonymous MiB",
     "failed requests",
 ];
 
@@ -236,8 +236,8 @@ impl Measured {
             middle(&self.p50),
             middle(&self.p99),
             middle(&self.fixed_cpu),
-            optional(Some(megabytes(memory.resident))),
-            optional(Some(megabytes(memory.anonymous))),
+            optional(Some(mebibytes(memory.resident))),
+            optional(Some(mebibytes(memory.anonymous))),
             self.failed.to_string(),
         ]
     }
