@@ -104,12 +104,6 @@ impl Outcome {
     /// The latency that the given part of the requests did not exceed.
     pub(super) fn percentile(&self, part: f64) -> Option<Duration> {
         let last = self.latencies.len().checked_sub(1)?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_precision_loss,
-            clippy::cast_sign_loss,
-            reason = "an index below the length"
-        )]
         let index = (last as f64 * part).round() as usize;
         self.latencies.get(index).copied()
     }

@@ -202,7 +202,6 @@ pub(super) fn figure(value: f64) -> String {
 }
 
 /// Bytes as MiB.
-#[expect(clippy::cast_precision_loss, reason = "sizes of memory are far below 2^52")]
 pub(super) fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / 1_048_576.0
 }

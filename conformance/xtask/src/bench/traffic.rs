@@ -244,7 +244,6 @@ impl Measured {
 }
 
 /// Microseconds of CPU per request.
-#[expect(clippy::cast_precision_loss, reason = "counts of requests are far below 2^52")]
 pub(super) fn per_request(used: Duration, requests: u64) -> f64 {
     used.as_secs_f64() * 1e6 / requests as f64
 }
