@@ -6,6 +6,7 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use envoy_types::pb::envoy::admin::v3 as admin;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+use envoy_types::pb::google::protobuf::Duration as PbDuration;
 use prost::Message as _;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -122,8 +123,9 @@ impl ServerContext {
         let flag = |flag: &Option<envoy_types::pb::google::protobuf::BoolValue>| {
             flag.as_ref().is_some_and(|flag| flag.value)
         };
+        // BoringSSL takes 0 for its default.
         let session_timeout = match session_timeout {
-            None => SESSION_TIMEOUT,
+            None | Some(PbDuration { seconds: 0, .. }) => SESSION_TIMEOUT,
             Some(timeout) => {
                 let seconds = u64::try_from(timeout.seconds).ok().filter(|seconds| *seconds < 1 << 32);
                 let reason = "value must be less than 4294967296s and at least 0s";

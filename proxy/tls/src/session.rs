@@ -240,15 +240,17 @@ fn stamped(plain: &[u8]) -> Vec<u8> {
 fn fresh(stamped: &[u8], timeout: Duration) -> Option<Vec<u8>> {
     let (made, plain) = stamped.split_first_chunk::<8>()?;
     let age = unix_now().saturating_sub(u64::from_be_bytes(*made));
-    (age < timeout.as_secs().max(1)).then(|| plain.to_vec())
+    (age < timeout.as_secs()).then(|| plain.to_vec())
 }
 
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// What a client is told; a week is the most that it may be (RFC 8446 section 4.6.1).
 fn seconds(timeout: Duration) -> u32 {
-    u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX)
+    const WEEK: u32 = 7 * 24 * 60 * 60;
+    u32::try_from(timeout.as_secs()).map_or(WEEK, |seconds| seconds.min(WEEK))
 }
 
 #[cfg(test)]

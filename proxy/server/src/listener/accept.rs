@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::timeout;
+use tokio_rustls::rustls::server::Acceptor;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::cell::Held;
 use waystation_filter_api::connection::ConnectionInfo;
@@ -394,7 +395,13 @@ impl Listeners {
         let Some(config) = context.config() else {
             return Err("TLS error: Secret is not supplied by SDS".to_owned());
         };
-        let handshake = tokio_rustls::TlsAcceptor::from(config).accept(socket);
+        let hello = tokio_rustls::LazyConfigAcceptor::new(Acceptor::default(), socket);
+        let handshake = async {
+            let hello = hello.await?;
+            // What the client offers decides on ALPN, as in Envoy.
+            let config = context.config_for(&hello.client_hello()).unwrap_or(config);
+            hello.into_stream(config).await
+        };
         let result = match chain.connect_timeout {
             None => handshake.await,
             Some(limit) => match timeout(limit, handshake).await {

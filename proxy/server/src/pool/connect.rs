@@ -306,7 +306,11 @@ async fn secure(
         Some(UpstreamSocket::Tls(tls)) => tls,
         Some(UpstreamSocket::Plain) | None => return Ok((Transport::Plain(socket), info)),
     };
-    let Some((config, name)) = tls.connect(options.tls) else {
+    let mut wanted = options.tls;
+    if wanted.server_name.is_none() && tls.auto_host_sni() {
+        wanted.server_name = Some(host.hostname()).filter(|name| !name.is_empty());
+    }
+    let Some((config, name)) = tls.connect(wanted) else {
         return Err(ConnectError::Failed {
             local: true,
             reason: "TLS error: Secret is not supplied by SDS".into(),

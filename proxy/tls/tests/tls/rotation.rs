@@ -145,3 +145,29 @@ fn certificates_are_described() {
     assert!(secret.describe().is_none());
     assert_eq!(secret.generic().unwrap().secrets["k"], b"v");
 }
+
+#[test]
+fn files_are_read_when_a_secret_is_compiled_and_their_directories_are_to_be_watched() {
+    use envoy_types::pb::envoy::config::core::v3 as core;
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let specifier = Some(core::data_source::Specifier::Filename(path.to_str().unwrap().into()));
+        Some(core::DataSource { specifier, watched_directory: None })
+    };
+    let leaf = Leaf::self_signed(&["a"]);
+    let proto = pb::TlsCertificate {
+        certificate_chain: file("chain.pem", &leaf.pem),
+        private_key: file("key.pem", &leaf.key.serialize_pem()),
+        ..pb::TlsCertificate::default()
+    };
+    let secret = |proto| pb::Secret { name: "s".into(), r#type: Some(Type::TlsCertificate(proto)) };
+    let compiled = Secret::compile(&secret(proto.clone())).unwrap();
+    assert_eq!(compiled.watched(), [directory.path()]);
+    assert!(compiled.describe().unwrap().cert_chain[0].path.ends_with("chain.pem"));
+    let watched = Some(core::WatchedDirectory { path: "/etc/certs".into(), ..Default::default() });
+    let proto = pb::TlsCertificate { watched_directory: watched, ..proto };
+    assert_eq!(Secret::compile(&secret(proto)).unwrap().watched(), [std::path::Path::new("/etc/certs")]);
+    assert!(Secret::compile(&leaf.secret()).unwrap().watched().is_empty());
+}

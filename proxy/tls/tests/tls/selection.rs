@@ -171,3 +171,40 @@ fn foreign_application_protocols_are_passed_over_once_the_hello_is_known() {
         assert!(accepted.into_connection(config).is_ok());
     }
 }
+
+#[test]
+fn a_full_scan_finds_a_usable_certificate_where_the_first_is_not() {
+    let world = World::default();
+    let ca = Authority::new("ca");
+    let rsa = ca.leaf_with(&["rsa"], KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap(), |_| {});
+    let ecdsa = ca.leaf(&["ecdsa"]);
+    let client = pb::UpstreamTlsContext {
+        sni: "unknown".into(),
+        ..upstream(pb::CommonTlsContext {
+            tls_params: Some(pb::TlsParameters {
+                tls_maximum_protocol_version: 3,
+                cipher_suites: vec!["ECDHE-ECDSA-AES128-GCM-SHA256".into()],
+                ..pb::TlsParameters::default()
+            }),
+            ..pb::CommonTlsContext::default()
+        })
+    };
+    let proto = downstream(common(&[&rsa, &ecdsa]));
+    assert_eq!(chosen(&world, &proto, &client), None);
+    let scanning = pb::DownstreamTlsContext { full_scan_certs_on_sni_mismatch: yes(), ..proto };
+    assert_eq!(chosen(&world, &scanning, &client).as_deref(), Some("CN=ecdsa"));
+}
+
+#[test]
+fn session_secrets_are_logged_where_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys");
+    let leaf = Leaf::self_signed(&["a"]);
+    let world = World::default();
+    let key_log = pb::TlsKeyLog { path: path.to_str().unwrap().into(), ..pb::TlsKeyLog::default() };
+    let proto = pb::CommonTlsContext { key_log: Some(key_log), ..common(&[&leaf]) };
+    let outcome = shake_plainly(&world.server(&downstream(proto)), &world.client(&any_client("")));
+    assert!(outcome.server.is_ok());
+    let logged = std::fs::read_to_string(path).unwrap();
+    assert!(logged.lines().any(|line| line.starts_with("CLIENT_TRAFFIC_SECRET_0 ")), "{logged}");
+}

@@ -361,3 +361,22 @@ fn spiffe_trust_domains() {
     }
     assert_eq!(judge(validation(), None), Err("fail_verify_no_cert"));
 }
+
+#[test]
+fn rsa_keys_that_may_not_sign() {
+    let ca = Authority::new("ca");
+    let leaf = ca.leaf_with(&["a"], KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap(), |params| {
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyEncipherment];
+    });
+    let world = World::default();
+    let server = world.server(&downstream(common(&[&leaf])));
+    let default = upstream(validated(&[], trusting(&ca)));
+    assert!(shake_plainly(&server, &world.client(&default)).client.is_err());
+    assert_eq!(world.stat("cluster.up.ssl.connection_error"), 1);
+    #[expect(deprecated, reason = "it is still obeyed")]
+    let lax = pb::UpstreamTlsContext {
+        enforce_rsa_key_usage: Some(envoy_types::pb::google::protobuf::BoolValue { value: false }),
+        ..default
+    };
+    assert!(shake_plainly(&server, &world.client(&lax)).client.is_ok());
+}
