@@ -16,6 +16,7 @@ use crate::convert;
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Compiles a source and its initial fetch timeout (`None`: wait for ever).
+#[expect(deprecated, reason = "old configurations still name it")]
 pub fn compile(proto: &core::ConfigSource) -> Result<(Source, Option<Duration>), ConfigError> {
     use core::config_source::ConfigSourceSpecifier as Specifier;
     let timeout = convert::timeout(proto.initial_fetch_timeout.as_ref(), Some(INITIAL_FETCH_TIMEOUT))
@@ -40,6 +41,7 @@ pub fn compile(proto: &core::ConfigSource) -> Result<(Source, Option<Duration>),
 }
 
 /// Compiles `ads_config` or an `api_config_source`.
+#[expect(deprecated, reason = "old configurations still name it")]
 pub fn api_source(api: &core::ApiConfigSource) -> Result<Source, ConfigError> {
     use core::api_config_source::ApiType;
     if !api.config_validators.is_empty() {

@@ -77,6 +77,7 @@ struct Target {
 
 impl TcpProxy {
     /// Compiles the filter.
+    #[expect(deprecated, reason = "old configurations still name it")]
     pub fn compile(proto: &pb::TcpProxy, context: &CompileContext<'_>) -> Result<Self, ConfigError> {
         let refuse = |set: bool, field: &str, reason: &str| {
             if set { Err(ConfigError::field(field, reason)) } else { Ok(()) }

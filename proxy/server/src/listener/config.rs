@@ -64,8 +64,6 @@ pub struct Listener {
     pub chains: Vec<Arc<FilterChain>>,
     /// The chain for connections that no other matches.
     pub default_chain: Option<Arc<FilterChain>>,
-    /// Connections accepted at once for one readiness event.
-    pub accepts_per_event: u32,
     /// Whether connections count against the limit of the whole process.
     pub admission: Admission,
     /// Most connections at a time (`envoy.resource_limits.listener.<name>.connection_limit`).
@@ -226,10 +224,6 @@ impl Listener {
             matching,
             chains,
             default_chain,
-            accepts_per_event: proto
-                .max_connections_to_accept_per_socket_event
-                .as_ref()
-                .map_or(1, |count| count.value.max(1)),
             connection_limit: shared.runtime.integer(&limit_key, u64::MAX),
             access_log,
             inbound: proto.traffic_direction() == core::TrafficDirection::Inbound,
@@ -249,6 +243,7 @@ impl Listener {
 }
 
 /// Fields of which the whole is refused in this version.
+#[expect(deprecated, reason = "old configurations still name it")]
 fn reject_unsupported(proto: &pb::Listener) -> Result<(), ConfigError> {
     let refuse = |set: bool, field: &str, reason: &str| {
         if set { Err(ConfigError::field(field, reason)) } else { Ok(()) }
@@ -349,6 +344,7 @@ fn listener_filter(proto: &pb::ListenerFilter, scope: &Scope) -> Result<Option<L
 }
 
 impl FilterChain {
+    #[expect(deprecated, reason = "old configurations still name it")]
     fn compile(
         proto: &pb::FilterChain,
         previous: Option<&Listener>,
