@@ -1,5 +1,7 @@
 //! From a message path back to the place in the text that it came from.
 
+use std::collections::HashMap;
+
 use crate::document::{Document, NodeKind, Position, TextError};
 use crate::{Format, json, yaml};
 
@@ -18,14 +20,18 @@ pub fn locate<'p>(
         Format::Yaml => yaml::parse(text)?,
         Format::ProtoText | Format::ProtoBinary => return Ok(None),
     };
+    let mut lists = Lists::default();
     let places = paths.into_iter().map(|path| {
-        let Position { line, column } = find(&document, path);
+        let Position { line, column } = find(&document, &mut lists, path);
         (line, column)
     });
     Ok(Some(places.collect()))
 }
 
-fn find(document: &Document<'_>, path: &str) -> Position {
+/// The elements of the lists that were looked into: a file may be one list of ten thousand resources.
+type Lists = HashMap<usize, Vec<usize>>;
+
+fn find(document: &Document<'_>, lists: &mut Lists, path: &str) -> Position {
     let mut node = 0;
     let mut position = document.position(0);
     let mut rest = path;
@@ -34,7 +40,7 @@ fn find(document: &Document<'_>, path: &str) -> Position {
         let Some((key, value)) = member(document, node, |name| same_field(name, field)) else { break };
         (node, position) = (value, document.position(key));
         let Some(subscript) = subscript else { continue };
-        let Some((element, at)) = element(document, node, subscript) else { break };
+        let Some((element, at)) = element(document, lists, node, subscript) else { break };
         (node, position) = (element, at);
     }
     position
@@ -64,21 +70,29 @@ fn member(document: &Document<'_>, node: usize, is: impl Fn(&str) -> bool) -> Op
     document.members(node).find(|(key, _)| is(document.text(*key)))
 }
 
-/// An element by its name or its index, or a map's value by its key.
-fn element(document: &Document<'_>, node: usize, subscript: &str) -> Option<(usize, Position)> {
+/// A map's value by its key, an element by its index or its name. An element whose name is the index of another
+/// is shown as that one; the reason beside the place names the right one.
+fn element(
+    document: &Document<'_>,
+    lists: &mut Lists,
+    node: usize,
+    subscript: &str,
+) -> Option<(usize, Position)> {
     if let Some((key, value)) = member(document, node, |name| name == subscript) {
         return Some((value, document.position(key)));
     }
     if document.kind(node) != NodeKind::Array {
         return None;
     }
-    let named = document.elements(node).find(|element| {
-        let name = member(document, *element, |name| name == "name");
+    let elements = lists.entry(node).or_insert_with(|| document.elements(node).collect());
+    let indexed = subscript.parse().ok().and_then(|index: usize| elements.get(index));
+    let is_named = |element: &&usize| {
+        let name = member(document, **element, |name| name == "name");
         name.is_some_and(|(_, value)| {
             document.kind(value) == NodeKind::String && document.text(value) == subscript
         })
-    });
-    let found = named.or_else(|| document.elements(node).nth(subscript.parse().ok()?))?;
+    };
+    let found = *indexed.or_else(|| elements.iter().find(is_named))?;
     Some((found, document.position(found)))
 }
 
