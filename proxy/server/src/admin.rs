@@ -30,6 +30,7 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use socket2::Socket;
 use waystation_filter_api::address::Address;
+use waystation_matchers::StringMatcher;
 use waystation_schema::{JsonStyle, Message, wire_to_json};
 
 use crate::cli::options::Options;
@@ -49,6 +50,8 @@ pub(crate) struct Admin {
     pub(crate) options: Arc<Options>,
     pub(crate) main: MainThread,
     pub(crate) node: Arc<[u8]>,
+    /// `allow_paths`; empty allows all.
+    allowed: Arc<[StringMatcher]>,
 }
 
 /// A decoded query.
@@ -92,8 +95,9 @@ pub fn spawn(
     options: Arc<Options>,
     main: MainThread,
     node: Arc<[u8]>,
+    allowed: Vec<StringMatcher>,
 ) -> io::Result<()> {
-    let admin = Admin { shared, options, main, node };
+    let admin = Admin { shared, options, main, node, allowed: allowed.into() };
     std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let result = runtime.and_then(|runtime| runtime.block_on(serve(socket, admin)));
@@ -147,6 +151,12 @@ where
 }
 
 async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
+    let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+    // Envoy matches the path with its query.
+    let allowed = |matcher: &StringMatcher| matcher.is_match(target.as_bytes());
+    if !admin.allowed.is_empty() && !admin.allowed.iter().any(allowed) {
+        return text(StatusCode::FORBIDDEN, format!("request to path {target} not allowed"));
+    }
     let path = request.uri().path().to_owned();
     let mut query = Query::parse(request.uri().query().unwrap_or_default());
     let Some(endpoint) = ENDPOINTS.iter().find(|endpoint| endpoint.path == path) else {
@@ -279,6 +289,15 @@ pub fn address(
     let options = crate::address::socket_options(&admin.socket_options).at(|| "socket_options")?;
     let address = crate::address::listen(address).at(|| "address")?;
     Ok(Some(crate::listener::config::ListenAddress { address, mode: None, ipv4_compat: false, options }))
+}
+
+/// `allow_paths` of the bootstrap.
+pub fn allowed_paths(
+    admin: &envoy_types::pb::envoy::config::bootstrap::v3::Admin,
+) -> Result<Vec<StringMatcher>, waystation_schema::ConfigError> {
+    use waystation_schema::At as _;
+    let compile = |(i, matcher)| StringMatcher::compile(matcher).at(|| format!("allow_paths[{i}]"));
+    admin.allow_paths.iter().enumerate().map(compile).collect()
 }
 
 /// What `--admin-address-path` holds: the address without a newline.

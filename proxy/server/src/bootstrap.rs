@@ -9,7 +9,8 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use prost::Message as _;
 use waystation_filter_api::http::NodeInfo;
 use waystation_schema::{
-    ConfigError, Encoded, Format, Message, Policy, Report, TextOptions, check, to_wire, yaml_to_wire,
+    ConfigError, Encoded, Format, JsonStyle, Message, Policy, Report, TextOptions, check, to_wire, wire_to_json,
+    yaml_to_wire,
 };
 
 use crate::cli::options::Options;
@@ -86,6 +87,43 @@ impl Bootstrap {
             .map_err(|error| LoadError::Malformed(format!("malformed bootstrap: {error}")))?;
         apply_overrides(&mut proto, options);
         Ok(Self { proto, report })
+    }
+
+    /// The log format that `application_log_config` sets, as a pattern for [`crate::log::set_format`].
+    pub fn log_format(&self, options: &Options) -> Result<Option<String>, LoadError> {
+        use pb::bootstrap::application_log_config::log_format::LogFormat as Format;
+        let config = self.proto.application_log_config.as_ref();
+        let Some(format) = config.and_then(|config| config.log_format.as_ref()?.log_format.as_ref()) else {
+            return Ok(None);
+        };
+        let refused = |reason: &str| {
+            let path = "application_log_config.log_format";
+            Err(LoadError::Refused(ConfigError::field(path, reason.to_owned())))
+        };
+        if options.log_format != crate::log::DEFAULT_FORMAT {
+            return refused(
+                "Only one of ApplicationLogConfig.log_format or CLI option --log-format can be specified.",
+            );
+        }
+        match format {
+            Format::TextFormat(text) => Ok(Some(text.clone())),
+            Format::JsonFormat(fields) => {
+                let mut text = String::new();
+                let message = Message::find("google.protobuf.Struct");
+                let rendered = message
+                    .map(|message| wire_to_json(message, &fields.encode_to_vec(), &mut text, JsonStyle::default()));
+                if !matches!(rendered, Some(Ok(()))) {
+                    return refused("json_format cannot be rendered");
+                }
+                // Inside of JSON the message must be escaped, which only %j does.
+                for flag in ["%v", "%_"] {
+                    if text.contains(flag) {
+                        return refused(&format!("Usage of {flag} is unavailable for JSON log formats"));
+                    }
+                }
+                Ok(Some(text))
+            }
+        }
     }
 
     /// Who this proxy is.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use prost::Message as _;
+use waystation_schema::At as _;
 use waystation_stats::Store;
 
 use crate::bootstrap::{Bootstrap, LoadError};
@@ -86,6 +87,9 @@ fn run(options: Options) -> ExitCode {
 
 fn start(options: Options) -> Result<(), String> {
     let bootstrap = Bootstrap::load(&options).map_err(|error: LoadError| error.to_string())?;
+    if let Some(format) = bootstrap.log_format(&options).map_err(|error| error.to_string())? {
+        log::set_format(&format);
+    }
     report(&bootstrap, &options);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -105,6 +109,12 @@ fn report(bootstrap: &Bootstrap, options: &Options) {
             tracing::warn!(target: "config", "{deprecated}");
         }
     }
+    if bootstrap.proto.hds_config.is_some() {
+        tracing::warn!(
+            target: "config",
+            "hds_config is ignored: health discovery is not implemented, the management server gets no health reports"
+        );
+    }
     for ignored in &bootstrap.report.ignored {
         tracing::info!(target: "config", "{ignored}");
     }
@@ -118,7 +128,9 @@ async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String
     version::identify(&mut node);
     node.extensions = registry::extensions();
     let admin_address =
-        bootstrap.proto.admin.as_ref().map(admin::address).transpose().map_err(text)?.flatten();
+        bootstrap.proto.admin.as_ref().map(admin::address).transpose().at(|| "admin").map_err(text)?.flatten();
+    let allowed = bootstrap.proto.admin.as_ref().map(admin::allowed_paths).transpose();
+    let allowed = allowed.at(|| "admin").map_err(text)?.unwrap_or_default();
     let unknown = bootstrap.report.unknown.len() as u64;
     let server = Server::new(bootstrap, Arc::clone(&options), Arc::clone(&shared), node.clone())?;
     server.count_unknown_static(unknown);
@@ -136,7 +148,7 @@ async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String
                 .map_err(|error| format!("cannot write admin address path {}: {error}", path.display()))?;
         }
         let node = node.encode_to_vec().into();
-        admin::spawn(socket, Arc::clone(&shared), Arc::clone(&options), main.clone(), node)
+        admin::spawn(socket, Arc::clone(&shared), Arc::clone(&options), main.clone(), node, allowed)
             .map_err(|error| format!("cannot start the admin thread: {error}"))?;
     }
     let result = server.run(main, jobs).await.map_err(|error| error.to_string());

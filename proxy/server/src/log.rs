@@ -7,10 +7,11 @@ use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use time::OffsetDateTime;
 use tracing::field::{Field, Visit};
 use tracing::subscriber::Interest;
@@ -132,6 +133,9 @@ struct Sink {
     file: Option<File>,
 }
 
+/// What lines look like; the bootstrap may say so after the first ones are written.
+static FORMAT: RwLock<Option<Arc<Pattern>>> = RwLock::new(None);
+
 static SINK: Mutex<Sink> = Mutex::new(Sink { path: None, file: None });
 
 /// Starts logging. Called once; a second call is ignored.
@@ -141,11 +145,17 @@ pub fn init(format: &str, escape: bool, path: Option<&Path>) -> io::Result<()> {
         sink.file = Some(open(path)?);
         sink.path = Some(path.to_owned());
     }
-    let layer = EnvoyLayer { format: Pattern::parse(format), escape };
+    set_format(format);
+    let layer = EnvoyLayer { escape };
     let subscriber = tracing_subscriber::registry().with(layer);
     // Only the embedding tests set a subscriber before; theirs stays.
     drop(tracing::subscriber::set_global_default(subscriber));
     Ok(())
+}
+
+/// Lines look like this from now on: a pattern of spdlog's flags, as `--log-format` takes it.
+pub fn set_format(format: &str) {
+    *FORMAT.write() = Some(Arc::new(Pattern::parse(format)));
 }
 
 /// Opens the log file again (SIGUSR1, `/reopen_logs`), so that a rotated one can be moved away.
@@ -162,7 +172,6 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 struct EnvoyLayer {
-    format: Pattern,
     escape: bool,
 }
 
@@ -185,7 +194,8 @@ impl<S: Subscriber> Layer<S> for EnvoyLayer {
         }
         let metadata = event.metadata();
         let level = if message.critical { Level::Critical } else { Level::of(*metadata.level()) };
-        let line = self.format.line(&Record {
+        let Some(format) = FORMAT.read().clone() else { return };
+        let line = format.line(&Record {
             time: OffsetDateTime::now_utc(),
             level,
             component: component_of(static_target(metadata)).1,
@@ -321,13 +331,27 @@ fn write_flag(flag: char, record: &Record<'_>, out: &mut String) -> fmt::Result 
         'l' => out.write_str(record.level.name()),
         'L' => out.write_str(&record.level.name()[..1].to_uppercase()),
         'n' => out.write_str(record.component),
-        'v' | '_' | 'j' => out.write_str(record.text),
+        'v' | '_' => out.write_str(record.text),
+        'j' => write_json_escaped(record.text, out),
         's' => out.write_str(&file_name()),
         'g' => out.write_str(record.file),
         '#' => write!(out, "{}", record.line),
         '@' => write!(out, "{}:{}", file_name(), record.line),
         other => write!(out, "%{other}"),
     }
+}
+
+/// The inside of a JSON string.
+fn write_json_escaped(text: &str, out: &mut String) -> fmt::Result {
+    for char in text.chars() {
+        match char {
+            '"' | '\\' => write!(out, "\\{char}")?,
+            '\n' => out.write_str("\\n")?,
+            char if char.is_control() => write!(out, "\\u{:04x}", u32::from(char))?,
+            char => out.write_char(char)?,
+        }
+    }
+    Ok(())
 }
 
 fn thread_id() -> u64 {
@@ -360,6 +384,9 @@ mod tests {
         assert_eq!(head, "[2026-01-02 03:04:05.006");
         assert!(tail.ends_with("][warning][config] [src/a.rs:7] hello\n"), "{tail}");
         assert_eq!(Pattern::parse("%L %% %q").line(&record), "W % %q\n");
+        let quoting = Record { text: "a \"b\"\n\t", ..record };
+        let json = Pattern::parse(r#"{"level":"%l","message":"%j"}"#).line(&quoting);
+        assert_eq!(json, "{\"level\":\"warning\",\"message\":\"a \\\"b\\\"\\n\\u0009\"}\n");
     }
 
     #[test]

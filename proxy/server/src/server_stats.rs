@@ -60,6 +60,11 @@ impl ServerStats {
         Self { group }
     }
 
+    /// `stats_server_version_override`.
+    pub fn set_version(&self, version: u64) {
+        self.group.version().set(version);
+    }
+
     /// One unknown field in a dynamic resource.
     pub fn unknown_dynamic_field(&self) {
         self.group.dynamic_unknown_fields().inc();
