@@ -40,6 +40,12 @@ impl<T> Cell<T> {
         self.value.load_full()
     }
 
+    /// Reads the current value where it is, without taking a shared reference count. For what each request reads of a
+    /// cell that no worker follows by a [`Local`]; `read` should be short.
+    pub fn with<R>(&self, read: impl FnOnce(Option<&T>) -> R) -> R {
+        read(self.value.load().as_deref())
+    }
+
     /// Whether there is a value.
     pub fn is_set(&self) -> bool {
         self.value.load().is_some()

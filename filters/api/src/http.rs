@@ -113,6 +113,22 @@ pub struct Phases {
     pub complete: bool,
 }
 
+impl Phases {
+    /// The phases that either wants.
+    #[must_use]
+    pub fn union(self, other: Self) -> Self {
+        Self {
+            request_headers: self.request_headers | other.request_headers,
+            request_body: self.request_body | other.request_body,
+            request_trailers: self.request_trailers | other.request_trailers,
+            response_headers: self.response_headers | other.response_headers,
+            response_body: self.response_body | other.response_body,
+            response_trailers: self.response_trailers | other.response_trailers,
+            complete: self.complete | other.complete,
+        }
+    }
+}
+
 /// What a phase may look at and change besides the head or data it is given.
 pub struct StreamCx<'a> {
     /// Facts about the stream.

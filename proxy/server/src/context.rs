@@ -18,6 +18,7 @@ use waystation_tls::{Secret, SecretTable};
 use waystation_upstream::Cluster;
 
 use crate::cli::options::Options;
+use crate::http::filters::discovered::DiscoveredFilter;
 use crate::overload::Connections;
 
 /// One per process, behind an `Arc`: read by every thread, changed only through its cells and atomics.
@@ -166,6 +167,27 @@ pub enum Need {
         /// Where its subscription is counted.
         scope: Scope,
     },
+    /// The configuration of an HTTP filter by ECDS.
+    Filter {
+        /// Where it comes from.
+        source: core::ConfigSource,
+        /// Its name.
+        name: String,
+        /// Where it goes.
+        place: Arc<DiscoveredFilter>,
+        /// Where it and its subscription are counted.
+        scope: Scope,
+    },
+}
+
+impl Need {
+    /// Whether what refers to it waits for its arrival.
+    pub fn is_awaited(&self) -> bool {
+        match self {
+            Self::Filter { place, .. } => place.warms(),
+            Self::Route { .. } | Self::Secret { .. } => true,
+        }
+    }
 }
 
 /// Passed to the compilers of listeners, filters, clusters and transport sockets: what they may refer to, and the
@@ -215,6 +237,17 @@ impl<'a> CompileContext<'a> {
             scope: self.shared.stats.root().scope("sds").tag("envoy.xds_resource_name", name),
         });
         cell
+    }
+
+    /// Has the filter of `place` configured by ECDS.
+    pub fn discover_filter(&self, source: &core::ConfigSource, name: &str, place: &Arc<DiscoveredFilter>) {
+        let root = self.shared.stats.root();
+        self.needs.borrow_mut().push(Need::Filter {
+            source: source.clone(),
+            name: name.to_owned(),
+            place: Arc::clone(place),
+            scope: root.scope("extension_config_discovery").scope("http_filter").scope(name),
+        });
     }
 
     /// What was referred to, in order.
@@ -267,4 +300,18 @@ impl waystation_tls::Secrets for CompileContext<'_> {
 /// The key of a secret of the bootstrap, which has no source.
 pub fn static_secret(name: &str) -> String {
     format!("{name}@static")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::cli::options::{Command, parse};
+
+    /// A process without any configuration.
+    pub(crate) fn shared() -> Arc<Shared> {
+        match parse(["waystation".into(), "--config-yaml".into(), "{}".into()]) {
+            Ok(Command::Run(options)) => Shared::new(Store::default(), NodeInfo::default(), &options),
+            _ => panic!("the command line is valid"),
+        }
+    }
 }

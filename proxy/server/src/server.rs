@@ -10,7 +10,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::admin::v3 as admin_pb;
-use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as BootstrapProto;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
@@ -20,6 +19,7 @@ use envoy_types::pb::envoy::service::runtime::v3::Runtime as RuntimeProto;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use waystation_filter_api::address::Address;
+use waystation_filter_api::cell::Cell;
 use waystation_schema::{At as _, ConfigError, Message, Policy, check};
 use waystation_tls::Secret;
 use waystation_xds::{
@@ -35,7 +35,7 @@ use crate::control::{Job, MainThread};
 use crate::manager::clusters::Clusters;
 use crate::manager::dump::Dumped;
 use crate::manager::listeners::Listeners;
-use crate::manager::needs::{Needs, Slot};
+use crate::manager::needs::{Needs, Slot, configure};
 use crate::manager::subscription_stats::Counters;
 use crate::overload;
 use crate::runtime_layers::RuntimeLayers;
@@ -78,7 +78,8 @@ pub struct Server {
     clusters: Clusters,
     listeners: Listeners,
     needs: Needs,
-    static_secrets: Vec<(String, Dumped)>,
+    /// Held for the life of the process: their cells have no other owner until somebody refers to them.
+    static_secrets: Vec<(Arc<Cell<Secret>>, String, Dumped)>,
     layers: RuntimeLayers,
     workers: Workers,
     purposes: HashMap<SubId, Purpose>,
@@ -133,16 +134,24 @@ impl Server {
         shared: Arc<Shared>,
         node: core::Node,
     ) -> Result<Self, StartError> {
-        let Bootstrap { proto, .. } = bootstrap;
+        let Bootstrap { mut proto, .. } = bootstrap;
         let text = |error: ConfigError| error.to_string();
         let layers =
             RuntimeLayers::compile(proto.layered_runtime.as_ref(), &shared.node.cluster).map_err(text)?;
         layers.apply(&shared.runtime);
+        if !matches!(proto.header_prefix.as_str(), "" | "x-envoy") {
+            return Err(text(ConfigError::field("header_prefix", "not supported: only x-envoy, the default")));
+        }
         if let Some(limit) = overload::compile(proto.overload_manager.as_ref()).map_err(text)? {
             shared.downstream.limit(limit, &shared.stats.root());
         }
 
-        let resources = proto.static_resources.clone().unwrap_or_default();
+        let locality = proto.node.as_ref().and_then(|node| node.locality.clone()).unwrap_or_default();
+        proto.node = Some(node.clone());
+        let encoded = Bytes::from(proto.encode_to_vec());
+        // Resources are taken out, and freed one by one as they are compiled: thousands of decoded clusters weigh more than
+        // all that is made of them.
+        let resources = proto.static_resources.take().unwrap_or_default();
         let dynamic = proto.dynamic_resources.clone().unwrap_or_default();
         let ads = match &dynamic.ads_config {
             Some(api) => {
@@ -175,27 +184,28 @@ impl Server {
                 Secret::compile(secret).at(|| format!("static_resources.secrets[{i}]")).map_err(text)?;
             let cell = shared.secrets.cell(&static_secret(&secret.name));
             cell.set(Some(Arc::new(compiled)));
-            // The cells of static secrets live as long as the process.
-            std::mem::forget(cell);
             let dumped = Dumped::accepted(secret.encode_to_vec().into(), Arc::from(""));
-            static_secrets.push((secret.name.clone(), dumped));
+            static_secrets.push((cell, secret.name.clone(), dumped));
         }
 
         let manager = proto.cluster_manager.clone().unwrap_or_default();
-        let locality = proto.node.as_ref().and_then(|node| node.locality.clone()).unwrap_or_default();
         let clusters = Clusters::new(&shared, &manager, &locality).map_err(text)?;
         let listeners = Listeners::new(&shared, options.concurrency);
         let flush_interval = crate::convert::duration(proto.stats_flush_interval.as_ref())
             .at(|| "stats_flush_interval")
             .map_err(text)?
             .unwrap_or(STATS_FLUSH_INTERVAL);
+        let stats = crate::server_stats::ServerStats::new(&shared, &options);
+        if let Some(version) = &proto.stats_server_version_override {
+            stats.set_version(version.value);
+        }
         let counters = Counters::new(&shared.stats.root());
         let mut server = Self {
             workers: Workers::new(),
-            stats: crate::server_stats::ServerStats::new(&shared, &options),
+            stats,
             shared,
             options,
-            bootstrap: BootstrapProto { node: Some(node), ..proto }.encode_to_vec().into(),
+            bootstrap: encoded,
             client,
             clusters,
             listeners,
@@ -213,39 +223,40 @@ impl Server {
             started: SystemTime::now(),
             flush_interval,
         };
-        server.add_static(&resources.clusters, &resources.listeners)?;
+        server.add_static(resources.clusters, resources.listeners)?;
         Ok(server)
     }
 
     fn add_static(
         &mut self,
-        clusters: &[ClusterProto],
-        listeners: &[ListenerProto],
+        clusters: Vec<ClusterProto>,
+        listeners: Vec<ListenerProto>,
     ) -> Result<(), StartError> {
         let unversioned: Arc<str> = Arc::from("");
         let place = |list: &str, name: &str, index: usize| match name {
             "" => format!("static_resources.{list}[{index}]"),
             name => format!("static_resources.{list}[{name}]"),
         };
-        for (i, cluster) in clusters.iter().enumerate() {
-            if clusters[..i].len() < 256 && clusters[..i].iter().any(|other| other.name == cluster.name) {
+        for (i, cluster) in clusters.into_iter().enumerate() {
+            if self.clusters.contains(&cluster.name) {
                 return Err(format!("cluster manager: duplicate cluster '{}'", cluster.name));
             }
             self.clusters
-                .add(cluster, &unversioned, false, &mut self.needs, &mut self.client)
+                .add(&cluster, &unversioned, false, &mut self.needs, &mut self.client)
                 .at(|| place("clusters", &cluster.name, i))
                 .map_err(|error| error.to_string())?;
         }
         self.clusters.check_local_cluster().map_err(|error| error.to_string())?;
-        for (i, listener) in listeners.iter().enumerate() {
+        for (i, listener) in listeners.into_iter().enumerate() {
             let name = match listener.name.as_str() {
                 "" => format!("listener_{i}"),
                 name => name.to_owned(),
             };
-            let listener = ListenerProto { name: name.clone(), ..listener.clone() };
+            let listener = ListenerProto { name: name.clone(), ..listener };
             // The kinds that listeners depend on are asked for when the clusters are there.
             self.client.pause(&ResourceType::RouteConfiguration);
-            let added = self.listeners.add(&listener, &unversioned, false, &mut self.needs, &mut self.client);
+            let added =
+                self.listeners.add(&listener, &unversioned, false, &mut self.needs, &mut self.client);
             self.client.resume(&ResourceType::RouteConfiguration);
             added.at(|| place("listeners", &name, i)).map_err(|error| error.to_string())?;
         }
@@ -324,6 +335,7 @@ impl Server {
             self.phase = Phase::Live;
             self.listeners.stats().workers_started().set(1);
             self.shared.set_phase(ServerState::Live);
+            crate::memory::give_back();
             self.stats.initialized(self.shared.start.elapsed());
             if self.options.mode == Mode::InitOnly {
                 self.exit = Some(Exit::Now);
@@ -404,6 +416,9 @@ impl Server {
                 self.waiting.retain(|waiting| *waiting != sub);
                 if let Some(needed) = self.needs.by_sub(sub) {
                     needed.settled = true;
+                    if let Slot::Filter { stats, .. } = &needed.slot {
+                        stats.config_fail().inc();
+                    }
                 } else {
                     self.clusters.fetch_failed(sub);
                 }
@@ -519,7 +534,7 @@ impl Server {
         rejected
     }
 
-    /// A route configuration or a secret.
+    /// A resource that others refer to.
     fn apply_needed(&mut self, update: &Update) -> Vec<Rejection> {
         let mut rejected = Vec::new();
         for resource in &update.resources {
@@ -527,8 +542,19 @@ impl Server {
             note(&mut rejected, resource, result);
         }
         if let Some(needed) = self.needs.by_sub(update.sub) {
-            // An answer without the resource says that it does not exist.
-            needed.settled |= rejected.is_empty();
+            // An answer without the resource says that it does not exist. A refused one is not waited for either: what
+            // refers to it starts without, as in Envoy.
+            needed.settled = true;
+            if let Slot::Filter { places, stats } = &needed.slot {
+                if !rejected.is_empty() {
+                    stats.config_fail().inc();
+                } else if !update.resources.is_empty() {
+                    stats.config_reload().inc();
+                } else if !update.removed.is_empty() {
+                    places.iter().for_each(|place| place.set(None));
+                    needed.dumped = None;
+                }
+            }
         }
         rejected
     }
@@ -546,6 +572,9 @@ impl Server {
                 .decode::<SecretProto>(resource, "envoy.extensions.transport_sockets.tls.v3.Secret")
                 .and_then(|proto| Secret::compile(&proto))
                 .map(|secret| cell.set(Some(Arc::new(secret)))),
+            Slot::Filter { places, .. } => self
+                .decode::<core::TypedExtensionConfig>(resource, "envoy.config.core.v3.TypedExtensionConfig")
+                .and_then(|config| configure(places, &config)),
         };
         if let Some(needed) = self.needs.by_sub(sub) {
             let version = Arc::clone(&resource.version);
@@ -690,13 +719,14 @@ impl Server {
         let mut secrets: Vec<ResourceDump> = self
             .static_secrets
             .iter()
-            .map(|(name, dumped)| ResourceDump {
+            .map(|(_, name, dumped)| ResourceDump {
                 name: name.clone(),
                 dynamic: false,
                 warming: false,
                 dumped: dumped.clone(),
             })
             .collect();
+        let mut filters = Vec::new();
         for needed in self.needs.iter() {
             let Some(dumped) = needed.dumped.clone() else {
                 continue;
@@ -705,6 +735,7 @@ impl Server {
             match needed.slot {
                 Slot::Route(_) => routes.push(dump),
                 Slot::Secret(_) => secrets.push(dump),
+                Slot::Filter { .. } => filters.push(dump),
             }
         }
         ConfigSnapshot {
@@ -714,6 +745,7 @@ impl Server {
             clusters_version: Arc::clone(&self.versions.clusters),
             listeners: self.listeners.dump(),
             listeners_version: Arc::clone(&self.versions.listeners),
+            filters,
             routes,
             secrets,
             endpoints: if include_eds { self.clusters.dump_endpoints() } else { Vec::new() },

@@ -25,6 +25,7 @@ const TYPE_PREFIX: &str = "type.googleapis.com/";
 const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
 const ROUTE: &str = "envoy.config.route.v3.RouteConfiguration";
+const FILTER: &str = "envoy.config.core.v3.TypedExtensionConfig";
 const ENDPOINTS: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
 
 /// The configuration of the process at one moment.
@@ -42,6 +43,8 @@ pub struct ConfigSnapshot {
     pub listeners: ListenersDump,
     /// Version of the last LDS update.
     pub listeners_version: Arc<str>,
+    /// Configurations of HTTP filters by ECDS.
+    pub filters: Vec<ResourceDump>,
     /// Route configurations.
     pub routes: Vec<ResourceDump>,
     /// Secrets, private keys included: the rendering redacts them.
@@ -130,6 +133,7 @@ const LISTS: &[&str] = &[
     "dynamic_route_configs",
     "dynamic_warming_clusters",
     "dynamic_warming_secrets",
+    "ecds_filters",
     "static_clusters",
     "static_endpoint_configs",
     "static_listeners",
@@ -179,7 +183,7 @@ fn put(number: u32, bytes: &[u8], wire: &mut Vec<u8>) {
     wire.extend_from_slice(bytes);
 }
 
-/// In Envoy's order: bootstrap, clusters, endpoints, listeners, routes, secrets.
+/// In Envoy's order: bootstrap, clusters, discovered filters, endpoints, listeners, routes, secrets.
 fn sections(snapshot: &ConfigSnapshot, include_eds: bool) -> Vec<Section> {
     let unversioned: Arc<str> = Arc::from("");
     let mut bootstrap = Vec::new();
@@ -203,6 +207,13 @@ fn sections(snapshot: &ConfigSnapshot, include_eds: bool) -> Vec<Section> {
             items: snapshot.clusters.iter().map(cluster).collect(),
         },
     ];
+    if !snapshot.filters.is_empty() {
+        sections.push(Section {
+            type_name: "envoy.admin.v3.EcdsConfigDump",
+            version: Arc::clone(&unversioned),
+            items: snapshot.filters.iter().map(filter).collect(),
+        });
+    }
     if include_eds {
         sections.push(Section {
             type_name: "envoy.admin.v3.EndpointsConfigDump",
@@ -305,6 +316,23 @@ fn route(resource: &ResourceDump) -> Item {
         ("static_route_configs", "envoy.admin.v3.RoutesConfigDump.StaticRouteConfig", fixed.encode_to_vec())
     };
     Item { list, type_name, name: resource.name.clone(), wire }
+}
+
+fn filter(resource: &ResourceDump) -> Item {
+    let Dumped { wire, version, last_updated, error } = &resource.dumped;
+    let dumped = pb::ecds_config_dump::EcdsFilterConfig {
+        version_info: version.to_string(),
+        ecds_filter: Some(any(FILTER, wire.to_vec())).filter(|_| !wire.is_empty()),
+        last_updated: Some(timestamp(*last_updated)),
+        error_state: error.as_ref().map(|error| refused(FILTER, error)),
+        client_status: 0,
+    };
+    Item {
+        list: "ecds_filters",
+        type_name: "envoy.admin.v3.EcdsConfigDump.EcdsFilterConfig",
+        name: resource.name.clone(),
+        wire: dumped.encode_to_vec(),
+    }
 }
 
 fn endpoints(resource: &ResourceDump) -> Item {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
@@ -10,10 +11,12 @@ use waystation_filter_api::http::{FactoryContext, FilterConfig, HttpFilterExtens
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
 
+use self::discovered::DiscoveredFilter;
 use super::config::boolean;
 use crate::context::{CompileContext, Shared};
 use crate::listener::config::{decode, type_name};
 
+pub(crate) mod discovered;
 mod header_mutation;
 
 /// Every HTTP filter besides the router.
@@ -66,8 +69,8 @@ fn compile_one(
 ) -> Result<Option<FilterEntry>, ConfigError> {
     let any = match &proto.config_type {
         Some(ConfigType::TypedConfig(any)) => any,
-        Some(ConfigType::ConfigDiscovery(_)) => {
-            return Err(ConfigError::field("config_discovery", "is not supported in this version"));
+        Some(ConfigType::ConfigDiscovery(source)) => {
+            return discover(proto, source, last, scope, cx).at(|| "config_discovery").map(Some);
         }
         None => return Err(ConfigError::field("typed_config", "is required")),
     };
@@ -103,6 +106,24 @@ fn compile_one(
     let context = FactoryContext { stats: scope, runtime: &shared.runtime, node: &shared.node };
     let factory = (extension.compile)(&any.value, &context).at(|| "typed_config")?;
     Ok(Some(FilterEntry { name: proto.name.as_str().into(), factory, disabled: proto.disabled }))
+}
+
+fn discover(
+    proto: &pb::HttpFilter,
+    source: &core::ExtensionConfigSource,
+    last: bool,
+    scope: &Scope,
+    cx: &CompileContext<'_>,
+) -> Result<FilterEntry, ConfigError> {
+    let name = proto.name.as_str();
+    let place = Arc::new(DiscoveredFilter::compile(name, source, scope, cx.shared)?);
+    if last {
+        return Err(ConfigError::new("the last filter must be the router, which cannot be discovered"));
+    }
+    let source = source.config_source.as_ref();
+    let source = source.ok_or_else(|| ConfigError::field("config_source", "is required"))?;
+    cx.discover_filter(source, name, &place);
+    Ok(FilterEntry { name: name.into(), factory: place, disabled: proto.disabled })
 }
 
 fn compile_router(proto: &Router) -> Result<RouterConfig, ConfigError> {

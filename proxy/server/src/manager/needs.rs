@@ -4,16 +4,27 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
+use prost::Message as _;
 use waystation_filter_api::cell::Cell;
 use waystation_route::RouteTable;
 use waystation_schema::ConfigError;
-use waystation_stats::Scope;
+use waystation_stats::{Scope, stats_group};
 use waystation_tls::Secret;
 use waystation_xds::{Client, Interest, ResourceType, SubId, SubscriptionSpec};
 
 use super::dump::Dumped;
 use crate::config_source;
 use crate::context::{Need, resource_key};
+use crate::http::filters::discovered::DiscoveredFilter;
+
+stats_group! {
+    /// `extension_config_discovery.http_filter.<name>.`
+    pub struct DiscoveryStats {
+        counters { config_conflict, config_fail, config_reload }
+        gauges {}
+        histograms {}
+    }
+}
 
 /// Where a resource goes when it arrives.
 #[derive(Clone, Debug)]
@@ -22,6 +33,14 @@ pub enum Slot {
     Route(Arc<Cell<RouteTable>>),
     /// A secret.
     Secret(Arc<Cell<Secret>>),
+    /// The configuration of a filter: one place for each holder, so that a chain that an update of its listener keeps has
+    /// its places here twice.
+    Filter {
+        /// The places.
+        places: Vec<Arc<DiscoveredFilter>>,
+        /// What they count.
+        stats: Arc<DiscoveryStats>,
+    },
 }
 
 impl Slot {
@@ -74,6 +93,7 @@ impl Needs {
         let (key, kind, source, name, slot) = parts(need);
         if let Some(needed) = self.by_key.get_mut(&key) {
             needed.holders += 1;
+            needed.join(need);
             return Ok(());
         }
         let (source, init_fetch_timeout) = config_source::compile(source)?;
@@ -85,7 +105,7 @@ impl Needs {
         };
         let sub = client.subscribe(spec).map_err(|error| ConfigError::new(error.to_string()))?;
         self.by_sub.insert(sub, key.clone());
-        let (Need::Route { scope, .. } | Need::Secret { scope, .. }) = need;
+        let (Need::Route { scope, .. } | Need::Secret { scope, .. } | Need::Filter { scope, .. }) = need;
         self.fresh.push((sub, scope.clone()));
         let needed = Needed { name: name.clone(), slot, sub, settled: false, dumped: None, holders: 1 };
         self.by_key.insert(key, needed);
@@ -100,6 +120,7 @@ impl Needs {
                 continue;
             };
             needed.holders -= 1;
+            needed.leave(need);
             if needed.holders == 0 {
                 client.unsubscribe(needed.sub);
                 self.ended.push(needed.sub);
@@ -111,12 +132,16 @@ impl Needs {
 
     /// Whether all of them have arrived, or are not waited for any longer.
     pub fn settled(&self, needs: &[Need]) -> bool {
-        needs.iter().all(|need| self.by_key.get(&parts(need).0).is_some_and(|needed| needed.settled))
+        needs
+            .iter()
+            .filter(|need| need.is_awaited())
+            .all(|need| self.by_key.get(&parts(need).0).is_some_and(|needed| needed.settled))
     }
 
     /// Those of `needs` that are still waited for, by name, for `/init_dump`.
     pub fn unsettled<'a>(&'a self, needs: &'a [Need]) -> impl Iterator<Item = &'a str> {
-        let waiting = needs.iter().filter_map(|need| self.by_key.get(&parts(need).0));
+        let awaited = needs.iter().filter(|need| need.is_awaited());
+        let waiting = awaited.filter_map(|need| self.by_key.get(&parts(need).0));
         waiting.filter(|needed| !needed.settled).map(|needed| needed.name.as_str())
     }
 
@@ -141,6 +166,51 @@ impl Needs {
     }
 }
 
+impl Needed {
+    /// One more place for a configuration that may be here already.
+    fn join(&mut self, need: &Need) {
+        let (Slot::Filter { places, stats }, Need::Filter { place, .. }) = (&mut self.slot, need) else {
+            return;
+        };
+        let known = places.iter().any(|known| Arc::ptr_eq(known, place));
+        places.push(Arc::clone(place));
+        let Some(dumped) = self.dumped.as_ref().filter(|dumped| !known && !dumped.wire.is_empty()) else {
+            return;
+        };
+        let config = core::TypedExtensionConfig::decode(dumped.wire.clone()).ok();
+        let Some(any) = config.and_then(|config| config.typed_config) else { return };
+        match place.factory(&any) {
+            Ok(factory) => place.set(Some(factory)),
+            Err(error) => {
+                stats.config_conflict().inc();
+                tracing::warn!(target: "config", "filter configuration '{}' does not fit: {error}", self.name);
+            }
+        }
+    }
+
+    fn leave(&mut self, need: &Need) {
+        if let (Slot::Filter { places, .. }, Need::Filter { place, .. }) = (&mut self.slot, need)
+            && let Some(index) = places.iter().position(|known| Arc::ptr_eq(known, place))
+        {
+            places.swap_remove(index);
+        }
+    }
+}
+
+/// Has a discovered configuration taken over by all places of a filter, or by none.
+pub fn configure(
+    places: &[Arc<DiscoveredFilter>],
+    config: &core::TypedExtensionConfig,
+) -> Result<(), ConfigError> {
+    let any = config.typed_config.as_ref();
+    let any = any.ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
+    let factories = places.iter().map(|place| place.factory(any)).collect::<Result<Vec<_>, _>>()?;
+    for (place, factory) in places.iter().zip(factories) {
+        place.set(Some(factory));
+    }
+    Ok(())
+}
+
 fn parts(need: &Need) -> (String, ResourceType, &core::ConfigSource, &String, Slot) {
     match need {
         Need::Route { source, name, cell, .. } => (
@@ -156,6 +226,13 @@ fn parts(need: &Need) -> (String, ResourceType, &core::ConfigSource, &String, Sl
             source,
             name,
             Slot::Secret(Arc::clone(cell)),
+        ),
+        Need::Filter { source, name, place, scope } => (
+            Slot::key("filter", source, name),
+            ResourceType::ExtensionConfig,
+            source,
+            name,
+            Slot::Filter { places: vec![Arc::clone(place)], stats: Arc::new(scope.group()) },
         ),
     }
 }
