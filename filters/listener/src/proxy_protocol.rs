@@ -243,7 +243,8 @@ fn parse_v2(buffer: &[u8]) -> Parse<'_> {
     match fixed[13] {
         // TCP over IPv4.
         0x11 if body.len() >= 12 => {
-            let ip = |at: usize| IpAddr::V4(Ipv4Addr::new(body[at], body[at + 1], body[at + 2], body[at + 3]));
+            let ip =
+                |at: usize| IpAddr::V4(Ipv4Addr::new(body[at], body[at + 1], body[at + 2], body[at + 3]));
             let addresses = (SocketAddr::new(ip(0), port(8)), SocketAddr::new(ip(4), port(10)));
             Parse::Header(Header { length, addresses: Some(addresses), tlvs: &body[12..] })
         }

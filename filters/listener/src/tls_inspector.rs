@@ -75,7 +75,11 @@ impl TlsInspector {
                         hello.server_name().map(|name| name.to_ascii_lowercase().into_boxed_str());
                     info.application_protocols =
                         hello.alpn().map(|protocols| protocols.map(Box::from).collect()).unwrap_or_default();
-                    count(info.requested_server_name.is_some(), &self.stats.sni_found(), &self.stats.sni_not_found());
+                    count(
+                        info.requested_server_name.is_some(),
+                        &self.stats.sni_found(),
+                        &self.stats.sni_not_found(),
+                    );
                     let has_alpn = !info.application_protocols.is_empty();
                     count(has_alpn, &self.stats.alpn_found(), &self.stats.alpn_not_found());
                     return Verdict::PASS;
@@ -116,8 +120,7 @@ mod tests {
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        let mut client =
-            rustls::ClientConnection::new(Arc::new(config), name.try_into().unwrap()).unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(config), name.try_into().unwrap()).unwrap();
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).unwrap();
         bytes

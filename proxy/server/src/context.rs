@@ -31,9 +31,9 @@ pub struct Shared {
     pub node: NodeInfo,
     /// Clusters by name.
     pub clusters: CellTable<Cluster>,
-    /// Route configurations by [`ResourceKey`].
+    /// Route configurations by [`resource_key`].
     pub routes: CellTable<RouteTable>,
-    /// TLS secrets by [`ResourceKey`].
+    /// TLS secrets by [`resource_key`].
     pub secrets: SecretTable,
     /// Files and streams that access logs write to.
     pub access_logs: AccessLogSinks,

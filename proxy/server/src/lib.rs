@@ -24,6 +24,7 @@ pub mod http;
 pub mod listener;
 pub mod log;
 pub mod manager;
+pub mod memory;
 pub mod network;
 pub mod overload;
 pub mod pool;

@@ -1,5 +1,5 @@
-//! The state machine: requests and snapshots in, responses out. No I/O, no clock. Bottom up: [`feed`] (one type on
-//! one stream), [`stream`] (the order of types on a stream), and here all streams.
+//! The state machine: requests and snapshots in, responses out. No I/O, no clock. Bottom up: `feed` (one type on
+//! one stream), `stream` (the order of types on a stream), and here all streams.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -414,10 +414,6 @@ impl Listeners {
         };
         let stream = result.map_err(|error| context.handshake_failed(&error))?;
         let connection = stream.get_ref().1;
-        if info.requested_server_name.is_none() {
-            info.requested_server_name =
-                connection.server_name().map(|name| name.to_ascii_lowercase().into());
-        }
         info.negotiated_protocol = connection.alpn_protocol().map(Into::into);
         info.tls = Some(Arc::new(context.handshake_done(connection)));
         Ok(Transport::TlsServer(Box::new(stream)))

@@ -124,6 +124,11 @@ impl Clusters {
         Err(ConfigError::new(format!("local cluster '{}' must be defined", self.local_cluster)))
     }
 
+    /// Whether there is a cluster of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
     /// Adds or changes a cluster. It serves once it is warm: see [`Self::activate`].
     pub fn add(
         &mut self,
