@@ -21,6 +21,7 @@ pub fn compile(proto: &core::ConfigSource) -> Result<(Source, Option<Duration>),
     use core::config_source::ConfigSourceSpecifier as Specifier;
     let timeout = convert::timeout(proto.initial_fetch_timeout.as_ref(), Some(INITIAL_FETCH_TIMEOUT))
         .at(|| "initial_fetch_timeout")?;
+    refuse_v2(proto.resource_api_version, "resource_api_version")?;
     if !proto.authorities.is_empty() {
         return Err(ConfigError::field("authorities", "xdstp authorities are not supported"));
     }
@@ -44,6 +45,7 @@ pub fn compile(proto: &core::ConfigSource) -> Result<(Source, Option<Duration>),
 #[expect(deprecated, reason = "old configurations still name it")]
 pub fn api_source(api: &core::ApiConfigSource) -> Result<Source, ConfigError> {
     use core::api_config_source::ApiType;
+    refuse_v2(api.transport_api_version, "transport_api_version")?;
     if !api.config_validators.is_empty() {
         return Err(ConfigError::field("config_validators", "not supported"));
     }
@@ -67,6 +69,15 @@ pub fn api_source(api: &core::ApiConfigSource) -> Result<Source, ConfigError> {
         ApiType::DeprecatedAndUnavailableDoNotUse => {
             Err(ConfigError::field("api_type", "the v1 REST API is not available"))
         }
+    }
+}
+
+/// There is only v3, which is also what an unset version can mean.
+fn refuse_v2(version: i32, field: &'static str) -> Result<(), ConfigError> {
+    #[expect(deprecated, reason = "it is refused by name")]
+    match core::ApiVersion::try_from(version) {
+        Ok(core::ApiVersion::V2) => Err(ConfigError::field(field, "the v2 xDS API is not available")),
+        _ => Ok(()),
     }
 }
 

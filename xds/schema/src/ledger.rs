@@ -37,62 +37,84 @@ pub fn roots() -> impl Iterator<Item = Message> {
     Message::all().filter(|message| message.is_root())
 }
 
-/// The support table of the documentation, in Markdown.
+/// The support table of the documentation, in Markdown: by package what is accepted, with every field that is refused or
+/// has no effect, then the types that are refused as a whole.
 pub fn support_markdown() -> String {
-    let mut out = String::from(
-        "# What is supported\n\n\
-         Generated from the ledger; do not edit. Messages marked **root** are accepted as a document, a resource\n\
-         or the content of an `Any`. A message that is not listed is refused.\n",
-    );
-    for message in Message::all() {
-        let covered = !message.is_map_entry() && message_state(message) == State::Implemented;
-        if !covered || message.package() == "google.protobuf" {
-            continue;
-        }
-        let root = if message.is_root() { " (**root**)" } else { "" };
-        let _ = writeln!(out, "\n## {}{root}\n", message.full_name());
-        let implemented: Vec<_> = message
-            .fields()
-            .filter(|&field| state(field) == State::Implemented)
-            .map(|field| format!("`{}`", field.name()))
-            .collect();
-        if message.field_count() == 0 {
-            let _ = writeln!(out, "It has no fields.");
-        } else if implemented.len() == message.field_count() {
-            let _ = writeln!(out, "All fields are implemented.");
-            continue;
-        } else if !implemented.is_empty() {
-            let _ = writeln!(out, "Implemented: {}.", implemented.join(", "));
-        }
-        let mut first = true;
-        for field in message.fields() {
-            let (what, reason) = match state(field) {
-                State::Implemented => continue,
-                State::Rejected(reason) => ("rejected", reason),
-                State::Ignored(reason) => ("ignored", reason),
-                State::Unclaimed => ("rejected", "not in the ledger"),
-            };
-            if first && !implemented.is_empty() {
-                out.push('\n');
-            }
-            first = false;
-            let _ = writeln!(out, "- `{}`: {what}: {reason}", field.name());
+    let mut out = String::from(HEAD);
+    let covered: Vec<Message> = Message::all()
+        .filter(|message| !message.is_map_entry() && message.package() != "google.protobuf")
+        .filter(|message| message_state(*message) == State::Implemented)
+        .collect();
+    out.push_str("\n## Accepted types\n\n");
+    for package in covered.chunk_by(|a, b| a.package() == b.package()) {
+        let roots = package.iter().filter(|message| message.is_root());
+        let names: Vec<_> = roots.map(|message| format!("`{}`", message.name())).collect();
+        if !names.is_empty() {
+            let _ = writeln!(out, "- {}: {}", package[0].package(), names.join(", "));
         }
     }
-    let mut first = true;
-    for message in Message::all() {
-        // A message inside another shares its fate.
-        if let State::Rejected(reason) = message_state(message)
-            && !message.name().contains('.')
-        {
-            if first {
-                out.push_str("\n## Rejected messages\n\n");
-                first = false;
-            }
-            let _ = writeln!(out, "- `{}`: {reason}", message.full_name());
+    out.push_str("\n## Fields\n");
+    for package in covered.chunk_by(|a, b| a.package() == b.package()) {
+        let _ = writeln!(out, "\n### {}", package[0].package());
+        let (whole, partial): (Vec<Message>, Vec<Message>) =
+            package.iter().partition(|message| message.fields().all(is_implemented));
+        if !whole.is_empty() {
+            let names: Vec<_> = whole.iter().map(|message| format!("`{}`", message.name())).collect();
+            let _ = writeln!(out, "\nImplemented as a whole: {}.", names.join(", "));
         }
+        for message in partial {
+            fields_markdown(message, &mut out);
+        }
+    }
+    out.push_str("\n## Refused types\n\n");
+    // A message inside another shares its fate.
+    let refused = Message::all().filter(|message| !message.name().contains('.'));
+    let refused = refused.filter_map(|message| match message_state(message) {
+        State::Rejected(reason) => Some((message, reason)),
+        _ => None,
+    });
+    for (message, reason) in refused {
+        let _ = writeln!(out, "- `{}`: {reason}", message.full_name());
     }
     out
+}
+
+const HEAD: &str = "# What is supported
+
+Generated from the ledger (`xds/schema/ledger.txt`) by `cargo xtask support --write`; do not edit. For one
+configuration, `waystation check CONFIG` prints which of its fields are rejected, ignored, unknown or deprecated.
+
+- **rejected**: the configuration is refused with the path of the field when it is set.
+- **ignored**: it is accepted and has no effect, for the reason given; never what decides over traffic or security.
+- A field that is not named in this page's tables, of a message that is, is implemented. Single values of an implemented
+  field may still be refused when the configuration is loaded, with the path and the reason.
+- A type that is not listed under *Accepted types* is refused where an `Any` holds it.
+";
+
+fn is_implemented(field: Field) -> bool {
+    state(field) == State::Implemented
+}
+
+fn fields_markdown(message: Message, out: &mut String) {
+    let _ = writeln!(out, "\n#### {}\n", message.name());
+    let implemented: Vec<_> = message
+        .fields()
+        .filter(|&field| is_implemented(field))
+        .map(|field| format!("`{}`", field.name()))
+        .collect();
+    if !implemented.is_empty() {
+        let _ = writeln!(out, "Implemented: {}.\n", implemented.join(", "));
+    }
+    out.push_str("| field | | reason |\n|---|---|---|\n");
+    for field in message.fields() {
+        let (what, reason) = match state(field) {
+            State::Implemented => continue,
+            State::Rejected(reason) => ("rejected", reason),
+            State::Ignored(reason) => ("ignored", reason),
+            State::Unclaimed => ("rejected", "not in the ledger"),
+        };
+        let _ = writeln!(out, "| `{}` | {what} | {reason} |", field.name());
+    }
 }
 
 fn decode(value: u32) -> State {
