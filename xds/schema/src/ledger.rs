@@ -73,8 +73,11 @@ pub fn support_markdown() -> String {
         State::Rejected(reason) => Some((message, reason)),
         _ => None,
     });
-    for (message, reason) in refused {
-        let _ = writeln!(out, "- `{}`: {reason}", message.full_name());
+    let refused: Vec<(Message, &str)> = refused.collect();
+    for group in refused.chunk_by(|(a, why), (b, reason)| a.package() == b.package() && why == reason) {
+        let names: Vec<_> = group.iter().map(|(message, _)| format!("`{}`", message.name())).collect();
+        let (message, reason) = group[0];
+        let _ = writeln!(out, "- {}: {} ({reason})", message.package(), names.join(", "));
     }
     out
 }

@@ -62,5 +62,5 @@ fn the_support_table_names_roots_and_reasons() {
     assert!(table.contains("### envoy.config.cluster.v3\n"));
     assert!(table.contains("\n#### Cluster\n"));
     assert!(table.contains("| `outlier_detection` | rejected | "));
-    assert!(table.contains("- `envoy.extensions.filters.http.lua.v3.Lua`: "));
+    assert!(table.contains("- envoy.extensions.filters.http.lua.v3: `Lua`, "));
 }
