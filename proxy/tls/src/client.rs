@@ -18,6 +18,7 @@ use crate::Secrets;
 use crate::common::{self, Common};
 use crate::follow::Follower;
 use crate::identity::Identity;
+use crate::parameters::TlsProtocol;
 use crate::secret::{Secret, describe_authority, describe_identity};
 use crate::stats::Stats;
 use crate::validation::Validation;
@@ -104,7 +105,8 @@ impl ClientContext {
         let mut cells = Vec::new();
         let default = pb::CommonTlsContext::default();
         let common = common_tls_context.as_ref().unwrap_or(&default);
-        let common = Common::compile(common, secrets, &mut cells).at(|| "common_tls_context")?;
+        let common =
+            Common::compile(common, secrets, &mut cells, TlsProtocol::TlSv12).at(|| "common_tls_context")?;
         if common.identities() > 1 {
             let reason = "Multiple TLS certificates are not supported for client contexts";
             return Err(ConfigError::field("common_tls_context", reason));

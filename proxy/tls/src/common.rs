@@ -13,7 +13,7 @@ use waystation_schema::{At as _, ConfigError};
 
 use crate::Secrets;
 use crate::identity::Identity;
-use crate::parameters::{Parameters, cipher_name, group_name, version_name};
+use crate::parameters::{Parameters, TlsProtocol, cipher_name, group_name, version_name};
 use crate::secret::{Secret, ValidationPart};
 use crate::validation::Validation;
 use crate::x509;
@@ -58,6 +58,7 @@ impl Common {
         proto: &pb::CommonTlsContext,
         secrets: &dyn Secrets,
         cells: &mut Vec<Arc<Cell<Secret>>>,
+        newest: TlsProtocol,
     ) -> Result<Self, ConfigError> {
         #[expect(deprecated, reason = "they are refused by name")]
         let pb::CommonTlsContext {
@@ -146,7 +147,7 @@ impl Common {
             }
         }
         Ok(Self {
-            parameters: Parameters::compile(tls_params.as_ref()).at(|| "tls_params")?,
+            parameters: Parameters::compile(tls_params.as_ref(), newest).at(|| "tls_params")?,
             alpn: alpn_protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect(),
             key_log: match key_log {
                 Some(proto) => Arc::new(FileKeyLog::compile(proto).at(|| "key_log")?),

@@ -9,7 +9,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion, SupportedCipherSuite, SupportedProtocolVersion};
 use waystation_schema::ConfigError;
 
-use pb::tls_parameters::TlsProtocol;
+pub(crate) use pb::tls_parameters::TlsProtocol;
 
 /// What both sides of a handshake may choose from.
 #[derive(Clone, Debug)]
@@ -19,7 +19,11 @@ pub(crate) struct Parameters {
 }
 
 impl Parameters {
-    pub(crate) fn compile(proto: Option<&pb::TlsParameters>) -> Result<Self, ConfigError> {
+    /// `newest` is the maximum that `TLS_AUTO` stands for: Envoy's servers take TLS 1.3, its clients TLS 1.2.
+    pub(crate) fn compile(
+        proto: Option<&pb::TlsParameters>,
+        newest: TlsProtocol,
+    ) -> Result<Self, ConfigError> {
         let default = pb::TlsParameters::default();
         let pb::TlsParameters {
             tls_minimum_protocol_version,
@@ -37,8 +41,7 @@ impl Parameters {
         }
         let minimum =
             version("tls_minimum_protocol_version", *tls_minimum_protocol_version, TlsProtocol::TlSv12)?;
-        let maximum =
-            version("tls_maximum_protocol_version", *tls_maximum_protocol_version, TlsProtocol::TlSv13)?;
+        let maximum = version("tls_maximum_protocol_version", *tls_maximum_protocol_version, newest)?;
         let mut versions = Vec::with_capacity(2);
         if maximum == TlsProtocol::TlSv13 {
             versions.push(&TLS13);
@@ -196,10 +199,10 @@ fn version(field: &'static str, value: i32, automatic: TlsProtocol) -> Result<Tl
 
 #[cfg(test)]
 mod tests {
-    use super::{Parameters, pb};
+    use super::{Parameters, TlsProtocol, pb};
 
     fn refused(proto: &pb::TlsParameters) -> String {
-        Parameters::compile(Some(proto)).unwrap_err().path()
+        Parameters::compile(Some(proto), TlsProtocol::TlSv13).unwrap_err().path()
     }
 
     #[test]
@@ -247,7 +250,7 @@ mod tests {
             ],
             ..pb::TlsParameters::default()
         };
-        let parameters = Parameters::compile(Some(&proto)).unwrap();
+        let parameters = Parameters::compile(Some(&proto), TlsProtocol::TlSv13).unwrap();
         assert_eq!(parameters.provider.cipher_suites.len(), 3 + 2);
     }
 }

@@ -19,6 +19,7 @@ use crate::Secrets;
 use crate::common::{self, Common, secret_cell};
 use crate::follow::Follower;
 use crate::identity::Identity;
+use crate::parameters::TlsProtocol;
 use crate::secret::{Secret, describe_authority, describe_identity};
 use crate::session::{RandomTickets, SESSION_TIMEOUT, Sessions, TicketKeys, Tickets};
 use crate::stats::Stats;
@@ -91,7 +92,8 @@ impl ServerContext {
         let binding = digest::digest(&digest::SHA256, &binding_proto(proto).encode_to_vec());
         let mut own_binding = [0; 32];
         own_binding.copy_from_slice(binding.as_ref());
-        let common = Common::compile(common, secrets, &mut cells).at(|| "common_tls_context")?;
+        let common =
+            Common::compile(common, secrets, &mut cells, TlsProtocol::TlSv13).at(|| "common_tls_context")?;
         if common.identities() == 0 {
             return Err(ConfigError::field(
                 "common_tls_context",

@@ -107,7 +107,9 @@ fn versions_and_their_names() {
         }
         outcome.server
     };
-    let new = agree((0, 0), (0, 0)).unwrap();
+    // Envoy's clients stop at TLS 1.2 unless they are told otherwise.
+    assert_eq!(agree((0, 0), (0, 0)).unwrap().version, "TLSv1.2");
+    let new = agree((0, 0), (0, 4)).unwrap();
     assert_eq!((new.version, new.group), ("TLSv1.3", "X25519MLKEM768"));
     assert!(new.cipher.starts_with("TLS_"), "{}", new.cipher);
     let old = agree((0, 0), (3, 3)).unwrap();
@@ -206,5 +208,5 @@ fn session_secrets_are_logged_where_asked() {
     let outcome = shake_plainly(&world.server(&downstream(proto)), &world.client(&any_client("")));
     assert!(outcome.server.is_ok());
     let logged = std::fs::read_to_string(path).unwrap();
-    assert!(logged.lines().any(|line| line.starts_with("CLIENT_TRAFFIC_SECRET_0 ")), "{logged}");
+    assert!(logged.lines().any(|line| line.starts_with("CLIENT_RANDOM ")), "{logged}");
 }
