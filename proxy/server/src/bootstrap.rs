@@ -9,8 +9,8 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use prost::Message as _;
 use waystation_filter_api::http::NodeInfo;
 use waystation_schema::{
-    ConfigError, Encoded, Format, JsonStyle, Message, Policy, Report, TextOptions, check, to_wire, wire_to_json,
-    yaml_to_wire,
+    ConfigError, Encoded, Format, JsonStyle, Message, Policy, Report, TextOptions, check, to_wire,
+    wire_to_json, yaml_to_wire,
 };
 
 use crate::cli::options::Options;
@@ -110,8 +110,9 @@ impl Bootstrap {
             Format::JsonFormat(fields) => {
                 let mut text = String::new();
                 let message = Message::find("google.protobuf.Struct");
-                let rendered = message
-                    .map(|message| wire_to_json(message, &fields.encode_to_vec(), &mut text, JsonStyle::default()));
+                let rendered = message.map(|message| {
+                    wire_to_json(message, &fields.encode_to_vec(), &mut text, JsonStyle::default())
+                });
                 if !matches!(rendered, Some(Ok(()))) {
                     return refused("json_format cannot be rendered");
                 }

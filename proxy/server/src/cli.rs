@@ -127,8 +127,15 @@ async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String
     let mut node: core::Node = bootstrap.proto.node.clone().unwrap_or_default();
     version::identify(&mut node);
     node.extensions = registry::extensions();
-    let admin_address =
-        bootstrap.proto.admin.as_ref().map(admin::address).transpose().at(|| "admin").map_err(text)?.flatten();
+    let admin_address = bootstrap
+        .proto
+        .admin
+        .as_ref()
+        .map(admin::address)
+        .transpose()
+        .at(|| "admin")
+        .map_err(text)?
+        .flatten();
     let allowed = bootstrap.proto.admin.as_ref().map(admin::allowed_paths).transpose();
     let allowed = allowed.at(|| "admin").map_err(text)?.unwrap_or_default();
     let unknown = bootstrap.report.unknown.len() as u64;
