@@ -164,7 +164,7 @@ fn parse(pattern: &str) -> Result<regex_syntax::hir::Hir, ConfigError> {
         .build()
         .parse(pattern)
         .map_err(|error| {
-            ConfigError::new(format!("invalid regular expression: {}", one_line(&error.to_string())))
+            ConfigError::new(format!("invalid regular expression '{pattern}': {}", one_line(&error.to_string())))
         })
 }
 
@@ -178,7 +178,7 @@ fn build(pattern: &str) -> Result<bytes::Regex, ConfigError> {
                 ConfigError::new(format!("regular expression compiles to more than {limit} bytes"))
             }
             error => {
-                ConfigError::new(format!("invalid regular expression: {}", one_line(&error.to_string())))
+                ConfigError::new(format!("invalid regular expression '{pattern}': {}", one_line(&error.to_string())))
             }
         })
 }

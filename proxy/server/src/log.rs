@@ -104,6 +104,7 @@ pub fn level(component: &str) -> Option<Level> {
 /// Sets one component's level; `false` when there is no such component.
 pub fn set_level(component: &str, level: Level) -> bool {
     let known = index(component).map(|index| LEVELS[index].store(level as u8, Ordering::Relaxed));
+    tracing::callsite::rebuild_interest_cache();
     known.is_some()
 }
 
@@ -112,19 +113,30 @@ pub fn set_all(level: Level) {
     for slot in &LEVELS {
         slot.store(level as u8, Ordering::Relaxed);
     }
+    tracing::callsite::rebuild_interest_cache();
 }
 
 fn index(component: &str) -> Option<usize> {
     COMPONENTS.iter().position(|known| *known == component)
 }
 
-fn component_of(target: &'static str) -> (usize, &'static str) {
-    // Crates of ours and others log with module paths as targets when they name no component.
+/// The component that a target stands for: crates of others, and places of ours that name none, count as `misc`.
+fn component_of(target: &str) -> usize {
     let name = if target.starts_with("h2") { "http2" } else { target };
-    match index(name) {
-        Some(index) => (index, COMPONENTS[index]),
-        None => (index(MISC).unwrap_or_default(), MISC),
-    }
+    index(name).or_else(|| index(MISC)).unwrap_or_default()
+}
+
+/// `tracing` has no level above error; whether an error is critical shows when it is recorded.
+fn is_enabled(metadata: &Metadata<'_>) -> bool {
+    let highest = match Level::of(*metadata.level()) {
+        Level::Error => Level::Critical,
+        level => level,
+    };
+    highest as u8 >= threshold(metadata)
+}
+
+fn threshold(metadata: &Metadata<'_>) -> u8 {
+    LEVELS[component_of(metadata.target())].load(Ordering::Relaxed)
 }
 
 /// Where the log goes; reopened on SIGUSR1.
@@ -176,14 +188,13 @@ struct EnvoyLayer {
 }
 
 impl<S: Subscriber> Layer<S> for EnvoyLayer {
-    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
-        // Levels change at run time.
-        Interest::sometimes()
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        // Decided once for each place that logs, and again when levels change: a place that is off costs one load.
+        if is_enabled(metadata) { Interest::always() } else { Interest::never() }
     }
 
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        let (index, _) = component_of(static_target(metadata));
-        Level::of(*metadata.level()) as u8 >= LEVELS[index].load(Ordering::Relaxed)
+        is_enabled(metadata)
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -194,11 +205,14 @@ impl<S: Subscriber> Layer<S> for EnvoyLayer {
         }
         let metadata = event.metadata();
         let level = if message.critical { Level::Critical } else { Level::of(*metadata.level()) };
+        if (level as u8) < threshold(metadata) {
+            return;
+        }
         let Some(format) = FORMAT.read().clone() else { return };
         let line = format.line(&Record {
             time: OffsetDateTime::now_utc(),
             level,
-            component: component_of(static_target(metadata)).1,
+            component: COMPONENTS[component_of(metadata.target())],
             file: metadata.file().unwrap_or_default(),
             line: metadata.line().unwrap_or_default(),
             text: &message.text,
@@ -210,15 +224,6 @@ impl<S: Subscriber> Layer<S> for EnvoyLayer {
             None => io::stderr().write_all(line.as_bytes()),
         };
     }
-}
-
-fn static_target(metadata: &Metadata<'_>) -> &'static str {
-    let target = metadata.target();
-    COMPONENTS.iter().find(|known| **known == target).copied().unwrap_or(if target.starts_with("h2") {
-        "http2"
-    } else {
-        MISC
-    })
 }
 
 /// The message of an event with its fields appended as `key=value`. The field `critical = true` raises the level.

@@ -309,8 +309,10 @@ impl Core {
             self.deliver_held(id, None, now);
         }
         self.change_names(id, names, Vec::new(), now);
+        // A file is not asked: what counts is each reading of it.
+        let asked = !matches!(self.muxes[&mux].kind, MuxKind::Path(_));
         if let Some(sub) = self.subs.get_mut(&id) {
-            sub.stats.update_attempt = 1;
+            sub.stats.update_attempt = u64::from(asked);
         }
         self.start(mux, now);
         self.flush(mux, now);

@@ -25,13 +25,17 @@ pub(super) fn stats(admin: &Admin, query: &Query, prometheus: bool) -> Response<
         Ok(parsed) => {
             let kind = parsed.format.content_type();
             let renderer = Renderer::new(&admin.shared.stats, parsed.format, parsed.options);
-            respond(StatusCode::OK, kind, StatsBody(renderer).boxed_unsync())
+            respond(StatusCode::OK, kind, StatsBody { renderer, yielded: true }.boxed_unsync())
         }
         Err(reason) => text(StatusCode::BAD_REQUEST, reason),
     }
 }
 
-struct StatsBody(Renderer);
+/// A scrape. Between two pieces other requests have their turn: `/ready` must not wait for a million lines.
+struct StatsBody {
+    renderer: Renderer,
+    yielded: bool,
+}
 
 impl hyper::body::Body for StatsBody {
     type Data = Bytes;
@@ -39,8 +43,13 @@ impl hyper::body::Body for StatsBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.next_chunk(CHUNK).map(|chunk| Ok(Frame::data(chunk))))
+        self.yielded = !self.yielded;
+        if self.yielded {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(self.renderer.next_chunk(CHUNK).map(|chunk| Ok(Frame::data(chunk))))
     }
 }

@@ -79,7 +79,8 @@ fn place(source: &PathSource) -> (PathBuf, Option<OsString>) {
 
 fn is_move_into(kind: &EventKind) -> bool {
     match kind {
-        EventKind::Modify(ModifyKind::Name(mode)) => *mode != RenameMode::From,
+        // Where both ends are known, a third event repeats them.
+        EventKind::Modify(ModifyKind::Name(mode)) => matches!(mode, RenameMode::To | RenameMode::Any),
         // Only inotify tells a move from a creation.
         EventKind::Create(_) => cfg!(not(target_os = "linux")),
         _ => false,
