@@ -256,10 +256,15 @@ impl Addition {
 
     #[inline]
     fn write(&self, headers: &mut Headers, value: &[u8], role: Role) {
+        let known = self.name.as_name().known();
         if self.action.overwrites() {
+            // Envoy's header map keeps the place of its inline headers only.
+            if !known.is_some_and(|known| role.is_inline(known)) {
+                headers.remove(&self.name);
+            }
             return headers.set(&self.name, value);
         }
-        match self.name.as_name().known() {
+        match known {
             Some(known) if role.is_inline(known) => headers.append_joined(known, ",", value),
             _ => headers.append(&self.name, value),
         }

@@ -64,9 +64,8 @@ pub fn remove_nominated(headers: &mut Headers) -> Result<(), Error> {
 /// Removes the hop-by-hop headers of a request on its way upstream. `upgrade`: the request is an upgrade that the
 /// configuration allows, so `connection: upgrade` and `upgrade` stay.
 pub fn sanitize_request(headers: &mut Headers, upgrade: bool) {
-    if upgrade {
-        headers.set(Known::Connection, "upgrade");
-    } else {
+    // Envoy leaves `connection` of an upgrade as the peer wrote it.
+    if !upgrade {
         headers.remove(Known::Connection);
         headers.remove(Known::Upgrade);
     }
@@ -79,9 +78,7 @@ pub fn sanitize_request(headers: &mut Headers, upgrade: bool) {
 /// Removes the hop-by-hop headers of a response on its way downstream; those that its `connection` nominates stay,
 /// as they do with Envoy. `upgrade`: it is a 101.
 pub fn sanitize_response(headers: &mut Headers, upgrade: bool) {
-    if upgrade {
-        headers.set(Known::Connection, "upgrade");
-    } else {
+    if !upgrade {
         headers.remove(Known::Connection);
         headers.remove(Known::Upgrade);
     }
@@ -201,7 +198,7 @@ mod tests {
 
         let mut headers = request(&hop);
         sanitize_request(&mut headers, true);
-        assert_eq!(headers.get(Known::Connection), Some(&b"upgrade"[..]));
+        assert_eq!(headers.get(Known::Connection), Some(&b"upgrade, x-hop"[..]));
         assert!(headers.contains(Known::Upgrade));
 
         let mut headers = request(&hop);

@@ -151,10 +151,18 @@ impl HostRewrite {
     }
 }
 
-/// Sets `:authority` and leaves a trace of the old one in `x-envoy-original-host`, and in `x-forwarded-host` when
-/// that is appended to. Envoy's `Utility::updateAuthority`.
-pub(crate) fn update_authority(headers: &mut Headers, host: &[u8], append_x_forwarded_host: bool) {
+/// Sets `:authority` and leaves a trace of the old one in `x-envoy-original-host` (not when a weighted cluster's rewrite
+/// is the cause), and in `x-forwarded-host` when that is appended to. Envoy's `Utility::updateAuthority`.
+pub(crate) fn update_authority(
+    headers: &mut Headers,
+    host: &[u8],
+    append_x_forwarded_host: bool,
+    keep_original: bool,
+) {
     let old = headers.authority().unwrap_or_default().to_vec();
+    if keep_original && !old.is_empty() {
+        headers.set(Known::XEnvoyOriginalHost, &old);
+    }
     if append_x_forwarded_host && !old.is_empty() {
         // Not when it is the value appended last: that was us, on an earlier try.
         let last =
@@ -162,9 +170,6 @@ pub(crate) fn update_authority(headers: &mut Headers, host: &[u8], append_x_forw
         if last.is_none_or(|last| last.trim_ascii() != old) {
             headers.append_joined(Known::XForwardedHost, ",", &old);
         }
-    }
-    if !old.is_empty() {
-        headers.set(Known::XEnvoyOriginalHost, &old);
     }
     headers.set(Known::Authority, host);
 }

@@ -151,11 +151,11 @@ impl Route {
         let facts = RequestFacts { info, now };
         // The weighted cluster's rewrite comes first, so a rewrite of the route overrides it.
         if let Some(host) = weighted.and_then(|weighted| weighted.host_rewrite.as_deref()) {
-            update_authority(headers, host.as_bytes(), action.append_x_forwarded_host);
+            update_authority(headers, host.as_bytes(), action.append_x_forwarded_host, false);
         }
         let host = action.host_rewrite.as_ref().and_then(|rewrite| rewrite.apply(headers, facts));
         if let Some(host) = host.map(|host| host.into_owned()) {
-            update_authority(headers, &host, action.append_x_forwarded_host);
+            update_authority(headers, &host, action.append_x_forwarded_host, true);
         }
         let path = action
             .path_rewrite
@@ -175,7 +175,7 @@ impl Route {
             && matches!(action.host_rewrite, Some(HostRewrite::Auto))
             && !hostname.is_empty()
         {
-            update_authority(headers, hostname.as_bytes(), action.append_x_forwarded_host);
+            update_authority(headers, hostname.as_bytes(), action.append_x_forwarded_host, true);
         }
     }
 

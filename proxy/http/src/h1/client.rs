@@ -75,12 +75,12 @@ impl ClientConn {
             && headers.get(Known::Connection).is_some_and(|value| has_token(value, b"upgrade"));
         self.keep_alive = !headers.get(Known::Connection).is_some_and(|value| has_token(value, b"close"));
         let from = out.len();
-        encode::request_line(method, headers, self.config.header_case == HeaderCase::Preserve, out);
+        encode::request_line(method, headers, self.config.header_case != HeaderCase::Proper, out);
         let start = Start::Request {
             tunnel: self.connect || self.upgrade,
             bodiless: matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT"),
         };
-        encode::fields(headers, start, self.config.header_case == HeaderCase::Preserve, out);
+        encode::fields(headers, start, self.config.header_case != HeaderCase::Proper, out);
         self.outgoing = encode::framing(headers, start, end_stream, out);
         out.extend_from_slice(b"\r\n");
         encode::spell_head(self.config.header_case, &mut out[from..]);
@@ -193,7 +193,7 @@ impl ClientConn {
 
     fn finish(&mut self, trailers: Option<&Headers>, out: &mut BytesMut) {
         let trailers = trailers.filter(|_| self.config.enable_trailers);
-        if !self.outgoing.finish(trailers, self.config.header_case == HeaderCase::Preserve, out) {
+        if !self.outgoing.finish(trailers, self.config.header_case != HeaderCase::Proper, out) {
             self.keep_alive = false;
         }
     }

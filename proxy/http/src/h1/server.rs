@@ -150,7 +150,7 @@ impl ServerConn {
     pub fn send_informational(&mut self, status: u16, headers: &Headers, out: &mut BytesMut) {
         let from = out.len();
         encode::status_line(self.request.version, status, out);
-        encode::fields(headers, Start::Informational, self.config.header_case == HeaderCase::Preserve, out);
+        encode::fields(headers, Start::Informational, self.config.header_case != HeaderCase::Proper, out);
         out.extend_from_slice(b"\r\n");
         encode::spell_head(self.config.header_case, &mut out[from..]);
     }
@@ -189,7 +189,7 @@ impl ServerConn {
             connect,
             persistence,
         };
-        encode::fields(headers, start, self.config.header_case == HeaderCase::Preserve, out);
+        encode::fields(headers, start, self.config.header_case != HeaderCase::Proper, out);
         self.outgoing = encode::framing(headers, start, end_stream, out);
         out.extend_from_slice(b"\r\n");
         encode::spell_head(self.config.header_case, &mut out[from..]);
@@ -234,7 +234,7 @@ impl ServerConn {
 
     fn finish(&mut self, trailers: Option<&Headers>, out: &mut BytesMut) {
         let trailers = trailers.filter(|_| self.config.enable_trailers);
-        if !self.outgoing.finish(trailers, self.config.header_case == HeaderCase::Preserve, out) {
+        if !self.outgoing.finish(trailers, self.config.header_case != HeaderCase::Proper, out) {
             self.request.keep_alive = false;
         }
     }

@@ -31,6 +31,17 @@ pub(crate) struct HeadFacts {
     pub(crate) expect_continue: bool,
 }
 
+/// How a response is cut short.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Cut {
+    /// The response had begun and cannot be completed.
+    Failed,
+    /// The other end of a tunnel is gone.
+    Tunnel,
+    /// There is nobody to answer, or nothing to be answered.
+    Refused,
+}
+
 /// One request and its response on a downstream connection.
 pub(crate) trait Downstream {
     /// The next piece of the request.
@@ -61,7 +72,7 @@ pub(crate) trait Downstream {
     fn close_after_response(&mut self);
 
     /// Cuts the response short.
-    fn reset(&mut self);
+    fn reset(&mut self, cut: Cut);
 
     /// Body bytes received and sent, and header bytes received and sent.
     fn bytes(&self) -> waystation_filter_api::stream::Bytes;

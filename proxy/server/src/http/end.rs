@@ -125,6 +125,10 @@ pub(crate) enum StreamEnd {
     RequestTimeout,
     /// The request body exceeds the buffer limit.
     RequestTooLarge,
+    /// The response body exceeds the buffer limit.
+    ResponseTooLarge,
+    /// A filter answered when the response had begun; the text is its reply's details.
+    LateReply(Cow<'static, str>),
     /// A filter removed or broke what every request needs.
     FilterRemovedRequiredRequestHeaders,
     /// A filter removed or broke what every response needs.
@@ -133,6 +137,8 @@ pub(crate) enum StreamEnd {
     DownstreamGone,
     /// The client reset the stream.
     DownstreamReset,
+    /// The client broke HTTP/2 in a way that only resets the stream; the text is its details.
+    DownstreamViolation(&'static str),
 }
 
 /// How a downstream stream ends that cannot be answered any more, or need not be.
@@ -161,8 +167,8 @@ impl StreamEnd {
             Self::Codec { status, body, details } => {
                 closing(*status, body, details, Some(Flag::DownstreamProtocolError))
             }
-            Self::LowVersion => closing(426, "", "low_version", None),
-            Self::MissingHost => entry(400, "", "missing_host_header", None),
+            Self::LowVersion => closing(426, "Upgrade Required", "low_version", None),
+            Self::MissingHost => closing(400, "", "missing_host_header", None),
             Self::MissingPath => entry(404, "", "missing_path_rejected", None),
             Self::AbsolutePathRejected => entry(404, "", "absolute_path_rejected", None),
             Self::PathNormalization => closing(400, "", "path_normalization_failed", None),
@@ -174,7 +180,7 @@ impl StreamEnd {
                 r.reply.headers.append(Known::Location, location);
                 r
             }),
-            Self::QueryWithoutContentType => entry(400, "", "query_missing_content_type", None),
+            Self::QueryWithoutContentType => closing(400, "", "query_missing_content_type", None),
             Self::IpDetectionFailed(status) => entry(*status, "", "rejecting_because_detection_failed", None),
             Self::RequestHeaderTimeout => {
                 closing(408, "request header timeout", "request_header_timeout", None)
@@ -215,7 +221,7 @@ impl StreamEnd {
                 *alternative,
             ),
             Self::PerTryIdleTimeout => {
-                entry(504, TIMEOUT, "upstream_per_try_idle_timeout", Some(Flag::StreamIdleTimeout))
+                entry(504, TIMEOUT, "upstream_per_try_idle_timeout", Some(Flag::UpstreamRequestTimeout))
             }
             Self::UpstreamMaxStreamDuration => entry(
                 504,
@@ -229,7 +235,11 @@ impl StreamEnd {
             }
             Self::MaxStreamDuration { request_complete } => {
                 let status = if *request_complete { 504 } else { 408 };
-                entry(status, "downstream duration timeout", "max_duration_timeout", None)
+                // Of all timeouts only this one is DEADLINE_EXCEEDED to a gRPC client.
+                entry(status, "downstream duration timeout", "max_duration_timeout", None).map(|mut r| {
+                    r.reply.grpc_status = Some(4);
+                    r
+                })
             }
             Self::RequestTimeout => closing(408, "request timeout", "request_overall_timeout", None),
             Self::RequestTooLarge => closing(413, "Payload Too Large", "request_payload_too_large", None),
@@ -242,7 +252,10 @@ impl StreamEnd {
                 "filter_removed_required_response_headers",
                 None,
             ),
-            Self::DownstreamGone | Self::DownstreamReset => None,
+            Self::ResponseTooLarge => {
+                entry(500, "Internal Server Error", "response_payload_too_large", None)
+            }
+            Self::LateReply(_) | Self::DownstreamGone | Self::DownstreamReset | Self::DownstreamViolation(_) => None,
         }
     }
 
@@ -253,6 +266,7 @@ impl StreamEnd {
                 Some((ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect"))
             }
             Self::DownstreamReset => Some((ResponseFlag::DownstreamRemoteReset, "http2.remote_reset")),
+            Self::DownstreamViolation(details) => Some((ResponseFlag::DownstreamProtocolError, details)),
             _ => None,
         }
     }
@@ -263,6 +277,7 @@ impl StreamEnd {
             Self::UpstreamReset { reason, .. } => {
                 format!("upstream_reset_after_response_started{{{}}}", underscored(reason.text())).into()
             }
+            Self::LateReply(details) => details.clone(),
             other => match other.reply() {
                 Some(reply) => reply.reply.details,
                 None => other.silent().map_or("", |(_, details)| details).into(),

@@ -42,7 +42,7 @@ pub(crate) enum Detection {
 #[derive(Debug, Default)]
 pub(crate) struct Internal {
     pub(crate) unix_sockets: bool,
-    /// `None` is Envoy's default: RFC 1918 and RFC 4193.
+    /// `None` is Envoy's default since 1.33: no address is internal until the configuration says so.
     pub(crate) ranges: Option<CidrList>,
 }
 
@@ -223,20 +223,9 @@ impl Internal {
             Address::Internal { .. } => false,
             Address::Ip(address) => match &self.ranges {
                 Some(ranges) => ranges.contains(address.ip()),
-                None => is_private(address.ip()),
+                None => false,
             },
         }
-    }
-}
-
-fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_private(),
-        // RFC 4193: fc00::/7.
-        IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
-            Some(ip) => ip.is_private(),
-            None => ip.octets()[0] & 0xfe == 0xfc,
-        },
     }
 }
 
@@ -275,10 +264,14 @@ fn address(ip: IpAddr) -> Address {
 
 #[cfg(test)]
 mod tests {
-    use super::{Detection, Peer, Trust, apply};
+    use envoy_types::pb::envoy::config::core::v3::CidrRange;
+    use envoy_types::pb::google::protobuf::UInt32Value;
+
+    use super::{Detection, Internal, Peer, Trust, apply};
     use std::net::{IpAddr, Ipv4Addr};
     use waystation_filter_api::address::Address;
     use waystation_http::{HeaderName, Headers, Known};
+    use waystation_matchers::CidrList;
 
     const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
@@ -291,8 +284,17 @@ mod tests {
             use_remote_address,
             trusted_hops: hops,
             detection: vec![Detection::Xff { hops, trusted: None, skip_append: true }],
+            internal: private(),
             ..Trust::default()
         }
+    }
+
+    /// RFC 1918.
+    fn private() -> Internal {
+        let ranges = [("10.0.0.0", 8), ("172.16.0.0", 12), ("192.168.0.0", 16)].map(|(prefix, length)| {
+            CidrRange { address_prefix: prefix.into(), prefix_len: Some(UInt32Value { value: length }) }
+        });
+        Internal { unix_sockets: false, ranges: Some(CidrList::compile(&ranges, "cidr_ranges").unwrap()) }
     }
 
     struct Seen {
@@ -372,6 +374,12 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_internal_by_default() {
+        let trust = Trust { use_remote_address: true, ..Trust::default() };
+        assert!(!run(&trust, "10.1.2.3", None).internal);
+    }
+
+    #[test]
     fn private_peer_without_xff_is_internal_at_the_edge_and_loopback_is_not() {
         assert!(run(&trust(true, 0), "10.1.2.3", None).internal);
         let seen = run(&trust(true, 0), "127.0.0.1", Some("1.2.3.4"));
@@ -405,6 +413,7 @@ mod tests {
         let name = HeaderName::parse("x-client").unwrap();
         let trust = Trust {
             detection: vec![Detection::Header { name, trusted: true, reject: Some(401) }],
+            internal: private(),
             ..Trust::default()
         };
         let remote = ip("1.2.3.4");

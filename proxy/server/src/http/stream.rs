@@ -10,10 +10,10 @@ use bytes::Bytes;
 use waystation_filter_api::flags::ResponseFlag;
 use waystation_filter_api::stream::{Protocol, StreamInfo};
 use waystation_format::{AccessLogType, FormatContext};
-use waystation_http::Headers;
+use waystation_http::{Headers, Known};
 use waystation_route::{Action, Lookup, Route};
 
-use super::downstream::{Downstream, HeadFacts};
+use super::downstream::{Cut, Downstream, HeadFacts};
 use super::end::StreamEnd;
 use super::timer::Timer;
 use super::{ConnCx, Table, millis};
@@ -108,12 +108,23 @@ struct Stream<'a, D> {
     route_timeout: Option<Duration>,
     request_complete: bool,
     request_has_trailers: bool,
+    response_has_trailers: bool,
+    /// The request body is more than may be kept for a further attempt.
+    outgrown: bool,
+    /// The response's end is queued for the client.
+    response_ended: bool,
+    /// A filter wants the route to be selected again.
+    route_cleared: bool,
     /// Bytes in `heads.kept`.
     kept_bytes: usize,
     /// The response head went out.
     response_started: bool,
     is_head: bool,
     is_grpc: bool,
+    /// Tells how many attempts there were in a local reply of the router's, if the virtual host wants that.
+    attempt_count: Option<u32>,
+    /// Copies of the request that are still under way.
+    mirrors: Vec<mirror::Feed>,
     /// Internal redirects followed, and the routes they left.
     redirects: u32,
     redirected_from: Vec<u32>,
@@ -161,10 +172,16 @@ pub(crate) async fn serve<D: Downstream>(
         route_timeout: None,
         request_complete: facts.end,
         request_has_trailers: false,
+        response_has_trailers: false,
+        outgrown: false,
+        response_ended: false,
+        route_cleared: false,
         kept_bytes: 0,
         response_started: false,
         is_head: heads.request.method() == Some(b"HEAD"),
         is_grpc: request::is_grpc(&heads.request),
+        attempt_count: None,
+        mirrors: Vec::new(),
         redirects: 0,
         redirected_from: Vec::new(),
         heads,
@@ -226,7 +243,7 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// Finds the route of the request as it is now.
     fn select_route(&mut self) -> Result<(), StreamEnd> {
-        let Some(table) = self.cx.table() else {
+        let Some(table) = self.cx.table(&self.heads.request) else {
             self.cx.hcm.stats.hcm.no_route().inc();
             return Err(StreamEnd::RouteConfigurationNotFound);
         };
@@ -263,6 +280,9 @@ impl<D: Downstream> Stream<'_, D> {
                 self.cx.hcm.timeouts.max_stream_duration,
             );
             self.deadlines.max_duration = super::timer::after(self.info.start, duration.max);
+            if let Some(max) = duration.max.filter(|_| duration.tells_upstream) {
+                waystation_route::timeouts::set_grpc_timeout(&mut self.heads.request, max);
+            }
         }
         Ok(())
     }
@@ -280,13 +300,14 @@ impl<D: Downstream> Stream<'_, D> {
             StreamEnd::MaxStreamDuration { .. } => stats.downstream_rq_max_duration_reached().inc(),
             StreamEnd::RequestTimeout => stats.downstream_rq_timeout().inc(),
             StreamEnd::RequestTooLarge => stats.downstream_rq_too_large().inc(),
+            StreamEnd::ResponseTooLarge => stats.rs_too_large().inc(),
             StreamEnd::DownstreamReset => stats.downstream_rq_rx_reset().inc(),
             _ => {}
         }
         if let Some((flag, details)) = end.silent() {
             self.info.flags.set(flag);
             self.info.details = Some(details.into());
-            self.down.reset();
+            self.down.reset(Cut::Refused);
             return;
         }
         if self.response_started {
@@ -298,12 +319,18 @@ impl<D: Downstream> Stream<'_, D> {
                 self.info.flags.set(flag);
             }
             self.info.details = Some(end.details_after_start());
-            // What is already queued is still the client's.
+            // What is already queued is still the client's. The HTTP/2 library drops what it has not written when a
+            // stream is reset, so its connection gets a turn first.
             let _ = self.flush().await;
-            self.down.reset();
+            tokio::task::yield_now().await;
+            let tunnel_lost = self.facts.tunnel && matches!(end, StreamEnd::UpstreamReset { .. });
+            self.down.reset(if tunnel_lost { Cut::Tunnel } else { Cut::Failed });
             return;
         }
-        let Some(reply) = end.reply() else { return };
+        let Some(mut reply) = end.reply() else { return };
+        if self.cx.hcm.router.suppress_envoy_headers {
+            reply.reply.headers.remove(Known::XEnvoyOverloaded);
+        }
         if reply.close {
             self.down.close_after_response();
         }

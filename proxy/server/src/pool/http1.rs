@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use std::pin::Pin;
 use tokio_util::io::poll_read_buf;
 use waystation_http::Headers;
-use waystation_http::h1::{self, After, ClientConn, Received, ResponseHead};
+use waystation_http::h1::{self, After, ClientConn, Framing, Received, ResponseHead};
 
 use super::HostPool;
 use super::connect::{ConnectionGuard, UpstreamConnInfo};
@@ -40,6 +40,8 @@ pub(crate) struct Http1 {
     expires: Option<Instant>,
     /// The head of the response under way has been read.
     began: bool,
+    /// It was an upgrade's or an accepted CONNECT's: what follows is the tunnel's.
+    tunnel: bool,
     pool: Weak<HostPool>,
 }
 
@@ -64,6 +66,7 @@ impl Http1 {
             requests: 0,
             expires,
             began: false,
+            tunnel: false,
             pool: Rc::downgrade(pool),
         }
     }
@@ -138,6 +141,7 @@ impl Http1 {
                 Ok(received) => {
                     if let Received::Head(head) = &received {
                         self.began = !head.informational;
+                        self.tunnel = matches!(head.framing, Framing::Tunnel);
                     }
                     return Poll::Ready(Ok(received));
                 }
@@ -159,11 +163,16 @@ impl Http1 {
                 }
                 Poll::Ready(Ok(0)) => {
                     self.guard.remote = true;
+                    // A head cut short is a violation, like a body; nothing at all is a lost connection. So is the end
+                    // of a tunnel: Envoy has no half-close.
+                    if self.tunnel {
+                        return Poll::Ready(Err(ResetReason::ConnectionTermination));
+                    }
+                    let began = self.began || !self.input.is_empty();
                     return Poll::Ready(match self.codec.receive_eof() {
                         Ok(Received::NeedMore) => Err(ResetReason::ConnectionTermination),
                         Ok(received) => Ok(received),
-                        // A body cut short is a violation of its framing; no head at all is a lost connection.
-                        Err(_) if self.began => Err(ResetReason::ProtocolError),
+                        Err(_) if began => Err(ResetReason::ProtocolError),
                         Err(_) => Err(ResetReason::ConnectionTermination),
                     });
                 }

@@ -155,7 +155,10 @@ async fn keepalive(interval: Option<Duration>, timeout: Duration, mut ping: h2::
 pub(crate) struct Http2Stream {
     connection: Rc<Http2>,
     response: Option<ResponseFuture>,
+    /// Kept until the end: it is what resets the stream.
     send: Option<SendStream<Bytes>>,
+    /// The request's end has been handed to the library.
+    sent: bool,
     receive: Option<RecvStream>,
     pending: VecDeque<Bytes>,
     pending_bytes: usize,
@@ -179,6 +182,7 @@ impl Http2Stream {
             connection,
             response: None,
             send: None,
+            sent: false,
             receive: None,
             pending: VecDeque::new(),
             pending_bytes: 0,
@@ -207,7 +211,8 @@ impl Http2Stream {
             reason(&error)
         })?;
         self.response = Some(response);
-        self.send = (!end).then_some(send);
+        self.send = Some(send);
+        self.sent = end;
         Ok(())
     }
 
@@ -228,14 +233,12 @@ impl Http2Stream {
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
-        let Some(send) = &mut self.send else { return Poll::Ready(Ok(())) };
+        let Some(send) = self.send.as_mut().filter(|_| !self.sent) else { return Poll::Ready(Ok(())) };
         let flushed =
             poll_send(cx, send, &mut self.pending, &mut self.pending_bytes, self.ended, &mut self.trailers);
         match ready!(flushed) {
             Ok(done) => {
-                if done {
-                    self.send = None;
-                }
+                self.sent = done;
                 Poll::Ready(Ok(()))
             }
             Err(error) => Poll::Ready(Err(reason(&error))),
@@ -302,6 +305,11 @@ impl Http2Stream {
 
 impl Drop for Http2Stream {
     fn drop(&mut self) {
+        // The library would say CANCEL; Envoy says INTERNAL_ERROR.
+        let received = self.receive.as_ref().is_some_and(RecvStream::is_end_stream);
+        if let Some(send) = self.send.as_mut().filter(|_| !(self.sent && received)) {
+            send.send_reset(h2::Reason::INTERNAL_ERROR);
+        }
         let connection = &self.connection;
         connection.active.set(connection.active.get() - 1);
         if connection.active.get() == 0 {

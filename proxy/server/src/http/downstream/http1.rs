@@ -13,7 +13,7 @@ use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
 use waystation_http::Headers;
 use waystation_http::h1::{self, After, Framing, Received, RequestHead, ServerConn, Version};
 
-use super::{Downstream, HeadFacts, Piece};
+use super::{Cut, Downstream, HeadFacts, Piece};
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
 use crate::http::outbox::Outbox;
@@ -141,6 +141,8 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
                 stats.downstream_cx_drain_close().inc();
                 break;
             }
+            // A request whose head never came whole is still a request to the access log.
+            Next::Closed if !connection.input.is_empty() => Begin::refused(now, StreamEnd::DownstreamGone),
             Next::Closed => break,
         };
         let refused = begin.refused.is_some();
@@ -414,7 +416,7 @@ impl Downstream for Http1 {
         self.codec.close_after_response();
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self, _cut: Cut) {
         self.broken = true;
     }
 

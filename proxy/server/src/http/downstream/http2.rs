@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
 use waystation_http::{Headers, Known, h2 as convert};
 
-use super::{Downstream, HeadFacts, Piece};
+use super::{Cut, Downstream, HeadFacts, Piece};
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
 use crate::http::stream::{self, Begin};
@@ -222,6 +222,8 @@ async fn serve_stream(cx: &Rc<ConnCx>, request: http::Request<RecvStream>, respo
             body: "Request Header Fields Too Large",
             details: "http2.too_many_headers",
         })
+    } else if !head.contains(Known::Authority) && !head.contains(Known::Host) {
+        Some(StreamEnd::DownstreamViolation("http2.violation.of.messaging.rule"))
     } else {
         None
     };
@@ -356,11 +358,16 @@ impl Downstream for Http2 {
 
     fn close_after_response(&mut self) {}
 
-    fn reset(&mut self) {
+    fn reset(&mut self, cut: Cut) {
         if !self.finished {
+            let reason = match cut {
+                Cut::Failed => Reason::INTERNAL_ERROR,
+                Cut::Tunnel => Reason::CONNECT_ERROR,
+                Cut::Refused => Reason::PROTOCOL_ERROR,
+            };
             match &mut self.send {
-                Some(send) => send.send_reset(Reason::INTERNAL_ERROR),
-                None => self.respond.send_reset(Reason::INTERNAL_ERROR),
+                Some(send) => send.send_reset(reason),
+                None => self.respond.send_reset(reason),
             }
             self.finished = true;
             self.send = None;
@@ -373,7 +380,12 @@ impl Downstream for Http2 {
 }
 
 fn lost(error: &h2::Error) -> StreamEnd {
-    if error.is_reset() { StreamEnd::DownstreamReset } else { StreamEnd::DownstreamGone }
+    match error.is_reset() {
+        // The library reset the stream over what the client sent, such as data beyond the announced length.
+        true if !error.is_remote() => StreamEnd::DownstreamViolation("http2.remote_reset"),
+        true => StreamEnd::DownstreamReset,
+        false => StreamEnd::DownstreamGone,
+    }
 }
 
 /// The transport with what was read ahead, counting bytes for the statistics.

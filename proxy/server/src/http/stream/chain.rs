@@ -1,13 +1,20 @@
 //! The HTTP filters of one stream.
+//!
+//! A message goes through the filters of one direction as head, data and end or trailers. Each filter has a [`Station`]
+//! in each direction: what it holds back, and what has come up behind that. Data never overtake the head, nor the end
+//! the data. While a filter pauses, its body phase is shown everything it holds whenever more has come, so that it may
+//! let go by itself; what it does not want to see waits for the [`Resume`]. While a phase waits for a future, what
+//! arrives is kept and shown to it afterwards.
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use waystation_filter_api::http::{
     BodyData, FilterConfig, Flow, Hold, HttpFilter, LocalFuture, LocalReply, Phases, Resume, StreamCx,
 };
+use waystation_http::Headers;
 
 use super::Stream;
 use crate::http::downstream::{Downstream, Piece};
@@ -18,13 +25,70 @@ use crate::http::end::StreamEnd;
 pub(super) struct Chain {
     slots: Vec<Slot>,
     phases: Phases,
-    resume: Option<Rc<Resumed>>,
+    request: Lane,
+    response: Lane,
+    /// Data of the response that have passed the filters.
+    pub(super) encoded: Vec<Bytes>,
+    /// An encode filter has answered: its reply goes past the others.
+    skip_encode: bool,
+}
+
+/// A direction through the chain.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Way {
+    Request,
+    Response,
+}
+
+/// How far a message has come in one direction.
+#[derive(Default)]
+struct Lane {
+    /// The head has passed every filter.
+    head_passed: bool,
+    /// The filter that holds the head, otherwise.
+    head_at: usize,
+    /// The message is only a head.
+    head_is_all: bool,
+    /// The end has passed every filter.
+    passed: bool,
+    /// Some filter may hold something.
+    held: bool,
 }
 
 struct Slot {
     filter: Box<dyn HttpFilter>,
     phases: Phases,
     configs: Vec<FilterConfig>,
+    request: Station,
+    response: Station,
+}
+
+/// What one filter holds in one direction.
+#[derive(Default)]
+struct Station {
+    stop: Stop,
+    /// Data that the filter has seen, or does not want to see.
+    held: Vec<Bytes>,
+    /// Data that it has yet to see.
+    unseen: Vec<Bytes>,
+    bytes: usize,
+    tail: Option<Tail>,
+    resume: Option<(Rc<Resumed>, Resume)>,
+}
+
+#[derive(Default)]
+enum Stop {
+    #[default]
+    Open,
+    Paused(Hold),
+    Waiting(LocalFuture<Flow>),
+}
+
+/// What ends a message.
+#[derive(Clone, Copy, Debug)]
+struct Tail {
+    trailers: bool,
+    seen: bool,
 }
 
 /// Where a [`Resume`] handle leaves its verdict.
@@ -34,27 +98,164 @@ struct Resumed {
     waker: RefCell<Option<Waker>>,
 }
 
-/// What a body phase made of its data.
-pub(super) enum Passed {
-    /// Goes on.
-    Data(Bytes),
-    /// Answered here.
+/// Why a message does not go on.
+pub(super) enum Stopped {
+    /// A filter has answered.
     Reply(Box<LocalReply>),
+    /// The stream is over.
+    End(StreamEnd),
 }
+
+/// Whether more may be buffered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Room {
+    Free,
+    /// Stop reading until something goes on.
+    Full,
+    Exceeded,
+}
+
+type Progress = Result<(), Box<LocalReply>>;
 
 impl Chain {
     pub(super) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 
-    /// Whether some filter looks at request bodies.
-    pub(super) fn wants_request_body(&self) -> bool {
-        self.phases.request_body
+    /// Whether response data go straight on.
+    pub(super) fn response_is_clear(&self) -> bool {
+        !self.phases.response_body && !self.response.held && self.encoded.is_empty()
     }
 
-    /// Whether some filter looks at response bodies.
-    pub(super) fn wants_response_body(&self) -> bool {
-        self.phases.response_body
+    /// Whether the response head has passed the filters.
+    pub(super) fn response_head_passed(&self) -> bool {
+        self.response.head_passed
+    }
+
+    /// Whether the response's end has passed the filters.
+    pub(super) fn response_passed(&self) -> bool {
+        self.response.passed
+    }
+
+    /// Whether the response is only a head.
+    pub(super) fn response_is_head(&self) -> bool {
+        self.response.head_is_all
+    }
+
+    /// From here on responses go past the encode filters.
+    pub(super) fn skip_encode(&mut self) {
+        self.skip_encode = true;
+    }
+
+    fn lane(&mut self, way: Way) -> &mut Lane {
+        match way {
+            Way::Request => &mut self.request,
+            Way::Response => &mut self.response,
+        }
+    }
+
+    fn steps(&self, way: Way) -> usize {
+        if way == Way::Response && self.skip_encode { 0 } else { self.slots.len() }
+    }
+
+    /// The place in `slots` of a step, which counts in the order of `way`.
+    fn place(&self, way: Way, step: usize) -> usize {
+        match way {
+            Way::Request => step,
+            Way::Response => self.slots.len() - 1 - step,
+        }
+    }
+
+    fn station(&mut self, way: Way, step: usize) -> &mut Station {
+        let place = self.place(way, step);
+        let slot = &mut self.slots[place];
+        match way {
+            Way::Request => &mut slot.request,
+            Way::Response => &mut slot.response,
+        }
+    }
+
+    fn phases(&self, way: Way, step: usize) -> (bool, bool, bool) {
+        let phases = self.slots[self.place(way, step)].phases;
+        match way {
+            Way::Request => (phases.request_headers, phases.request_body, phases.request_trailers),
+            Way::Response => (phases.response_headers, phases.response_body, phases.response_trailers),
+        }
+    }
+
+    /// Keeps what a flow other than `Continue` says; `true` when the filter holds.
+    fn stop(&mut self, way: Way, step: usize, flow: Flow) -> Result<bool, Box<LocalReply>> {
+        let stop = match flow {
+            Flow::Continue => Stop::Open,
+            Flow::Reply(reply) => return Err(reply),
+            Flow::Pause(hold) => Stop::Paused(hold),
+            Flow::Wait(future) => Stop::Waiting(future),
+        };
+        let holds = !matches!(stop, Stop::Open);
+        self.station(way, step).stop = stop;
+        self.lane(way).held |= holds;
+        Ok(holds)
+    }
+
+    fn room(&mut self, way: Way, limit: usize) -> Room {
+        if !self.lane(way).held {
+            return Room::Free;
+        }
+        let mut room = Room::Free;
+        for step in 0..self.steps(way) {
+            let station = self.station(way, step);
+            if station.bytes > limit && matches!(station.stop, Stop::Paused(Hold::Buffer)) {
+                return Room::Exceeded;
+            }
+            if station.bytes >= limit && !matches!(station.stop, Stop::Paused(Hold::Buffer)) {
+                room = Room::Full;
+            }
+        }
+        room
+    }
+}
+
+impl Station {
+    /// The handle that ends this filter's pause.
+    fn resume(&mut self) -> Resume {
+        let (resumed, resume) = self.resume.get_or_insert_with(|| {
+            let resumed = Rc::<Resumed>::default();
+            let theirs = Rc::clone(&resumed);
+            let resume = Resume::new(move |flow| {
+                *theirs.verdict.borrow_mut() = Some(flow);
+                if let Some(waker) = theirs.waker.borrow_mut().take() {
+                    waker.wake();
+                }
+            });
+            (resumed, resume)
+        });
+        if matches!(self.stop, Stop::Open) {
+            // A verdict over an earlier pause says nothing about the next.
+            resumed.verdict.borrow_mut().take();
+        }
+        resume.clone()
+    }
+
+    fn poll(&mut self, task: &mut Context<'_>) -> Poll<Flow> {
+        match &mut self.stop {
+            Stop::Open => Poll::Pending,
+            Stop::Waiting(future) => future.as_mut().poll(task),
+            Stop::Paused(_) => {
+                let Some((resumed, _)) = &self.resume else { return Poll::Pending };
+                if let Some(flow) = resumed.verdict.borrow_mut().take() {
+                    return Poll::Ready(flow);
+                }
+                *resumed.waker.borrow_mut() = Some(task.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn hold(&mut self, data: Bytes) {
+        self.bytes += data.len();
+        if !data.is_empty() {
+            self.held.push(data);
+        }
     }
 }
 
@@ -79,25 +280,26 @@ impl<D: Downstream> Stream<'_, D> {
             let Some(filter) = factory.create(levels.configs) else { continue };
             let phases = factory.phases();
             let all = &mut self.chain.phases;
-            all.request_body |= phases.request_body;
-            all.request_trailers |= phases.request_trailers;
             all.response_body |= phases.response_body;
-            all.response_trailers |= phases.response_trailers;
-            self.chain.slots.push(Slot { filter, phases, configs: levels.configs.to_vec() });
+            self.chain.slots.push(Slot {
+                filter,
+                phases,
+                configs: levels.configs.to_vec(),
+                request: Station::default(),
+                response: Station::default(),
+            });
+        }
+        if !self.chain.is_empty() {
+            self.note_cluster();
         }
     }
 
-    /// Runs the request head through the filters. `true` when one of them has answered.
+    /// Takes the request head through the filters, and what has come of the body. `true` when one of them has answered.
     pub(super) async fn decode_head(&mut self) -> Result<bool, StreamEnd> {
-        for index in 0..self.chain.slots.len() {
-            if !self.chain.slots[index].phases.request_headers {
-                continue;
-            }
-            let end = self.request_complete && !self.request_has_trailers && self.heads.kept.is_empty();
-            let mut head = std::mem::take(&mut self.heads.request);
-            let flow = self.phase(index, None, |filter, cx| filter.decode_headers(cx, &mut head, end));
-            self.heads.request = head;
-            if let Some(reply) = self.settle(flow).await? {
+        match self.decode_what_came().await {
+            Ok(()) => {}
+            Err(Stopped::End(end)) => return Err(end),
+            Err(Stopped::Reply(reply)) => {
                 self.reply(*reply).await?;
                 return Ok(true);
             }
@@ -108,89 +310,337 @@ impl<D: Downstream> Stream<'_, D> {
         Ok(false)
     }
 
-    /// Runs the response head through the filters, in reverse.
-    pub(super) async fn encode_head(&mut self, end: bool) -> Result<(), StreamEnd> {
-        for index in (0..self.chain.slots.len()).rev() {
-            if !self.chain.slots[index].phases.response_headers {
-                continue;
-            }
-            let mut head = std::mem::take(&mut self.heads.response);
-            let request = std::mem::take(&mut self.heads.request);
-            let flow =
-                self.phase(index, Some(&request), |filter, cx| filter.encode_headers(cx, &mut head, end));
-            self.heads.request = request;
-            self.heads.response = head;
-            // A filter that would answer a response again has nothing to answer: its verdict stands as it is.
-            self.settle_response(flow).await?;
+    async fn decode_what_came(&mut self) -> Result<(), Stopped> {
+        // A request that was redirected internally comes with its body.
+        let pieces = std::mem::take(&mut self.heads.kept);
+        self.kept_bytes = 0;
+        let (complete, trailers) = (self.request_complete, self.request_has_trailers);
+        self.begin(Way::Request, complete && pieces.is_empty() && !trailers)?;
+        let last = pieces.len();
+        for (index, data) in (1..).zip(pieces) {
+            self.pass_data(Way::Request, 0, data, complete && !trailers && index == last)?;
         }
-        if self.heads.response.status().is_none() {
-            return Err(StreamEnd::FilterRemovedRequiredResponseHeaders);
+        if complete && trailers {
+            self.pass_trailers(Way::Request, 0)?;
+        }
+        std::future::poll_fn(|task| {
+            loop {
+                if self.chain.request.head_passed {
+                    return Poll::Ready(Ok(()));
+                }
+                match self.poll_decode(task) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(stopped)) => return Poll::Ready(Err(stopped)),
+                    Poll::Pending => break,
+                }
+            }
+            if self.request_complete
+                && let Poll::Ready(end) = self.down.poll_gone(task)
+            {
+                return Poll::Ready(Err(Stopped::End(end)));
+            }
+            self.poll_deadlines(task, None).map(|end| Err(Stopped::End(end)))
+        })
+        .await
+    }
+
+    /// Whether the request's end has passed the filters.
+    pub(super) fn request_passed(&self) -> bool {
+        if self.chain.is_empty() { self.request_complete } else { self.chain.request.passed }
+    }
+
+    /// Brings the request forward: reads from the client, and lets go what filters let go. What has passed them all is
+    /// in `heads.kept`.
+    pub(super) fn poll_decode(&mut self, task: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
+        if self.chain.request.held {
+            match self.poll_stations(Way::Request, task) {
+                Ok(true) => return Poll::Ready(Ok(())),
+                Ok(false) => {}
+                Err(reply) => return Poll::Ready(Err(reply.into())),
+            }
+        }
+        match self.chain.room(Way::Request, self.cx.hcm.buffer_limit) {
+            Room::Exceeded => return Poll::Ready(Err(Stopped::End(StreamEnd::RequestTooLarge))),
+            Room::Full => return Poll::Pending,
+            Room::Free if self.request_complete => return Poll::Pending,
+            Room::Free => {}
+        }
+        let passed = match std::task::ready!(self.down.poll_piece(task, &mut self.heads.request_trailers)) {
+            Err(end) => return Poll::Ready(Err(Stopped::End(end))),
+            Ok(Piece::Data(data)) => self.pass_data(Way::Request, 0, data, false),
+            Ok(Piece::Trailers) => {
+                self.request_has_trailers = true;
+                self.mark_request_complete();
+                self.pass_trailers(Way::Request, 0)
+            }
+            Ok(Piece::End) => {
+                self.mark_request_complete();
+                self.pass_data(Way::Request, 0, Bytes::new(), true)
+            }
+        };
+        Poll::Ready(passed.map_err(Stopped::from))
+    }
+
+    /// Begins to take the response head through the filters. Whether it has passed, `response_head_passed` tells.
+    pub(super) fn begin_encode(&mut self, end: bool) -> Result<(), Stopped> {
+        self.chain.response = Lane::default();
+        self.chain.encoded.clear();
+        for slot in &mut self.chain.slots {
+            slot.response = Station::default();
+        }
+        self.begin(Way::Response, end).map_err(Stopped::from)?;
+        self.check_response_head()
+    }
+
+    /// Takes response data to the filters; what passes them is in `chain.encoded`.
+    pub(super) fn encode_data(&mut self, data: Bytes, end: bool) -> Result<(), Stopped> {
+        self.pass_data(Way::Response, 0, data, end)?;
+        self.check_response_head()?;
+        match self.chain.room(Way::Response, self.cx.hcm.buffer_limit) {
+            Room::Exceeded => Err(Stopped::End(StreamEnd::ResponseTooLarge)),
+            Room::Full | Room::Free => Ok(()),
+        }
+    }
+
+    /// Takes the response trailers to the filters.
+    pub(super) fn encode_trailers(&mut self) -> Result<(), Stopped> {
+        self.pass_trailers(Way::Response, 0)?;
+        self.check_response_head()
+    }
+
+    /// Lets go what encode filters let go; `true` when something has moved.
+    pub(super) fn poll_encode(&mut self, task: &mut Context<'_>) -> Result<bool, Stopped> {
+        if !self.chain.response.held {
+            return Ok(false);
+        }
+        let moved = self.poll_stations(Way::Response, task)?;
+        self.check_response_head()?;
+        Ok(moved)
+    }
+
+    /// Whether upstream must not be read, because a filter holds as much as it may.
+    pub(super) fn encode_is_full(&mut self) -> bool {
+        self.chain.room(Way::Response, self.cx.hcm.buffer_limit) != Room::Free
+    }
+
+    fn check_response_head(&self) -> Result<(), Stopped> {
+        if self.chain.response.head_passed && !self.response_started && self.heads.response.status().is_none() {
+            return Err(Stopped::End(StreamEnd::FilterRemovedRequiredResponseHeaders));
         }
         Ok(())
     }
 
-    /// Runs a piece of the request body through the filters.
-    pub(super) fn decode_data(&mut self, data: Bytes, end: bool) -> Passed {
-        let mut data = BodyData::Shared(data);
-        for index in 0..self.chain.slots.len() {
-            if !self.chain.slots[index].phases.request_body {
+    fn begin(&mut self, way: Way, end: bool) -> Progress {
+        self.chain.lane(way).head_is_all = end;
+        self.pass_head(way, 0)
+    }
+
+    fn pass_head(&mut self, way: Way, from: usize) -> Progress {
+        let end = self.chain.lane(way).head_is_all;
+        for step in from..self.chain.steps(way) {
+            if !self.chain.phases(way, step).0 {
                 continue;
             }
-            let request = std::mem::take(&mut self.heads.request);
-            let flow = self.phase(index, Some(&request), |filter, cx| filter.decode_data(cx, &mut data, end));
+            let mut request = std::mem::take(&mut self.heads.request);
+            let flow = match way {
+                Way::Request => {
+                    self.phase(way, step, None, |filter, cx| filter.decode_headers(cx, &mut request, end))
+                }
+                Way::Response => {
+                    let mut head = std::mem::take(&mut self.heads.response);
+                    let flow = self.phase(way, step, Some(&request), |filter, cx| {
+                        filter.encode_headers(cx, &mut head, end)
+                    });
+                    self.heads.response = head;
+                    flow
+                }
+            };
             self.heads.request = request;
-            if let Flow::Reply(reply) = flow {
-                return Passed::Reply(reply);
+            self.select_anew();
+            if self.chain.stop(way, step, flow)? {
+                self.chain.lane(way).head_at = step;
+                return Ok(());
             }
         }
-        Passed::Data(data.into_bytes())
+        let lane = self.chain.lane(way);
+        lane.head_passed = true;
+        lane.passed |= end;
+        Ok(())
     }
 
-    /// Runs a piece of the response body through the filters, in reverse.
-    pub(super) fn encode_data(&mut self, data: Bytes, end: bool) -> Bytes {
+    fn pass_data(&mut self, way: Way, from: usize, data: Bytes, end: bool) -> Progress {
         let mut data = BodyData::Shared(data);
-        for index in (0..self.chain.slots.len()).rev() {
-            if !self.chain.slots[index].phases.response_body {
-                continue;
+        for step in from..self.chain.steps(way) {
+            let wants = self.chain.phases(way, step).1;
+            let station = self.chain.station(way, step);
+            match &station.stop {
+                Stop::Open if !wants => continue,
+                Stop::Open => {}
+                Stop::Waiting(_) => {
+                    let data = data.into_bytes();
+                    station.bytes += data.len();
+                    station.unseen.push(data);
+                    station.tail = end.then_some(Tail { trailers: false, seen: false });
+                    return Ok(());
+                }
+                Stop::Paused(_) if !wants => {
+                    station.hold(data.into_bytes());
+                    station.tail = end.then_some(Tail { trailers: false, seen: true });
+                    return Ok(());
+                }
+                Stop::Paused(_) if !station.held.is_empty() => {
+                    let mut all = BytesMut::with_capacity(station.bytes + data.as_slice().len());
+                    for piece in station.held.drain(..) {
+                        all.extend_from_slice(&piece);
+                    }
+                    all.extend_from_slice(data.as_slice());
+                    station.bytes = 0;
+                    data = BodyData::Owned(all);
+                }
+                Stop::Paused(_) => {}
             }
+            let held_head = !self.chain.lane(way).head_passed && self.chain.lane(way).head_at == step;
             let request = std::mem::take(&mut self.heads.request);
-            let _ = self.phase(index, Some(&request), |filter, cx| filter.encode_data(cx, &mut data, end));
+            let flow = self.phase(way, step, Some(&request), |filter, cx| match way {
+                Way::Request => filter.decode_data(cx, &mut data, end),
+                Way::Response => filter.encode_data(cx, &mut data, end),
+            });
             self.heads.request = request;
+            self.select_anew();
+            if self.chain.stop(way, step, flow)? {
+                let station = self.chain.station(way, step);
+                station.hold(data.into_bytes());
+                station.tail = end.then_some(Tail { trailers: false, seen: true });
+                return Ok(());
+            }
+            if held_head {
+                self.pass_head(way, step + 1)?;
+            }
         }
-        data.into_bytes()
+        let data = data.into_bytes();
+        if !data.is_empty() {
+            match way {
+                Way::Request => {
+                    for feed in &self.mirrors {
+                        feed.push(&data);
+                    }
+                    self.kept_bytes += data.len();
+                    self.heads.kept.push(data);
+                }
+                Way::Response => self.chain.encoded.push(data),
+            }
+        }
+        if end {
+            self.pass_end(way);
+        }
+        Ok(())
     }
 
-    /// Runs request trailers through the filters.
-    pub(super) fn decode_trailers(&mut self) {
-        if !self.chain.phases.request_trailers {
-            return;
-        }
-        let mut trailers = std::mem::take(&mut self.heads.request_trailers);
-        for index in 0..self.chain.slots.len() {
+    fn pass_trailers(&mut self, way: Way, from: usize) -> Progress {
+        for step in from..self.chain.steps(way) {
+            let wants = self.chain.phases(way, step).2;
+            let station = self.chain.station(way, step);
+            match &station.stop {
+                Stop::Open if !wants => continue,
+                Stop::Waiting(_) => {
+                    station.tail = Some(Tail { trailers: true, seen: false });
+                    return Ok(());
+                }
+                Stop::Paused(_) if !wants => {
+                    station.tail = Some(Tail { trailers: true, seen: true });
+                    return Ok(());
+                }
+                Stop::Open | Stop::Paused(_) => {}
+            }
+            let paused = matches!(station.stop, Stop::Paused(_));
             let request = std::mem::take(&mut self.heads.request);
-            let _ = self.phase(index, Some(&request), |filter, cx| filter.decode_trailers(cx, &mut trailers));
+            let flow = match way {
+                Way::Request => {
+                    let mut trailers = std::mem::take(&mut self.heads.request_trailers);
+                    let flow = self.phase(way, step, Some(&request), |filter, cx| {
+                        filter.decode_trailers(cx, &mut trailers)
+                    });
+                    self.heads.request_trailers = trailers;
+                    flow
+                }
+                Way::Response => {
+                    let mut trailers = std::mem::take(&mut self.heads.response_trailers);
+                    let flow = self.phase(way, step, Some(&request), |filter, cx| {
+                        filter.encode_trailers(cx, &mut trailers)
+                    });
+                    self.heads.response_trailers = trailers;
+                    flow
+                }
+            };
             self.heads.request = request;
+            self.select_anew();
+            if self.chain.stop(way, step, flow)? {
+                self.chain.station(way, step).tail = Some(Tail { trailers: true, seen: true });
+                return Ok(());
+            }
+            if paused {
+                self.let_go(way, step)?;
+            }
         }
-        self.heads.request_trailers = trailers;
+        self.pass_end(way);
+        Ok(())
     }
 
-    /// Runs response trailers through the filters, in reverse.
-    pub(super) fn encode_trailers(&mut self) {
-        if !self.chain.phases.response_trailers {
-            return;
+    fn pass_end(&mut self, way: Way) {
+        self.chain.lane(way).passed = true;
+        if way == Way::Request {
+            self.end_mirrors();
         }
-        let mut trailers = std::mem::take(&mut self.heads.response_trailers);
-        for index in (0..self.chain.slots.len()).rev() {
-            let request = std::mem::take(&mut self.heads.request);
-            let _ = self.phase(index, Some(&request), |filter, cx| filter.encode_trailers(cx, &mut trailers));
-            self.heads.request = request;
+    }
+
+    /// Sends on what a filter held that holds no more.
+    fn let_go(&mut self, way: Way, step: usize) -> Progress {
+        let lane = self.chain.lane(way);
+        let held_head = !lane.head_passed && lane.head_at == step;
+        let station = self.chain.station(way, step);
+        let (held, unseen) = (std::mem::take(&mut station.held), std::mem::take(&mut station.unseen));
+        let tail = station.tail.take();
+        station.bytes = 0;
+        if held_head {
+            self.pass_head(way, step + 1)?;
         }
-        self.heads.response_trailers = trailers;
+        let seen_end = tail.is_some_and(|tail| tail.seen && !tail.trailers);
+        let (last, count) = (held.len(), unseen.len());
+        for (index, data) in (1..).zip(held) {
+            self.pass_data(way, step + 1, data, seen_end && index == last)?;
+        }
+        for (index, data) in (1..).zip(unseen) {
+            let end = tail.is_some_and(|tail| !tail.trailers) && index == count;
+            self.pass_data(way, step, data, end)?;
+        }
+        match tail {
+            Some(Tail { trailers: true, seen }) => self.pass_trailers(way, step + usize::from(seen)),
+            Some(Tail { trailers: false, seen: true }) if last == 0 => {
+                self.pass_data(way, step + 1, Bytes::new(), true)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks those who hold something; `true` when somebody let go.
+    fn poll_stations(&mut self, way: Way, task: &mut Context<'_>) -> Result<bool, Box<LocalReply>> {
+        let mut still = false;
+        for step in 0..self.chain.steps(way) {
+            while let Poll::Ready(flow) = self.chain.station(way, step).poll(task) {
+                if !self.chain.stop(way, step, flow)? {
+                    self.let_go(way, step)?;
+                    return Ok(true);
+                }
+            }
+            still |= !matches!(self.chain.station(way, step).stop, Stop::Open);
+        }
+        self.chain.lane(way).held = still;
+        Ok(false)
     }
 
     pub(super) fn chain_on_local_reply(&mut self, reply: &mut LocalReply) {
-        for index in 0..self.chain.slots.len() {
-            self.phase(index, None, |filter, cx| {
+        for step in 0..self.chain.slots.len() {
+            self.phase(Way::Request, step, None, |filter, cx| {
                 filter.on_local_reply(cx, reply);
                 Flow::Continue
             });
@@ -198,10 +648,10 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     pub(super) fn complete_chain(&mut self) {
-        for index in 0..self.chain.slots.len() {
-            if self.chain.slots[index].phases.complete {
+        for step in 0..self.chain.slots.len() {
+            if self.chain.slots[step].phases.complete {
                 let request = std::mem::take(&mut self.heads.request);
-                self.phase(index, Some(&request), |filter, cx| {
+                self.phase(Way::Request, step, Some(&request), |filter, cx| {
                     filter.on_complete(cx);
                     Flow::Continue
                 });
@@ -213,101 +663,37 @@ impl<D: Downstream> Stream<'_, D> {
     /// Calls one phase of one filter with its context.
     fn phase(
         &mut self,
-        index: usize,
-        request: Option<&waystation_http::Headers>,
+        way: Way,
+        step: usize,
+        request: Option<&Headers>,
         call: impl FnOnce(&mut dyn HttpFilter, &mut StreamCx<'_>) -> Flow,
     ) -> Flow {
-        let resumed = Rc::clone(self.chain.resume.get_or_insert_with(Rc::default));
-        let resume = Resume::new(move |flow| {
-            *resumed.verdict.borrow_mut() = Some(flow);
-            if let Some(waker) = resumed.waker.borrow_mut().take() {
-                waker.wake();
-            }
-        });
+        let resume = self.chain.station(way, step).resume();
+        let place = self.chain.place(way, step);
         let mut clear_route = false;
-        let slot = &mut self.chain.slots[index];
+        let slot = &mut self.chain.slots[place];
         let info = &mut self.info;
         let flow = self.cx.worker.with_random(|random| {
             let mut cx = StreamCx::new(info, request, &slot.configs, random, &resume, &mut clear_route);
             call(&mut *slot.filter, &mut cx)
         });
-        if clear_route {
-            // A route that is gone shows when the router looks for it.
-            let _ = self.select_route();
-        }
+        self.route_cleared |= clear_route;
         flow
     }
 
-    /// Waits until a head phase lets the stream go on; the reply when it does not.
-    async fn settle(&mut self, mut flow: Flow) -> Result<Option<Box<LocalReply>>, StreamEnd> {
-        loop {
-            flow = match flow {
-                Flow::Continue => return Ok(None),
-                Flow::Reply(reply) => return Ok(Some(reply)),
-                Flow::Wait(future) => self.wait(Some(future), Hold::Watermark).await?,
-                Flow::Pause(hold) => self.wait(None, hold).await?,
-            };
+    /// Selects the route again if a filter asked for it, now that the head is back in its place.
+    fn select_anew(&mut self) {
+        if std::mem::take(&mut self.route_cleared) {
+            self.info.upstream.cluster = None;
+            // A route that is gone shows when the router looks for it.
+            let _ = self.select_route();
+            self.note_cluster();
         }
     }
+}
 
-    async fn settle_response(&mut self, mut flow: Flow) -> Result<(), StreamEnd> {
-        loop {
-            flow = match flow {
-                Flow::Continue | Flow::Reply(_) => return Ok(()),
-                Flow::Wait(future) => self.wait(Some(future), Hold::Watermark).await?,
-                Flow::Pause(_) => self.wait(None, Hold::Watermark).await?,
-            };
-        }
-    }
-
-    /// Waits for a filter's verdict; what arrives of the request meanwhile is kept, up to the buffer limit.
-    async fn wait(&mut self, mut future: Option<LocalFuture<Flow>>, hold: Hold) -> Result<Flow, StreamEnd> {
-        let resumed = Rc::clone(self.chain.resume.get_or_insert_with(Rc::default));
-        let limit = self.cx.hcm.buffer_limit;
-        std::future::poll_fn(|task| {
-            if let Some(future) = &mut future {
-                if let Poll::Ready(flow) = future.as_mut().poll(task) {
-                    return Poll::Ready(Ok(flow));
-                }
-            } else {
-                if let Some(flow) = resumed.verdict.borrow_mut().take() {
-                    return Poll::Ready(Ok(flow));
-                }
-                *resumed.waker.borrow_mut() = Some(task.waker().clone());
-            }
-            if self.request_complete {
-                if let Poll::Ready(end) = self.down.poll_gone(task) {
-                    return Poll::Ready(Err(end));
-                }
-            } else {
-                while !self.request_complete && self.kept_bytes < limit {
-                    match self.down.poll_piece(task, &mut self.heads.request_trailers) {
-                        Poll::Pending => break,
-                        Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
-                        Poll::Ready(Ok(piece)) => self.keep(piece),
-                    }
-                }
-                if self.kept_bytes >= limit && hold == Hold::Buffer {
-                    return Poll::Ready(Err(StreamEnd::RequestTooLarge));
-                }
-            }
-            self.poll_deadlines(task, None).map(Err)
-        })
-        .await
-    }
-
-    /// Keeps a piece of the request that cannot go on yet.
-    fn keep(&mut self, piece: Piece) {
-        match piece {
-            Piece::Data(data) => {
-                self.kept_bytes += data.len();
-                self.heads.kept.push(data);
-            }
-            Piece::Trailers => {
-                self.request_has_trailers = true;
-                self.mark_request_complete();
-            }
-            Piece::End => self.mark_request_complete(),
-        }
+impl From<Box<LocalReply>> for Stopped {
+    fn from(reply: Box<LocalReply>) -> Self {
+        Self::Reply(reply)
     }
 }

@@ -4,9 +4,9 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::Stream;
-use super::chain::Passed;
+use super::chain::Stopped;
 use super::upstream::{Event, Upstream};
-use crate::http::downstream::{Downstream, Piece};
+use crate::http::downstream::Downstream;
 use crate::http::end::{ResetReason, StreamEnd};
 use crate::http::timer::{after, earliest};
 use std::time::Duration;
@@ -18,6 +18,8 @@ pub(super) struct Attempt {
     /// How much of `heads.kept` has been sent.
     pub(super) replayed: usize,
     pub(super) request_sent: bool,
+    /// The final head has come.
+    pub(super) head_seen: bool,
     pub(super) response_done: bool,
     /// Keep what is read, for a further attempt.
     pub(super) keep: bool,
@@ -67,7 +69,7 @@ impl<D: Downstream> Stream<'_, D> {
         }
         // A request that cannot be written may have been answered already: the read side tells.
         let broken = matches!(attempt.upstream.poll_flush(task), Poll::Ready(Err(_)));
-        if !attempt.response_done
+        if !(attempt.response_done && self.response_ended)
             && let Some(step) = self.poll_response(task, attempt, &mut moved)
         {
             return Poll::Ready(step);
@@ -76,12 +78,12 @@ impl<D: Downstream> Stream<'_, D> {
             return Poll::Ready(Step::Reset(ResetReason::ConnectionTermination));
         }
         match self.down.poll_flush(task) {
-            Poll::Ready(Ok(())) if attempt.response_done => return Poll::Ready(Step::Finished),
+            Poll::Ready(Ok(())) if self.response_ended => return Poll::Ready(Step::Finished),
             Poll::Ready(Err(end)) => return Poll::Ready(Step::End(end)),
             _ => {}
         }
         if self.request_complete
-            && !attempt.response_done
+            && !self.response_ended
             && let Poll::Ready(end) = self.down.poll_gone(task)
         {
             return Poll::Ready(Step::End(end));
@@ -105,17 +107,24 @@ impl<D: Downstream> Stream<'_, D> {
             {
                 return None;
             }
-            let sent = if let Some(data) = self.heads.kept.get(attempt.replayed) {
+            if let Some(data) = self.heads.kept.get(attempt.replayed) {
                 attempt.replayed += 1;
                 let data = data.clone();
-                // Without a further attempt in view nothing needs to be kept twice.
+                if attempt.keep && self.kept_bytes > attempt.keep_limit {
+                    attempt.keep = false;
+                    self.outgrown = true;
+                }
+                // Without a further attempt in view nothing needs to be kept.
                 if !attempt.keep && attempt.replayed == self.heads.kept.len() {
                     self.heads.kept.clear();
                     self.kept_bytes = 0;
                     attempt.replayed = 0;
                 }
-                attempt.upstream.send_data(data)
-            } else if self.request_complete {
+                self.info.upstream.bytes.body_sent += data.len() as u64;
+                if let Err(reason) = attempt.upstream.send_data(data) {
+                    return Some(Step::Reset(reason));
+                }
+            } else if self.request_passed() {
                 attempt.request_sent = true;
                 self.info.timing.last_upstream_tx = Some(Instant::now());
                 let trailers = Some(&self.heads.request_trailers).filter(|_| self.request_has_trailers);
@@ -124,45 +133,11 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 return None;
             } else {
-                match self.down.poll_piece(task, &mut self.heads.request_trailers) {
+                match self.poll_decode(task) {
                     Poll::Pending => return None,
-                    Poll::Ready(Err(end)) => return Some(Step::End(end)),
-                    Poll::Ready(Ok(Piece::Data(data))) => {
-                        let data = if self.chain.wants_request_body() {
-                            match self.decode_data(data, false) {
-                                Passed::Data(data) => data,
-                                Passed::Reply(reply) => return Some(Step::Reply(reply)),
-                            }
-                        } else {
-                            data
-                        };
-                        if attempt.keep {
-                            self.kept_bytes += data.len();
-                            if self.kept_bytes > attempt.keep_limit {
-                                attempt.keep = false;
-                                self.heads.kept.clear();
-                                self.kept_bytes = 0;
-                                attempt.replayed = 0;
-                            } else {
-                                self.heads.kept.push(data.clone());
-                                attempt.replayed += 1;
-                            }
-                        }
-                        self.info.upstream.bytes.body_sent += data.len() as u64;
-                        attempt.upstream.send_data(data)
-                    }
-                    Poll::Ready(Ok(piece)) => {
-                        if matches!(piece, Piece::Trailers) {
-                            self.request_has_trailers = true;
-                            self.decode_trailers();
-                        }
-                        self.mark_request_complete();
-                        Ok(())
-                    }
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(stopped)) => return Some(stopped.into()),
                 }
-            };
-            if let Err(reason) = sent {
-                return Some(Step::Reset(reason));
             }
             *moved = true;
         }
@@ -182,7 +157,17 @@ impl<D: Downstream> Stream<'_, D> {
                     Poll::Pending => return None,
                 }
             }
-            let into = match self.response_started {
+            if attempt.head_seen {
+                match self.poll_encode(task) {
+                    Ok(progress) => *moved |= progress,
+                    Err(stopped) => return Some(stopped.into()),
+                }
+                self.send_encoded();
+            }
+            if attempt.response_done || self.encode_is_full() {
+                return None;
+            }
+            let into = match attempt.head_seen {
                 true => &mut self.heads.response_trailers,
                 false => &mut self.heads.response,
             };
@@ -192,30 +177,35 @@ impl<D: Downstream> Stream<'_, D> {
                 Poll::Ready(Ok(event)) => event,
             };
             *moved = true;
-            match event {
+            let passed = match event {
                 Event::Informational => return Some(Step::Informational),
                 Event::Head { end } => {
                     attempt.limits.per_try = None;
+                    attempt.head_seen = true;
                     attempt.response_done = end;
                     return Some(Step::Head { end });
                 }
                 Event::Data(data) => {
                     self.info.upstream.bytes.body_received += data.len() as u64;
-                    let data =
-                        if self.chain.wants_response_body() { self.encode_data(data, false) } else { data };
-                    self.down.send_data(data);
+                    if self.response_started && self.chain.response_is_clear() {
+                        self.down.send_data(data);
+                        Ok(())
+                    } else {
+                        self.encode_data(data, false)
+                    }
                 }
                 Event::Trailers => {
-                    self.encode_trailers();
                     attempt.response_done = true;
-                    self.down.send_end(Some(&self.heads.response_trailers));
-                    return None;
+                    self.response_has_trailers = true;
+                    self.encode_trailers()
                 }
                 Event::End => {
                     attempt.response_done = true;
-                    self.down.send_end(None);
-                    return None;
+                    self.encode_data(bytes::Bytes::new(), true)
                 }
+            };
+            if let Err(stopped) = passed {
+                return Some(stopped.into());
             }
         }
     }
@@ -278,6 +268,15 @@ impl<D: Downstream> Stream<'_, D> {
             if passed(idle) {
                 return Poll::Ready(StreamEnd::StreamIdleTimeout { request_complete });
             }
+        }
+    }
+}
+
+impl From<Stopped> for Step {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Reply(reply) => Self::Reply(reply),
+            Stopped::End(end) => Self::End(end),
         }
     }
 }

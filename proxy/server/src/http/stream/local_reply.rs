@@ -1,17 +1,19 @@
 //! Replies that are made here.
 
 use std::borrow::Cow;
-use std::time::Instant;
+use std::task::Poll;
 
 use bytes::Bytes;
 use waystation_filter_api::http::LocalReply;
-use waystation_format::{AccessLogType, FormatContext};
 use waystation_http::{Known, encode_grpc_message};
 use waystation_route::Route;
 
 use super::Stream;
+use super::chain::Stopped;
+use super::request::format_context;
 use crate::http::downstream::Downstream;
 use crate::http::end::{StreamEnd, grpc_status};
+use crate::http::timer::after;
 
 impl<D: Downstream> Stream<'_, D> {
     /// Answers the request. The encode filters see the reply; `local_reply_config` has rewritten it before.
@@ -19,45 +21,30 @@ impl<D: Downstream> Stream<'_, D> {
         if let Some(flag) = reply.flag {
             self.info.flags.set(flag);
         }
+        self.note_cluster();
         self.chain_on_local_reply(&mut reply);
         // Envoy prints details without white space.
         let details = match reply.details.contains(' ') {
             true => Cow::Owned(reply.details.replace(' ', "_")),
-            false => reply.details.clone(),
+            false => reply.details,
         };
         self.info.details = Some(details);
-        let mut body: Cow<'_, [u8]> = match &reply.body {
-            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
-            Cow::Owned(text) => Cow::Owned(text.clone().into_bytes()),
-        };
-        let mut content_type = "text/plain".to_owned();
-        self.heads.response.clear();
-        self.heads.response.set_status(reply.status);
-        self.info.response_code = reply.status;
-        self.map_reply(&mut reply, &mut body, &mut content_type);
+        self.begin_reply(reply.status);
         let head = &mut self.heads.response;
-        head.set_status(reply.status);
-        if self.is_grpc {
-            let status = reply.grpc_status.unwrap_or_else(|| grpc_status(reply.status));
-            head.set_status(200);
-            head.append(Known::ContentType, "application/grpc");
-            head.append(Known::GrpcStatus, status.to_string());
-            if !body.is_empty() {
-                head.append(Known::GrpcMessage, encode_grpc_message(&body));
-            }
-            body = Cow::Borrowed(&[]);
-        } else if !body.is_empty() {
-            head.set_number(Known::ContentLength, body.len() as u64);
-            head.append(Known::ContentType, content_type.as_bytes());
-        }
         for (name, value) in &reply.headers {
             head.append(name, value);
         }
-        let body = Bytes::from(body.into_owned());
-        self.send_made(body).await
+        if let Some(attempts) = self.attempt_count.take() {
+            head.set_number(Known::XEnvoyAttemptCount, u64::from(attempts));
+        }
+        let body = match reply.body {
+            Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
+            Cow::Owned(text) => text.into(),
+        };
+        self.finish_reply(reply.status, body, reply.grpc_status).await
     }
 
-    /// A direct response or redirect of the route.
+    /// A direct response or redirect of the route: a local reply to which the route's header mutations apply.
     pub(super) async fn direct(
         &mut self,
         route: &Route,
@@ -66,81 +53,144 @@ impl<D: Downstream> Stream<'_, D> {
         location: Option<Vec<u8>>,
     ) -> Result<(), StreamEnd> {
         self.info.details = Some("direct_response".into());
-        let head = &mut self.heads.response;
-        head.clear();
-        head.set_status(status);
-        if !body.is_empty() {
-            head.set_number(Known::ContentLength, body.len() as u64);
-            head.append(Known::ContentType, "text/plain");
-        }
+        self.begin_reply(status);
         if let Some(location) = location {
-            head.append(Known::Location, location);
+            self.heads.response.append(Known::Location, location);
         }
         self.mutate_response(route, None);
+        self.finish_reply(status, body, None).await
+    }
+
+    fn begin_reply(&mut self, status: u16) {
+        self.heads.response.clear();
+        self.heads.response.set_status(status);
+        self.info.response_code = status;
+    }
+
+    /// Envoy's `prepareLocalReply`: mappers and formats, then gRPC or the body's headers.
+    async fn finish_reply(
+        &mut self,
+        mut status: u16,
+        body: Bytes,
+        grpc: Option<u32>,
+    ) -> Result<(), StreamEnd> {
+        let own_type = self.heads.response.get(Known::ContentType).map(<[u8]>::to_vec);
+        let rewritten = self.map_reply(&mut status, &body);
+        let mapped_type = self.heads.response.get(Known::ContentType) != own_type.as_deref();
+        let head = &mut self.heads.response;
+        let (mut body, content_type) = match &rewritten {
+            Some((body, content_type)) => (body.clone(), &**content_type),
+            None => (body, "text/plain"),
+        };
+        if self.is_grpc {
+            head.set_status(200);
+            head.set(Known::ContentType, "application/grpc");
+            if !head.contains(Known::GrpcStatus) {
+                let status = grpc.unwrap_or_else(|| grpc_status(status));
+                head.set_number(Known::GrpcStatus, u64::from(status));
+            }
+            if !body.is_empty() && !self.is_head {
+                head.set(Known::GrpcMessage, encode_grpc_message(&body));
+            }
+            head.remove(Known::ContentLength);
+            body = Bytes::new();
+        } else if body.is_empty() {
+            head.remove(Known::ContentLength);
+            head.remove(Known::ContentType);
+        } else {
+            head.set_number(Known::ContentLength, body.len() as u64);
+            if !head.contains(Known::ContentType) || rewritten.is_some() && !mapped_type {
+                head.set(Known::ContentType, content_type);
+            }
+        }
         self.send_made(body).await
     }
 
     /// Sends the head in `heads.response` and a body that is known in full.
     async fn send_made(&mut self, body: Bytes) -> Result<(), StreamEnd> {
-        let end = body.is_empty() || self.is_head;
-        self.encode_head(end).await?;
-        let end = self.send_response_head(end);
-        if !end {
-            self.down.send_data(body);
-            self.down.send_end(None);
+        match self.encode_made(body).await {
+            Ok(()) => {}
+            Err(Stopped::End(end)) => return Err(end),
+            // An encode filter answers in place of the answer: that goes past the filters, or there would be no end.
+            Err(Stopped::Reply(reply)) => {
+                if self.response_started {
+                    return Err(StreamEnd::LateReply(reply.details));
+                }
+                self.chain.skip_encode();
+                return Box::pin(self.reply(*reply)).await;
+            }
         }
         self.flush().await
     }
 
-    /// `local_reply_config`: the first mapper whose filter matches, then the body format.
-    fn map_reply(&mut self, reply: &mut LocalReply, body: &mut Cow<'_, [u8]>, content_type: &mut String) {
-        let Some(config) = self.cx.hcm.local_reply.as_deref() else { return };
-        let now = Instant::now();
+    async fn encode_made(&mut self, body: Bytes) -> Result<(), Stopped> {
+        let end = body.is_empty() || self.is_head;
+        self.response_has_trailers = false;
+        self.begin_encode(end)?;
+        if !end {
+            self.encode_data(body, true)?;
+        }
+        std::future::poll_fn(|task| {
+            loop {
+                self.send_encoded();
+                if self.response_ended {
+                    return Poll::Ready(Ok(()));
+                }
+                match self.poll_encode(task) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(stopped) => return Poll::Ready(Err(stopped)),
+                }
+            }
+            if self.request_complete
+                && let Poll::Ready(end) = self.down.poll_gone(task)
+            {
+                return Poll::Ready(Err(Stopped::End(end)));
+            }
+            // What has ended the stream may be a deadline that has passed: only the silence counts here.
+            let idle = after(self.last_activity, self.deadlines.idle);
+            let end = StreamEnd::StreamIdleTimeout { request_complete: self.request_complete };
+            self.timer.poll(task, idle).map(|()| Err(Stopped::End(end)))
+        })
+        .await
+    }
+
+    /// `local_reply_config`: the first mapper whose filter matches, then the body format. The new body and its content
+    /// type, if there is one.
+    fn map_reply(&mut self, status: &mut u16, body: &Bytes) -> Option<(Bytes, Cow<'static, str>)> {
+        let config = self.cx.hcm.local_reply.as_deref()?;
         let mut format = config.format.as_ref();
+        let mut rewritten = None;
         let random = self.cx.worker.random();
         for mapper in &config.mappers {
-            let cx = FormatContext {
-                request: Some(&self.heads.request),
-                response: Some(&self.heads.response),
-                trailers: None,
-                info: &self.info,
-                local_reply_body: "",
-                log_type: AccessLogType::NotSet,
-                now,
-            };
+            let cx = format_context(&self.info, Some(&self.heads.request), Some(&self.heads.response));
             if !mapper.filter.is_match(&cx, random) {
                 continue;
             }
-            if let Some(status) = mapper.status {
-                reply.status = status;
-                self.heads.response.set_status(status);
-                self.info.response_code = status;
+            if let Some(mapped) = mapper.status {
+                *status = mapped;
+                self.heads.response.set_status(mapped);
+                self.info.response_code = mapped;
             }
             if let Some(replacement) = &mapper.body {
-                *body = Cow::Owned(replacement.to_vec());
+                rewritten = Some((Bytes::copy_from_slice(replacement), Cow::Borrowed("text/plain")));
             }
             if !mapper.headers.is_empty() {
-                let cx = super::request::format_context(&self.info, Some(&self.heads.request), None);
-                mapper.headers.apply(&mut reply.headers, &cx);
+                let cx = format_context(&self.info, Some(&self.heads.request), None);
+                mapper.headers.apply_to_response(&mut self.heads.response, &cx);
             }
             format = mapper.format.as_ref().or(format);
             break;
         }
         if let Some(format) = format {
-            let text = String::from_utf8_lossy(body).into_owned();
-            let cx = FormatContext {
-                request: Some(&self.heads.request),
-                response: Some(&self.heads.response),
-                trailers: None,
-                info: &self.info,
-                local_reply_body: &text,
-                log_type: AccessLogType::NotSet,
-                now,
-            };
+            let text =
+                String::from_utf8_lossy(rewritten.as_ref().map_or(body, |(body, _)| body)).into_owned();
+            let mut cx = format_context(&self.info, Some(&self.heads.request), Some(&self.heads.response));
+            cx.local_reply_body = &text;
             let mut formatted = Vec::new();
             format.write(&cx, &mut formatted);
-            *body = Cow::Owned(formatted);
-            *content_type = format.content_type().to_owned();
+            rewritten = Some((formatted.into(), Cow::Owned(format.content_type().to_owned())));
         }
+        rewritten
     }
 }

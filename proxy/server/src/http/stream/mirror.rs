@@ -1,24 +1,146 @@
-//! Request mirroring: a copy goes to another cluster, and nobody waits for the answer.
+//! Request mirroring: a copy goes to another cluster as it comes, and nobody waits for the answer.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use waystation_filter_api::cell::Cell;
 use waystation_filter_api::stream::Protocol;
 use waystation_http::Headers;
+use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::{Cluster, PickContext, Priority};
 
 use super::upstream::{self, Event, RequestPermit, TlsNames, Upstream};
 use crate::worker::Worker;
+
+/// Where the request puts the copies of its body. Dropped before its end, it takes the mirror with it.
+pub(super) struct Feed {
+    queue: Rc<RefCell<Queue>>,
+    cluster: Rc<ClusterRef>,
+    limit: usize,
+}
+
+/// The mirror's end of a [`Feed`].
+pub(super) struct Reader(Rc<RefCell<Queue>>);
+
+#[derive(Default)]
+struct Queue {
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+    state: State,
+    trailers: Option<Headers>,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum State {
+    #[default]
+    Open,
+    Ended,
+    /// The request went away, or the mirror was too slow.
+    Abandoned,
+}
+
+/// What a mirror sends next.
+enum Copied {
+    Data(Bytes),
+    End(Option<Headers>),
+    Abandoned,
+}
+
+impl Feed {
+    /// A feed of a request to `cluster`, whose copy may be `limit` bytes behind it.
+    pub(super) fn new(cluster: Rc<ClusterRef>, limit: usize) -> Self {
+        Self { queue: Rc::default(), cluster, limit }
+    }
+
+    pub(super) fn reader(&self) -> Reader {
+        Reader(Rc::clone(&self.queue))
+    }
+
+    pub(super) fn push(&self, data: &Bytes) {
+        let mut queue = self.queue.borrow_mut();
+        if queue.state != State::Open {
+            return;
+        }
+        queue.bytes += data.len();
+        if queue.bytes > self.limit {
+            // The request must not wait for its copy, nor memory grow with it.
+            self.cluster.stats.retry_or_shadow_abandoned().inc();
+            queue.close(State::Abandoned);
+        } else {
+            queue.pieces.push_back(data.clone());
+            queue.wake();
+        }
+    }
+
+    pub(super) fn end(&self, trailers: Option<&Headers>) {
+        let mut queue = self.queue.borrow_mut();
+        if queue.state == State::Open {
+            queue.trailers = trailers.cloned();
+            queue.state = State::Ended;
+            queue.wake();
+        }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        let mut queue = self.queue.borrow_mut();
+        if queue.state == State::Open {
+            queue.close(State::Abandoned);
+        }
+    }
+}
+
+impl Queue {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn close(&mut self, state: State) {
+        self.state = state;
+        self.pieces.clear();
+        self.wake();
+    }
+}
+
+impl Reader {
+    /// Whether the request is complete and has no body.
+    fn is_bodiless(&self) -> bool {
+        let queue = self.0.borrow();
+        queue.state == State::Ended && queue.pieces.is_empty() && queue.trailers.is_none()
+    }
+
+    fn poll(&self, task: &mut Context<'_>) -> Poll<Copied> {
+        let mut queue = self.0.borrow_mut();
+        if queue.state == State::Abandoned {
+            return Poll::Ready(Copied::Abandoned);
+        }
+        if let Some(data) = queue.pieces.pop_front() {
+            queue.bytes -= data.len();
+            return Poll::Ready(Copied::Data(data));
+        }
+        if queue.state == State::Ended {
+            return Poll::Ready(Copied::End(queue.trailers.take()));
+        }
+        queue.waker = Some(task.waker().clone());
+        Poll::Pending
+    }
+}
 
 /// Sends a request and reads its response to the end.
 pub(super) async fn send(
     worker: Rc<Worker>,
     cell: Arc<Cell<Cluster>>,
     request: Headers,
-    body: Vec<Bytes>,
+    body: Reader,
     timeout: Duration,
 ) {
     let exchange = exchange(&worker, &cell, request, body);
@@ -32,11 +154,11 @@ pub(super) async fn send(
     }
 }
 
-async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Headers, body: Vec<Bytes>) {
+async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Headers, body: Reader) {
     let local = worker.cluster(cell);
     let Some(cluster) = local.get() else { return };
     let now = Instant::now();
-    let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), now) else { return };
+    let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), None, now) else { return };
     let priority = Priority::Default;
     let stream = match upstream::ready(&pool, &cluster, Protocol::Http11, now) {
         Some(stream) => Ok(stream),
@@ -55,40 +177,40 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
     };
     let Ok(mut stream) = stream else { return };
     let Some(_permit) = RequestPermit::acquire(&cluster, priority) else { return };
-    let bodiless = body.is_empty();
-    if stream.send_head(worker, &request, bodiless).is_err() {
+    let mut ended = body.is_bodiless();
+    if stream.send_head(worker, &request, ended).is_err() {
         return;
     }
-    let mut body = body.into_iter();
-    let mut ended = bodiless;
     let mut head = Headers::new();
     let done = std::future::poll_fn(|task| {
         while !ended {
-            if !stream.has_room() && !matches!(stream.poll_flush(task), std::task::Poll::Ready(Ok(()))) {
+            if !stream.has_room() && !matches!(stream.poll_flush(task), Poll::Ready(Ok(()))) {
                 break;
             }
-            let sent = match body.next() {
-                Some(data) => stream.send_data(data),
-                None => {
+            let sent = match body.poll(task) {
+                Poll::Pending => break,
+                Poll::Ready(Copied::Data(data)) => stream.send_data(data),
+                Poll::Ready(Copied::End(trailers)) => {
                     ended = true;
-                    stream.send_end(None)
+                    stream.send_end(trailers.as_ref())
                 }
+                Poll::Ready(Copied::Abandoned) => return Poll::Ready(false),
             };
             if sent.is_err() {
-                return std::task::Poll::Ready(false);
+                return Poll::Ready(false);
             }
         }
         let _ = stream.poll_flush(task);
         loop {
             match std::task::ready!(stream.poll_event(task, worker, &mut head)) {
-                Err(_) => return std::task::Poll::Ready(false),
-                Ok(Event::Head { end: true } | Event::Trailers | Event::End) => {
-                    return std::task::Poll::Ready(true);
+                Err(_) => return Poll::Ready(false),
+                Ok(Event::Head { end }) => {
+                    cluster.response_codes().record(head.status().unwrap_or(0));
+                    if end {
+                        return Poll::Ready(ended);
+                    }
                 }
-                Ok(Event::Head { end: false }) => {
-                    let status = head.status().unwrap_or(0);
-                    cluster.response_codes().record(status);
-                }
+                Ok(Event::Trailers | Event::End) => return Poll::Ready(ended),
                 Ok(Event::Informational | Event::Data(_)) => {}
             }
         }

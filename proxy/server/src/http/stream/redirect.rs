@@ -1,5 +1,11 @@
 //! Internal redirects: a redirect of upstream that is followed here instead of being passed on.
 
+use std::rc::Rc;
+use std::time::Instant;
+
+use waystation_filter_api::flags::ResponseFlags;
+use waystation_filter_api::stream::{RouteView, Timing, UpstreamInfo};
+use waystation_format::AccessLogType;
 use waystation_http::{Headers, Known};
 use waystation_route::{InternalRedirectPolicy, RedirectPredicate};
 
@@ -70,6 +76,7 @@ impl<D: Downstream> Stream<'_, D> {
                 self.kept_bytes = 0;
                 self.request_has_trailers = false;
             }
+            self.log_redirected(before, previous_route.1, status);
             self.redirected_from.extend(previous_route.0.as_ref().map(|(_, index)| *index));
             self.redirects += 1;
             return true;
@@ -82,6 +89,32 @@ impl<D: Downstream> Stream<'_, D> {
         self.heads.request = before;
         (self.table, self.info.route, self.info.virtual_cluster) = previous_route;
         false
+    }
+
+    /// To the access log the request that was redirected and the one it became are two, as Envoy recreates the stream.
+    fn log_redirected(
+        &mut self,
+        mut before: Headers,
+        mut route: Option<(Rc<dyn RouteView>, u32)>,
+        status: u16,
+    ) {
+        let now = Instant::now();
+        self.info.response_code = status;
+        self.info.details = Some("internal_redirect".into());
+        self.info.timing.complete = Some(now);
+        std::mem::swap(&mut self.heads.request, &mut before);
+        std::mem::swap(&mut self.info.route, &mut route);
+        self.log(AccessLogType::DownstreamEnd, now);
+        std::mem::swap(&mut self.heads.request, &mut before);
+        std::mem::swap(&mut self.info.route, &mut route);
+        let info = &mut self.info;
+        info.start = now;
+        info.start_time = self.cx.worker.wall_clock(now);
+        info.timing = Timing { last_downstream_rx: Some(now), ..Timing::default() };
+        info.upstream = UpstreamInfo::default();
+        info.flags = ResponseFlags::default();
+        info.response_code = 0;
+        info.details = None;
     }
 
     fn redirect_allowed(&self, policy: &InternalRedirectPolicy) -> bool {

@@ -69,9 +69,6 @@ impl<D: Downstream> Stream<'_, D> {
         let headers = &mut self.heads.request;
         let upgrade = self.facts.tunnel && headers.contains(Known::Upgrade);
         sanitize_request(headers, upgrade);
-        if let Some(scheme) = hcm.scheme {
-            headers.set(Known::Scheme, scheme);
-        }
         let peer = Peer {
             remote: &self.cx.info.remote_address,
             local: &self.cx.info.local_address,
@@ -81,6 +78,10 @@ impl<D: Downstream> Stream<'_, D> {
         let verdict = forwarding::apply(&hcm.trust, peer, headers).inspect_err(|_| {
             hcm.stats.hcm.downstream_rq_rejected_via_ip_detection().inc();
         })?;
+        if let Some(scheme) = hcm.scheme {
+            headers.set(Known::XForwardedProto, scheme);
+            headers.set(Known::Scheme, scheme);
+        }
         if let Some(remote) = verdict.remote {
             // An address that came in a header has no port; Envoy shows 0, and so do we.
             self.info.remote_address = match remote {

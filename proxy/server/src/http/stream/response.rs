@@ -26,13 +26,39 @@ impl<D: Downstream> Stream<'_, D> {
         }
     }
 
+    /// Queues for the client what has passed the filters.
+    pub(super) fn send_encoded(&mut self) {
+        if !self.chain.response_head_passed() || self.response_ended {
+            return;
+        }
+        if !self.response_started && self.send_response_head(self.chain.response_is_head()) {
+            // To HEAD, upstream's framing may say that a body follows, which never comes.
+            if !self.chain.response_is_head() {
+                self.down.send_end(None);
+            }
+            self.response_ended = true;
+            return;
+        }
+        for data in self.chain.encoded.drain(..) {
+            self.down.send_data(data);
+        }
+        if self.chain.response_passed() {
+            self.response_ended = true;
+            if !self.chain.response_is_head() {
+                let trailers = Some(&self.heads.response_trailers).filter(|_| self.response_has_trailers);
+                self.down.send_end(trailers);
+            }
+        }
+    }
+
     /// Adds what the connection manager adds to every response, and sends the head. Tells whether the response ends
     /// with it, which HEAD decides too.
     pub(super) fn send_response_head(&mut self, end: bool) -> bool {
         let hcm = &self.cx.hcm;
         let now = Instant::now();
         let head: &mut Headers = &mut self.heads.response;
-        if hcm.request_id.always_in_response
+        let forced = || self.heads.request.contains(Known::XEnvoyForceTrace);
+        if (hcm.request_id.always_in_response || forced())
             && let Some(id) = self.heads.request.get(Known::XRequestId)
         {
             head.set(Known::XRequestId, id);

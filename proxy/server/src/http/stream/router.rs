@@ -9,16 +9,18 @@ use waystation_filter_api::flags::ResponseFlag;
 use waystation_http::{Headers, Known, sanitize_response};
 use waystation_route::timeouts::{self, RequestTimeouts, RouterOptions};
 use waystation_route::{
-    ClusterRef as RouteCluster, ClusterSpecifier, HashPolicy, Route, RouteAction, WeightedCluster,
+    Action, ClusterRef as RouteCluster, ClusterSpecifier, HashPolicy, Route, RouteAction, WeightedCluster,
 };
 use waystation_upstream::admission::Resource;
-use waystation_upstream::cluster::ClusterRef;
+use waystation_upstream::cluster::{ClusterRef, HttpOptions};
 use waystation_upstream::host::{ActiveRequest, Outcome as HostOutcome};
 use waystation_upstream::load_balancer::OriginalDestination;
 use waystation_upstream::{Cluster, MetadataMatch, PickContext, Priority};
 
 use super::Stream;
+use super::chain::Stopped;
 use super::exchange::{Attempt, Limits, Step};
+use super::mirror;
 use super::upstream::{self, NoStream, RequestPermit, TlsNames, Upstream};
 use crate::http::downstream::Downstream;
 use crate::http::end::{ResetReason, StreamEnd};
@@ -130,7 +132,7 @@ impl<D: Downstream> Stream<'_, D> {
         }
         let metadata =
             weighted.map_or(action.metadata_match.as_ref(), |weighted| weighted.metadata_match.as_ref());
-        self.start_mirrors(action);
+        self.start_mirrors(route, action, &cluster);
         let mut routing = Routing {
             route,
             action,
@@ -151,6 +153,7 @@ impl<D: Downstream> Stream<'_, D> {
         let mut permit = None;
         loop {
             routing.attempts += 1;
+            self.attempt_count = Some(routing.attempts).filter(|_| routing.response_count);
             self.info.upstream.attempts = routing.attempts;
             let attempted = self.attempt(&mut routing, &mut retries, &mut permit).await;
             match attempted {
@@ -193,6 +196,18 @@ impl<D: Downstream> Stream<'_, D> {
         (cell, picked)
     }
 
+    /// What the log and filters say of the cluster before the router is reached, as Envoy sets it with the route.
+    pub(super) fn note_cluster(&mut self) {
+        if self.info.upstream.cluster.is_some() {
+            return;
+        }
+        let Some((table, index)) = &self.table else { return };
+        let Some(Action::Route(action)) = table.held.route(*index).map(|route| &route.action) else { return };
+        let cell = self.target(action, None).0;
+        let cluster = cell.and_then(|cell| self.cx.worker.cluster(&cell).get());
+        self.info.upstream.cluster = cluster.map(|cluster| cluster as _);
+    }
+
     async fn attempt(
         &mut self,
         routing: &mut Routing<'_>,
@@ -210,9 +225,6 @@ impl<D: Downstream> Stream<'_, D> {
         };
         let host = pool.host();
         routing.tried.push(host.id());
-        if let Some(previous) = self.info.upstream.host.replace(Rc::clone(&host) as _) {
-            self.info.upstream.attempted.push(previous);
-        }
         routing.route.rewrite_host_to_upstream(&mut self.heads.request, host.hostname());
         let priority = routing.action.priority;
         let upstream = match upstream::ready(&pool, &cluster, self.facts.protocol, now) {
@@ -223,6 +235,12 @@ impl<D: Downstream> Stream<'_, D> {
             },
         };
         self.info.timing.pool_ready = Some(now.elapsed());
+        // An overflow is nobody's: no host was asked.
+        if !matches!(&upstream, Err(NoStream { reason: ResetReason::Overflow, .. }))
+            && let Some(previous) = self.info.upstream.host.replace(Rc::clone(&host) as _)
+        {
+            self.info.upstream.attempted.push(previous);
+        }
         let upstream = match upstream {
             Ok(upstream) => upstream,
             Err(NoStream { reason, transport }) => {
@@ -258,6 +276,7 @@ impl<D: Downstream> Stream<'_, D> {
             upstream,
             replayed: 0,
             request_sent: false,
+            head_seen: false,
             response_done: false,
             keep: retries.is_enabled() || routing.action.internal_redirect.is_some(),
             keep_limit: self.keep_limit(routing.route),
@@ -268,7 +287,8 @@ impl<D: Downstream> Stream<'_, D> {
                 alternative: routing.alternative,
             },
         };
-        let bodiless = self.request_complete && self.heads.kept.is_empty() && !self.request_has_trailers;
+        self.info.upstream.bytes = waystation_filter_api::stream::Bytes::default();
+        let bodiless = self.request_passed() && self.heads.kept.is_empty() && !self.request_has_trailers;
         attempt.request_sent = bodiless;
         if let Err(reason) = attempt.upstream.send_head(&self.cx.worker, &self.heads.request, bodiless) {
             return self.after_failure(
@@ -287,7 +307,8 @@ impl<D: Downstream> Stream<'_, D> {
             match step {
                 Step::Informational => {
                     let status = self.heads.response.status();
-                    if self.cx.hcm.proxy_100_continue || status != Some(100) {
+                    // Others than 100 are for the hop that sent them, as Envoy has it.
+                    if self.cx.hcm.proxy_100_continue && status == Some(100) {
                         sanitize_response(&mut self.heads.response, false);
                         self.down.send_informational(&self.heads.response);
                     }
@@ -329,13 +350,14 @@ impl<D: Downstream> Stream<'_, D> {
                         attempt.replayed = 0;
                     }
                     attempt.keep = false;
-                    if let Err(end) = self.on_response_head(routing, end).await {
-                        self.release(attempt.upstream, &pool, &cluster, false);
-                        return Attempted::Over(end);
-                    }
-                    if end {
-                        // HEAD, 204 and the like: nothing follows from upstream either.
-                        self.last_activity = Instant::now();
+                    self.last_activity = Instant::now();
+                    match self.on_response_head(routing, end) {
+                        Ok(()) => self.send_encoded(),
+                        Err(stopped) => {
+                            self.release(attempt.upstream, &pool, &cluster, false);
+                            self.chain.skip_encode();
+                            return self.stopped(stopped).await;
+                        }
                     }
                 }
                 Step::Finished => {
@@ -345,10 +367,10 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 Step::Reply(reply) => {
                     self.release(attempt.upstream, &pool, &cluster, false);
-                    return match self.reply(*reply).await {
-                        Ok(()) => Attempted::Answered,
-                        Err(end) => Attempted::Over(end),
-                    };
+                    if attempt.head_seen {
+                        self.chain.skip_encode();
+                    }
+                    return self.stopped(Stopped::Reply(reply)).await;
                 }
                 Step::Reset(reason) => {
                     cluster.stats.upstream_rq_rx_reset().inc();
@@ -424,6 +446,20 @@ impl<D: Downstream> Stream<'_, D> {
         }
     }
 
+    /// What a filter's verdict makes of an attempt.
+    async fn stopped(&mut self, stopped: Stopped) -> Attempted {
+        match stopped {
+            Stopped::End(end) => Attempted::Over(end),
+            Stopped::Reply(reply) if self.response_started => {
+                Attempted::Over(StreamEnd::LateReply(reply.details))
+            }
+            Stopped::Reply(reply) => match self.reply(*reply).await {
+                Ok(()) => Attempted::Answered,
+                Err(end) => Attempted::Over(end),
+            },
+        }
+    }
+
     /// Picks the host of an attempt; a retry looks for one that the policy's predicates accept.
     fn pick(&self, routing: &Routing<'_>, now: Instant) -> Option<Rc<HostPool>> {
         let policy = routing.action.retry_policy.as_deref().filter(|_| routing.attempts > 1);
@@ -451,7 +487,20 @@ impl<D: Downstream> Stream<'_, D> {
             reselections: policy.map_or(0, |policy| policy.host_selection_attempts),
             ..PickContext::default()
         };
-        routing.local.pick(&self.cx.worker, &routing.cluster, &cx, now).ok()
+        let name = self.tls_name(&routing.cluster.http);
+        routing.local.pick(&self.cx.worker, &routing.cluster, &cx, name, now).ok()
+    }
+
+    /// The name that the upstream's TLS takes from the request.
+    fn tls_name(&self, http: &HttpOptions) -> Option<&str> {
+        if !(http.auto_sni || http.auto_san_validation) {
+            return None;
+        }
+        let source = match &http.auto_sni_header {
+            Some(header) => self.heads.request.get(&**header),
+            None => self.heads.request.authority(),
+        };
+        source.and_then(|name| str::from_utf8(name).ok()).map(without_port)
     }
 
     /// Waits for a connection, unless the stream ends before there is one.
@@ -462,16 +511,11 @@ impl<D: Downstream> Stream<'_, D> {
         priority: Priority,
     ) -> Result<Result<Upstream, NoStream>, StreamEnd> {
         let http = &cluster.http;
-        let mut names = TlsNames::default();
-        if http.auto_sni || http.auto_san_validation {
-            let source = match &http.auto_sni_header {
-                Some(header) => self.heads.request.get(&**header),
-                None => self.heads.request.authority(),
-            };
-            let name = source.and_then(|name| str::from_utf8(name).ok()).map(without_port);
-            names.server_name = name.filter(|_| http.auto_sni).map(Into::into);
-            names.verify_san = name.filter(|_| http.auto_san_validation).map(Into::into);
-        }
+        let name = self.tls_name(http);
+        let names = TlsNames {
+            server_name: name.filter(|_| http.auto_sni).map(Into::into),
+            verify_san: name.filter(|_| http.auto_san_validation).map(Into::into),
+        };
         let mut future = Box::pin(upstream::acquire(
             Rc::clone(&self.cx.worker),
             Rc::clone(pool),
@@ -525,8 +569,11 @@ impl<D: Downstream> Stream<'_, D> {
         let (cluster, priority) = (&routing.cluster, routing.action.priority);
         let stats = &cluster.stats;
         let was_retry = permit.take().is_some();
-        // What was read of the request may have outgrown what is kept: then there is nothing to send again.
-        if self.kept_bytes > self.keep_limit(routing.route) || self.facts.tunnel {
+        // The request may have outgrown what is kept: then there is nothing to send again.
+        if self.outgrown && retries.is_enabled() {
+            stats.retry_or_shadow_abandoned().inc();
+        }
+        if self.outgrown || self.facts.tunnel {
             retries.disable();
         }
         let outcome = outcome.unwrap_or(Outcome::Response(&self.heads.response));
@@ -583,7 +630,7 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// Passes the response head on.
-    async fn on_response_head(&mut self, routing: &mut Routing<'_>, end: bool) -> Result<(), StreamEnd> {
+    fn on_response_head(&mut self, routing: &mut Routing<'_>, end: bool) -> Result<(), Stopped> {
         let now = Instant::now();
         let status = self.heads.response.status().unwrap_or(0);
         self.info.timing.first_upstream_rx = Some(now);
@@ -591,11 +638,13 @@ impl<D: Downstream> Stream<'_, D> {
         self.count_response(routing, status);
         let since = self.info.timing.last_downstream_rx.unwrap_or(self.info.start);
         let elapsed = millis(since, now);
-        routing.local.extras(&self.cx.worker, &routing.cluster).time.record(elapsed);
+        if self.request_complete && self.cx.hcm.router.dynamic_stats {
+            routing.local.extras(&self.cx.worker, &routing.cluster).time.record(elapsed);
+        }
         let switching = self.facts.tunnel && status == 101;
         let head: &mut Headers = &mut self.heads.response;
         sanitize_response(head, switching);
-        if !self.cx.hcm.router.suppress_envoy_headers && !switching {
+        if !self.cx.hcm.router.suppress_envoy_headers && self.request_complete {
             head.set_number(Known::XEnvoyUpstreamServiceTime, elapsed);
         }
         if routing.response_count {
@@ -604,18 +653,14 @@ impl<D: Downstream> Stream<'_, D> {
         for cookie in routing.cookies.drain(..) {
             head.append(Known::SetCookie, cookie);
         }
+        self.info.response_code = status;
+        self.attempt_count = None;
         self.mutate_response(routing.route, routing.weighted);
-        self.encode_head(end).await?;
         if switching {
             self.cx.hcm.stats.hcm.downstream_cx_upgrades_total().inc();
             self.deadlines.request = None;
         }
-        let ended = self.send_response_head(end);
-        if ended && !end {
-            // HEAD: upstream's framing says a body follows, which never comes.
-            self.down.send_end(None);
-        }
-        Ok(())
+        self.begin_encode(end)
     }
 
     /// Gives the connection back, or ends the upstream stream.
@@ -671,10 +716,10 @@ impl<D: Downstream> Stream<'_, D> {
         Ok(())
     }
 
-    /// Sends copies of a request that is known in full to the clusters that mirror it.
-    fn start_mirrors(&self, action: &RouteAction) {
+    /// Sends copies of the request to the clusters that mirror it, its body as it comes.
+    fn start_mirrors(&mut self, route: &Route, action: &RouteAction, cluster: &Rc<ClusterRef>) {
         for mirror in action.mirrors.iter() {
-            if !self.request_complete || !mirror.fraction.contains(self.random) {
+            if self.facts.tunnel || !mirror.fraction.contains(self.random) {
                 continue;
             }
             let cell = match mirror.cluster(&self.heads.request) {
@@ -691,9 +736,23 @@ impl<D: Downstream> Stream<'_, D> {
                 None => request.authority().unwrap_or_default().to_vec(),
             };
             request.set(Known::Authority, host);
-            let body = self.heads.kept.clone();
+            let feed = mirror::Feed::new(Rc::clone(cluster), self.keep_limit(route));
+            for data in &self.heads.kept {
+                feed.push(data);
+            }
             let worker = Rc::clone(&self.cx.worker);
-            tokio::task::spawn_local(super::mirror::send(worker, cell, request, body, action.timeout));
+            tokio::task::spawn_local(mirror::send(worker, cell, request, feed.reader(), action.timeout));
+            self.mirrors.push(feed);
+        }
+        if self.request_passed() {
+            self.end_mirrors();
+        }
+    }
+
+    /// The request has been read to its end: so have its copies.
+    pub(super) fn end_mirrors(&mut self) {
+        for feed in self.mirrors.drain(..) {
+            feed.end(Some(&self.heads.request_trailers).filter(|_| self.request_has_trailers));
         }
     }
 }

@@ -71,7 +71,7 @@ impl RequestPermit {
     /// Nothing when `max_requests` is reached.
     pub(super) fn acquire(cluster: &Rc<ClusterRef>, priority: Priority) -> Option<Self> {
         if !cluster.admission.try_acquire(priority, Resource::Requests) {
-            cluster.stats.upstream_rq_pending_overflow().inc();
+            cluster.stats.upstream_rq_active_overflow().inc();
             return None;
         }
         cluster.stats.upstream_rq_total().inc();
