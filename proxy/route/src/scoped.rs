@@ -162,8 +162,9 @@ impl<T> ScopedTable<T> {
         let mut table = HashMap::new();
         for (name, key, value) in scopes {
             if let Some((other, _)) = table.get(&key) {
-                let reason = format!("scope key conflict with scope {other}");
-                return Err(ConfigError::new(reason)).at(|| format!("scoped_route_configurations[{name}]"));
+                let reason =
+                    format!("scope key conflict found, first scope is '{other}', second scope is '{name}'");
+                return Err(ConfigError::new(reason));
             }
             table.insert(key, (name.into(), value));
         }

@@ -19,6 +19,7 @@ use waystation_upstream::Cluster;
 
 use crate::cli::options::Options;
 use crate::http::filters::discovered::DiscoveredFilter;
+use crate::manager::scopes::ScopeMap;
 use crate::overload::Connections;
 
 /// One per process, behind an `Arc`: read by every thread, changed only through its cells and atomics.
@@ -33,6 +34,8 @@ pub struct Shared {
     pub clusters: CellTable<Cluster>,
     /// Route configurations by [`resource_key`].
     pub routes: CellTable<RouteTable>,
+    /// Scopes of SRDS subscriptions.
+    pub scopes: CellTable<ScopeMap>,
     /// TLS secrets by [`resource_key`].
     pub secrets: SecretTable,
     /// Files and streams that access logs write to.
@@ -90,6 +93,7 @@ impl Shared {
             node,
             clusters: CellTable::new(),
             routes: CellTable::new(),
+            scopes: CellTable::new(),
             secrets: SecretTable::new(),
             drain_time: options.drain_time,
             drain_immediately: options.drain_immediately,
@@ -156,6 +160,21 @@ pub enum Need {
         /// Where its subscription is counted.
         scope: Scope,
     },
+    /// The scopes of scoped routes by SRDS.
+    Scopes {
+        /// Where they come from.
+        source: core::ConfigSource,
+        /// Where their route configurations come from.
+        rds: Option<core::ConfigSource>,
+        /// The name of the set of scopes.
+        name: String,
+        /// Where it goes.
+        cell: Arc<Cell<ScopeMap>>,
+        /// The connection manager's statistics.
+        http: Scope,
+        /// Where it and its subscription are counted.
+        scope: Scope,
+    },
     /// A secret by SDS.
     Secret {
         /// Where it comes from.
@@ -185,7 +204,7 @@ impl Need {
     pub fn is_awaited(&self) -> bool {
         match self {
             Self::Filter { place, .. } => place.warms(),
-            Self::Route { .. } | Self::Secret { .. } => true,
+            Self::Route { .. } | Self::Scopes { .. } | Self::Secret { .. } => true,
         }
     }
 }
@@ -223,6 +242,26 @@ impl<'a> CompileContext<'a> {
             name: name.to_owned(),
             cell: Arc::clone(&cell),
             scope: scope.scope("rds").tag("envoy.rds_route_config", name),
+        });
+        cell
+    }
+
+    /// The cell of a set of scopes that comes by SRDS from `source`, and their route configurations from `rds`.
+    pub fn scopes_cell(
+        &self,
+        source: &core::ConfigSource,
+        rds: Option<&core::ConfigSource>,
+        name: &str,
+        http: &Scope,
+    ) -> Arc<Cell<ScopeMap>> {
+        let cell = self.shared.scopes.cell(&scopes_key(source, rds, name));
+        self.needs.borrow_mut().push(Need::Scopes {
+            source: source.clone(),
+            rds: rds.cloned(),
+            name: name.to_owned(),
+            cell: Arc::clone(&cell),
+            http: http.clone(),
+            scope: http.scope("scoped_rds").tag("envoy.scoped_rds_config", name),
         });
         cell
     }
@@ -279,6 +318,11 @@ pub fn resource_key(source: &core::ConfigSource, name: &str) -> String {
             format!("{name}@{:016x}", xxhash_rust::xxh64::xxh64(&identity.encode_to_vec(), 0))
         }
     }
+}
+
+/// The same for a set of scopes: the source of their route configurations is part of what they are.
+pub fn scopes_key(source: &core::ConfigSource, rds: Option<&core::ConfigSource>, name: &str) -> String {
+    resource_key(source, &rds.map_or_else(|| name.to_owned(), |rds| resource_key(rds, name)))
 }
 
 impl waystation_tls::Secrets for CompileContext<'_> {

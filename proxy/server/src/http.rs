@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -12,6 +13,7 @@ use waystation_filter_api::cell::{Held, Local};
 use waystation_filter_api::connection::ConnectionInfo;
 use waystation_filter_api::stream::RouteView;
 use waystation_filter_api::value::Metadata;
+use waystation_http::Headers;
 use waystation_route::{FilterSlot, RouteTable};
 
 mod client_cert;
@@ -32,6 +34,7 @@ pub use config::Hcm;
 pub(crate) use config::refuse_unsupported;
 
 use crate::drain::DrainHandle;
+use crate::manager::scopes::ScopeMap;
 use crate::transport::Transport;
 use crate::worker::Worker;
 use config::Codec;
@@ -47,7 +50,10 @@ pub(crate) struct ConnCx {
 }
 
 struct Routes {
-    local: Local<RouteTable>,
+    /// Follows the scopes, when routes are scoped.
+    scopes: Option<Local<ScopeMap>>,
+    /// Follows the route configuration of the last request.
+    local: Option<Local<RouteTable>>,
     table: Option<Rc<Table>>,
 }
 
@@ -61,16 +67,25 @@ pub(crate) struct Table {
 
 impl ConnCx {
     fn new(worker: Rc<Worker>, hcm: Held<Hcm>, info: Rc<ConnectionInfo>, drain: DrainHandle) -> Self {
-        let local = Local::new(hcm.routes.clone());
-        Self { worker, hcm, info, drain, routes: RefCell::new(Routes { local, table: None }) }
+        let (scopes, local) = match &hcm.routes {
+            config::Routes::Table(cell) => (None, Some(Local::new(Arc::clone(cell)))),
+            config::Routes::Scoped { scopes, .. } => (Some(Local::new(Arc::clone(scopes))), None),
+        };
+        Self { worker, hcm, info, drain, routes: RefCell::new(Routes { scopes, local, table: None }) }
     }
 
-    /// The route table in force; nothing while it has not arrived.
+    /// The route table in force for a request; nothing while it has not arrived, or when no scope is the request's.
     #[inline]
-    pub(crate) fn table(&self) -> Option<Rc<Table>> {
+    pub(crate) fn table(&self, request: &Headers) -> Option<Rc<Table>> {
         let mut routes = self.routes.borrow_mut();
-        let Routes { local, table } = &mut *routes;
-        let held = local.get()?;
+        let Routes { scopes, local, table } = &mut *routes;
+        if let (config::Routes::Scoped { key, .. }, Some(scopes)) = (&self.hcm.routes, scopes) {
+            let cell = scopes.get()?.find(&key.key(request)?)?;
+            if !local.as_ref().is_some_and(|local| Arc::ptr_eq(local.cell(), cell)) {
+                *local = Some(Local::new(Arc::clone(cell)));
+            }
+        }
+        let held = local.as_mut()?.get()?;
         if let Some(table) = table
             && table.held.same(held)
         {

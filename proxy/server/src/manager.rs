@@ -9,4 +9,5 @@ pub mod dump;
 pub mod listeners;
 pub mod needs;
 pub mod routes;
+pub mod scopes;
 pub mod subscription_stats;

@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::admin::v3 as admin_pb;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
-use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretProto;
 use envoy_types::pb::envoy::service::runtime::v3::Runtime as RuntimeProto;
 use prost::Message as _;
@@ -26,7 +26,7 @@ use waystation_xds::{
     Client, Event, Interest, Rejection, Resource, ResourceType, SubId, SubscriptionSpec, Update,
 };
 
-use crate::admin::config_dump::{ConfigSnapshot, ResourceDump};
+use crate::admin::config_dump::{ConfigSnapshot, ResourceDump, ScopesDump};
 use crate::bootstrap::Bootstrap;
 use crate::cli::options::{Mode, Options};
 use crate::config_source;
@@ -45,6 +45,8 @@ use crate::xds_transport;
 
 /// How often the server's own gauges are renewed and interval histograms merged, when the bootstrap says nothing.
 const STATS_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+
+const SCOPE: &str = "envoy.config.route.v3.ScopedRouteConfiguration";
 
 /// How far start-up has come.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -140,7 +142,10 @@ impl Server {
             RuntimeLayers::compile(proto.layered_runtime.as_ref(), &shared.node.cluster).map_err(text)?;
         layers.apply(&shared.runtime);
         if !matches!(proto.header_prefix.as_str(), "" | "x-envoy") {
-            return Err(text(ConfigError::field("header_prefix", "not supported: only x-envoy, the default")));
+            return Err(text(ConfigError::field(
+                "header_prefix",
+                "not supported: only x-envoy, the default",
+            )));
         }
         if let Some(limit) = overload::compile(proto.overload_manager.as_ref()).map_err(text)? {
             shared.downstream.limit(limit, &shared.stats.root());
@@ -255,8 +260,7 @@ impl Server {
             let listener = ListenerProto { name: name.clone(), ..listener };
             // The kinds that listeners depend on are asked for when the clusters are there.
             self.client.pause(&ResourceType::RouteConfiguration);
-            let added =
-                self.listeners.add(&listener, &unversioned, false, &mut self.needs, &mut self.client);
+            let added = self.listeners.add(&listener, &unversioned, false, &mut self.needs, &mut self.client);
             self.client.resume(&ResourceType::RouteConfiguration);
             added.at(|| place("listeners", &name, i)).map_err(|error| error.to_string())?;
         }
@@ -537,9 +541,16 @@ impl Server {
     /// A resource that others refer to.
     fn apply_needed(&mut self, update: &Update) -> Vec<Rejection> {
         let mut rejected = Vec::new();
+        if update.kind == ResourceType::ScopedRouteConfiguration {
+            let scopes = self.decode_all::<ScopedRouteConfiguration>(update, SCOPE, &mut rejected);
+            rejected.extend(self.needs.apply_scopes(update, scopes, &self.shared, &mut self.client));
+        }
         for resource in &update.resources {
             let result = self.apply_one(update.sub, resource);
             note(&mut rejected, resource, result);
+        }
+        if update.kind == ResourceType::RouteConfiguration {
+            self.needs.count_scopes();
         }
         if let Some(needed) = self.needs.by_sub(update.sub) {
             // An answer without the resource says that it does not exist. A refused one is not waited for either: what
@@ -560,10 +571,10 @@ impl Server {
     }
 
     fn apply_one(&mut self, sub: SubId, resource: &Resource) -> Result<(), ConfigError> {
-        let Some(slot) = self.needs.by_sub(sub).map(|needed| needed.slot.clone()) else {
+        let Some(slot) = self.needs.slot(sub) else {
             return Ok(());
         };
-        let result = match &slot {
+        let result = match slot {
             Slot::Route(cell) => self
                 .decode::<RouteConfiguration>(resource, "envoy.config.route.v3.RouteConfiguration")
                 .and_then(|proto| crate::manager::routes::compile(&proto, false, &self.shared))
@@ -572,6 +583,8 @@ impl Server {
                 .decode::<SecretProto>(resource, "envoy.extensions.transport_sockets.tls.v3.Secret")
                 .and_then(|proto| Secret::compile(&proto))
                 .map(|secret| cell.set(Some(Arc::new(secret)))),
+            // These are applied together.
+            Slot::Scopes(_) => return Ok(()),
             Slot::Filter { places, .. } => self
                 .decode::<core::TypedExtensionConfig>(resource, "envoy.config.core.v3.TypedExtensionConfig")
                 .and_then(|config| configure(places, &config)),
@@ -727,15 +740,22 @@ impl Server {
             })
             .collect();
         let mut filters = Vec::new();
+        let mut scopes = self.listeners.static_scopes();
         for needed in self.needs.iter() {
             let Some(dumped) = needed.dumped.clone() else {
                 continue;
             };
+            if let Slot::Scopes(Some(set)) = &needed.slot {
+                let dynamic = true;
+                scopes.push(ScopesDump { name: needed.name.clone(), dynamic, dumped, scopes: set.wires() });
+                continue;
+            }
             let dump = ResourceDump { name: needed.name.clone(), dynamic: true, warming: false, dumped };
             match needed.slot {
                 Slot::Route(_) => routes.push(dump),
                 Slot::Secret(_) => secrets.push(dump),
                 Slot::Filter { .. } => filters.push(dump),
+                Slot::Scopes(_) => {}
             }
         }
         ConfigSnapshot {
@@ -746,6 +766,7 @@ impl Server {
             listeners: self.listeners.dump(),
             listeners_version: Arc::clone(&self.versions.listeners),
             filters,
+            scopes,
             routes,
             secrets,
             endpoints: if include_eds { self.clusters.dump_endpoints() } else { Vec::new() },

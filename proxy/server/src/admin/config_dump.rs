@@ -45,6 +45,8 @@ pub struct ConfigSnapshot {
     pub listeners_version: Arc<str>,
     /// Configurations of HTTP filters by ECDS.
     pub filters: Vec<ResourceDump>,
+    /// Sets of scopes.
+    pub scopes: Vec<ScopesDump>,
     /// Route configurations.
     pub routes: Vec<ResourceDump>,
     /// Secrets, private keys included: the rendering redacts them.
@@ -64,6 +66,19 @@ pub struct ResourceDump {
     pub warming: bool,
     /// The resource.
     pub dumped: Dumped,
+}
+
+/// A set of scopes.
+#[derive(Debug)]
+pub struct ScopesDump {
+    /// Its name.
+    pub name: String,
+    /// By SRDS rather than from a list.
+    pub dynamic: bool,
+    /// Version and time of the last update; without a message, for there is none.
+    pub dumped: Dumped,
+    /// The scopes, encoded.
+    pub scopes: Vec<Bytes>,
 }
 
 /// An element of one of the lists of a section.
@@ -131,9 +146,11 @@ const LISTS: &[&str] = &[
     "dynamic_endpoint_configs",
     "dynamic_listeners",
     "dynamic_route_configs",
+    "dynamic_scoped_route_configs",
     "dynamic_warming_clusters",
     "dynamic_warming_secrets",
     "ecds_filters",
+    "inline_scoped_route_configs",
     "static_clusters",
     "static_endpoint_configs",
     "static_listeners",
@@ -226,11 +243,10 @@ fn sections(snapshot: &ConfigSnapshot, include_eds: bool) -> Vec<Section> {
         version: Arc::clone(&snapshot.listeners_version),
         items: listeners(&snapshot.listeners),
     });
-    // Scoped routes are refused in this version; the empty section is part of Envoy's layout.
     sections.push(Section {
         type_name: "envoy.admin.v3.ScopedRoutesConfigDump",
         version: Arc::clone(&unversioned),
-        items: Vec::new(),
+        items: snapshot.scopes.iter().map(scopes).collect(),
     });
     sections.push(Section {
         type_name: "envoy.admin.v3.RoutesConfigDump",
@@ -333,6 +349,35 @@ fn filter(resource: &ResourceDump) -> Item {
         name: resource.name.clone(),
         wire: dumped.encode_to_vec(),
     }
+}
+
+fn scopes(set: &ScopesDump) -> Item {
+    const SCOPE: &str = "envoy.config.route.v3.ScopedRouteConfiguration";
+    let Dumped { version, last_updated, error, .. } = &set.dumped;
+    let name = set.name.clone();
+    let scoped_route_configs = set.scopes.iter().map(|wire| any(SCOPE, wire.to_vec())).collect();
+    let last_updated = Some(timestamp(*last_updated));
+    let (list, type_name, wire) = if set.dynamic {
+        let dynamic = pb::scoped_routes_config_dump::DynamicScopedRouteConfigs {
+            name: name.clone(),
+            version_info: version.to_string(),
+            scoped_route_configs,
+            last_updated,
+            error_state: error.as_ref().map(|error| refused(SCOPE, error)),
+            client_status: 0,
+        };
+        let type_name = "envoy.admin.v3.ScopedRoutesConfigDump.DynamicScopedRouteConfigs";
+        ("dynamic_scoped_route_configs", type_name, dynamic.encode_to_vec())
+    } else {
+        let inline = pb::scoped_routes_config_dump::InlineScopedRouteConfigs {
+            name: name.clone(),
+            scoped_route_configs,
+            last_updated,
+        };
+        let type_name = "envoy.admin.v3.ScopedRoutesConfigDump.InlineScopedRouteConfigs";
+        ("inline_scoped_route_configs", type_name, inline.encode_to_vec())
+    };
+    Item { list, type_name, name, wire }
 }
 
 fn endpoints(resource: &ResourceDump) -> Item {

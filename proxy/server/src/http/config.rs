@@ -10,12 +10,13 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::google::protobuf as wkt;
 use pb::http_connection_manager as hcm;
+use pb::scoped_routes::ConfigSpecifier;
 use prost::Message as _;
 use waystation_filter_api::cell::{Cell, CellTable};
 use waystation_format::{AccessLog, HeaderMutationList, HeaderMutations, SubstitutionFormat};
 use waystation_http::{EscapedSlashes, PathOptions, h1};
 use waystation_matchers::{CidrList, StringMatcher};
-use waystation_route::{Action, RouteTable};
+use waystation_route::{Action, RouteTable, ScopeKeyBuilder};
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
 
@@ -26,6 +27,7 @@ use super::stats::Stats;
 use crate::context::CompileContext;
 use crate::convert;
 use crate::manager::routes;
+use crate::manager::scopes::{self, ScopeMap};
 
 mod extensions;
 mod protocol;
@@ -113,7 +115,7 @@ pub(crate) struct Mapper {
 pub struct Hcm {
     pub(crate) stats: Stats,
     pub(crate) codec: Codec,
-    pub(crate) routes: Arc<Cell<RouteTable>>,
+    pub(crate) routes: Routes,
     pub(crate) filters: Vec<FilterEntry>,
     pub(crate) router: RouterConfig,
     pub(crate) trust: Trust,
@@ -142,6 +144,17 @@ pub struct Hcm {
     pub(crate) buffer_limit: usize,
     /// The inline route configuration, encoded.
     inline_routes: Option<(String, Bytes)>,
+    /// The inline scopes, encoded, and their name.
+    inline_scopes: Option<(String, Vec<Bytes>)>,
+}
+
+/// Where the routes of a request come from.
+#[derive(Debug)]
+pub(crate) enum Routes {
+    /// One route configuration.
+    Table(Arc<Cell<RouteTable>>),
+    /// The route configuration of the request's scope.
+    Scoped { key: ScopeKeyBuilder, scopes: Arc<Cell<ScopeMap>> },
 }
 
 /// Envoy's default of `per_connection_buffer_limit_bytes`.
@@ -329,17 +342,17 @@ impl Hcm {
                 // Nobody else knows the name: the cell is this connection manager's own.
                 let cell = CellTable::new().cell(&config.name);
                 cell.set(Some(Arc::new(table)));
-                cell
+                Routes::Table(cell)
             }
             Some(hcm::RouteSpecifier::Rds(rds)) => {
                 let source = rds
                     .config_source
                     .as_ref()
                     .ok_or_else(|| ConfigError::field("rds.config_source", "is required"))?;
-                cx.route_cell(source, &rds.route_config_name, &http)
+                Routes::Table(cx.route_cell(source, &rds.route_config_name, &http))
             }
-            Some(hcm::RouteSpecifier::ScopedRoutes(_)) => {
-                return Err(ConfigError::field("scoped_routes", "is not supported in this version"));
+            Some(hcm::RouteSpecifier::ScopedRoutes(scoped)) => {
+                scoped_routes(scoped, &http, cx).at(|| "scoped_routes")?
             }
         };
         let access_logs = access_log.iter().enumerate().map(|(index, proto)| {
@@ -432,13 +445,60 @@ impl Hcm {
                 }
                 _ => None,
             },
+            inline_scopes: match route_specifier {
+                Some(hcm::RouteSpecifier::ScopedRoutes(scoped)) => inline_scopes(scoped),
+                _ => None,
+            },
         })
+    }
+
+    /// Name and encoded form of the inline scopes, for `/config_dump`.
+    pub fn inline_scopes(&self) -> Option<(String, Vec<Bytes>)> {
+        self.inline_scopes.clone()
     }
 
     /// Name and encoded form of the inline route configuration, for `/config_dump`.
     pub fn inline_routes(&self) -> Option<(String, Bytes)> {
         self.inline_routes.clone()
     }
+}
+
+fn scoped_routes(
+    proto: &pb::ScopedRoutes,
+    http: &Scope,
+    cx: &CompileContext<'_>,
+) -> Result<Routes, ConfigError> {
+    let pb::ScopedRoutes { name, scope_key_builder, rds_config_source, config_specifier } = proto;
+    let key = scope_key_builder.as_ref();
+    let key = key.ok_or_else(|| ConfigError::field("scope_key_builder", "is required"))?;
+    let key = ScopeKeyBuilder::compile(key).at(|| "scope_key_builder")?;
+    let scopes = match config_specifier {
+        None => return Err(ConfigError::field("config_specifier", "is required")),
+        Some(ConfigSpecifier::ScopedRouteConfigurationsList(list)) => {
+            scopes::compile_list(&list.scoped_route_configurations, cx.shared)
+                .at(|| "scoped_route_configurations_list")?
+        }
+        Some(ConfigSpecifier::ScopedRds(srds)) => {
+            let pb::ScopedRds { scoped_rds_config_source, srds_resources_locator } = srds;
+            if !srds_resources_locator.is_empty() {
+                let field = "scoped_rds.srds_resources_locator";
+                return Err(ConfigError::field(field, "xdstp resource names are not supported"));
+            }
+            let source = scoped_rds_config_source.as_ref();
+            let source = source
+                .ok_or_else(|| ConfigError::field("scoped_rds.scoped_rds_config_source", "is required"))?;
+            cx.scopes_cell(source, rds_config_source.as_ref(), name, http)
+        }
+    };
+    Ok(Routes::Scoped { key, scopes })
+}
+
+fn inline_scopes(proto: &pb::ScopedRoutes) -> Option<(String, Vec<Bytes>)> {
+    let Some(ConfigSpecifier::ScopedRouteConfigurationsList(list)) = &proto.config_specifier else {
+        return None;
+    };
+    let scopes = list.scoped_route_configurations.iter();
+    Some((proto.name.clone(), scopes.map(|scope| scope.encode_to_vec().into()).collect()))
 }
 
 /// Refuses what the routes' crate compiles and this router does not do: it must not be dropped in silence.

@@ -14,7 +14,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::dump::Dumped;
 use super::needs::Needs;
-use crate::admin::config_dump::ResourceDump;
+use crate::admin::config_dump::{ResourceDump, ScopesDump};
 use crate::context::{CompileContext, Shared};
 use crate::listener::config::{Listener, NetworkFilter};
 use crate::listener::sockets::Sockets;
@@ -397,6 +397,23 @@ impl Listeners {
                 dynamic: false,
                 warming: false,
                 dumped: Dumped::accepted(wire, Arc::from("")),
+            })
+            .collect()
+    }
+
+    /// Inline scopes, for `/config_dump`.
+    pub fn static_scopes(&self) -> Vec<ScopesDump> {
+        let chains = self.active().flat_map(|running| running.listener.all_chains());
+        let managers = chains.filter_map(|chain| match &chain.filters {
+            NetworkFilter::Http(manager) => manager.inline_scopes(),
+            _ => None,
+        });
+        managers
+            .map(|(name, scopes)| ScopesDump {
+                name,
+                dynamic: false,
+                dumped: Dumped::accepted(Bytes::new(), Arc::from("")),
+                scopes,
             })
             .collect()
     }

@@ -3,18 +3,21 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3::ScopedRouteConfiguration;
 use prost::Message as _;
 use waystation_filter_api::cell::Cell;
 use waystation_route::RouteTable;
 use waystation_schema::ConfigError;
 use waystation_stats::{Scope, stats_group};
 use waystation_tls::Secret;
-use waystation_xds::{Client, Interest, ResourceType, SubId, SubscriptionSpec};
+use waystation_xds::{Client, Interest, Rejection, Resource, ResourceType, SubId, SubscriptionSpec, Update};
 
 use super::dump::Dumped;
+use super::scopes::{Changed, Scopes};
 use crate::config_source;
-use crate::context::{Need, resource_key};
+use crate::context::{Need, Shared, resource_key, scopes_key};
 use crate::http::filters::discovered::DiscoveredFilter;
 
 stats_group! {
@@ -27,10 +30,12 @@ stats_group! {
 }
 
 /// Where a resource goes when it arrives.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Slot {
     /// A route configuration.
     Route(Arc<Cell<RouteTable>>),
+    /// A set of scopes; nothing while an update is applied to them.
+    Scopes(Option<Box<Scopes>>),
     /// A secret.
     Secret(Arc<Cell<Secret>>),
     /// The configuration of a filter: one place for each holder, so that a chain that an update of its listener keeps has
@@ -41,13 +46,6 @@ pub enum Slot {
         /// What they count.
         stats: Arc<DiscoveryStats>,
     },
-}
-
-impl Slot {
-    /// What identifies the slot among all needs.
-    fn key(kind: &'static str, source: &core::ConfigSource, name: &str) -> String {
-        format!("{kind}/{}", resource_key(source, name))
-    }
 }
 
 /// A needed resource.
@@ -90,22 +88,29 @@ impl Needs {
     }
 
     fn hold_one(&mut self, need: &Need, client: &mut Client) -> Result<(), ConfigError> {
-        let (key, kind, source, name, slot) = parts(need);
+        let key = key(need);
         if let Some(needed) = self.by_key.get_mut(&key) {
             needed.holders += 1;
             needed.join(need);
             return Ok(());
         }
+        let (kind, source, name, slot) = parts(need);
         let (source, init_fetch_timeout) = config_source::compile(source)?;
         let spec = SubscriptionSpec {
             kind,
             source,
-            interest: Interest::Names(vec![name.as_str().into()]),
+            interest: match need {
+                Need::Scopes { .. } => Interest::Wildcard,
+                _ => Interest::Names(vec![name.as_str().into()]),
+            },
             init_fetch_timeout,
         };
         let sub = client.subscribe(spec).map_err(|error| ConfigError::new(error.to_string()))?;
         self.by_sub.insert(sub, key.clone());
-        let (Need::Route { scope, .. } | Need::Secret { scope, .. } | Need::Filter { scope, .. }) = need;
+        let (Need::Route { scope, .. }
+        | Need::Scopes { scope, .. }
+        | Need::Secret { scope, .. }
+        | Need::Filter { scope, .. }) = need;
         self.fresh.push((sub, scope.clone()));
         let needed = Needed { name: name.clone(), slot, sub, settled: false, dumped: None, holders: 1 };
         self.by_key.insert(key, needed);
@@ -115,7 +120,7 @@ impl Needs {
     /// Gives the references back; what nobody holds any more is unsubscribed from.
     pub fn release(&mut self, needs: &[Need], client: &mut Client) {
         for need in needs {
-            let (key, ..) = parts(need);
+            let key = key(need);
             let Some(needed) = self.by_key.get_mut(&key) else {
                 continue;
             };
@@ -125,23 +130,75 @@ impl Needs {
                 client.unsubscribe(needed.sub);
                 self.ended.push(needed.sub);
                 self.by_sub.remove(&needed.sub);
-                self.by_key.remove(&key);
+                if let Some(Needed { slot: Slot::Scopes(Some(scopes)), .. }) = self.by_key.remove(&key) {
+                    let routes: Vec<Need> = scopes.needs().cloned().collect();
+                    self.release(&routes, client);
+                }
             }
         }
     }
 
     /// Whether all of them have arrived, or are not waited for any longer.
     pub fn settled(&self, needs: &[Need]) -> bool {
-        needs
-            .iter()
-            .filter(|need| need.is_awaited())
-            .all(|need| self.by_key.get(&parts(need).0).is_some_and(|needed| needed.settled))
+        needs.iter().filter(|need| need.is_awaited()).all(|need| {
+            self.by_key.get(&key(need)).is_some_and(|needed| match &needed.slot {
+                // Scopes are there when their route configurations are.
+                Slot::Scopes(Some(scopes)) => {
+                    needed.settled && scopes.needs().all(|need| self.has_settled(need))
+                }
+                _ => needed.settled,
+            })
+        })
+    }
+
+    fn has_settled(&self, need: &Need) -> bool {
+        self.by_key.get(&key(need)).is_some_and(|needed| needed.settled)
+    }
+
+    /// Applies an update to a set of scopes; `resources` are those that could be read.
+    pub fn apply_scopes(
+        &mut self,
+        update: &Update,
+        resources: Vec<(&Resource, ScopedRouteConfiguration)>,
+        shared: &Arc<Shared>,
+        client: &mut Client,
+    ) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        let Some(Slot::Scopes(slot)) = self.by_sub(update.sub).map(|needed| &mut needed.slot) else {
+            return rejected;
+        };
+        let Some(mut scopes) = slot.take() else { return rejected };
+        let mut changed = Changed::default();
+        scopes.remove(&update.removed, &mut changed);
+        for (resource, proto) in resources {
+            let inserted = scopes.insert(&proto, &resource.body, shared, &mut changed).and_then(|()| {
+                let hold = std::mem::take(&mut changed.hold);
+                self.hold(&hold, client).inspect_err(|_| {
+                    // Nothing is held for it that would have to be given back.
+                    scopes.remove(&[Arc::clone(&resource.name)], &mut Changed::default());
+                })
+            });
+            if let Err(error) = inserted {
+                let reason = error.to_string();
+                rejected.push(Rejection { name: Arc::clone(&resource.name), reason });
+            }
+        }
+        scopes.publish();
+        // What is held and released in one update keeps its subscription.
+        self.release(&changed.release, client);
+        if let Some(needed) = self.by_sub(update.sub) {
+            needed.slot = Slot::Scopes(Some(scopes));
+            if rejected.is_empty() {
+                needed.dumped = Some(Dumped::accepted(Bytes::new(), Arc::clone(&update.version)));
+            }
+        }
+        rejected
     }
 
     /// Those of `needs` that are still waited for, by name, for `/init_dump`.
     pub fn unsettled<'a>(&'a self, needs: &'a [Need]) -> impl Iterator<Item = &'a str> {
         let awaited = needs.iter().filter(|need| need.is_awaited());
-        let waiting = awaited.filter_map(|need| self.by_key.get(&parts(need).0));
+        let waiting = awaited.filter_map(|need| self.by_key.get(&key(need)));
         waiting.filter(|needed| !needed.settled).map(|needed| needed.name.as_str())
     }
 
@@ -153,6 +210,20 @@ impl Needs {
     /// Subscriptions that are over: their counters go.
     pub fn take_ended(&mut self) -> Vec<SubId> {
         std::mem::take(&mut self.ended)
+    }
+
+    /// After a route configuration has come: scopes that lead to it count as active.
+    pub fn count_scopes(&self) {
+        for needed in self.by_key.values() {
+            if let Slot::Scopes(Some(scopes)) = &needed.slot {
+                scopes.count();
+            }
+        }
+    }
+
+    /// Where the resource of a subscription goes.
+    pub fn slot(&self, sub: SubId) -> Option<&Slot> {
+        Some(&self.by_key.get(self.by_sub.get(&sub)?)?.slot)
     }
 
     /// The needed resource that a subscription is for.
@@ -211,28 +282,34 @@ pub fn configure(
     Ok(())
 }
 
-fn parts(need: &Need) -> (String, ResourceType, &core::ConfigSource, &String, Slot) {
+/// What identifies a resource among all needs.
+fn key(need: &Need) -> String {
     match need {
-        Need::Route { source, name, cell, .. } => (
-            Slot::key("route", source, name),
-            ResourceType::RouteConfiguration,
-            source,
-            name,
-            Slot::Route(Arc::clone(cell)),
-        ),
-        Need::Secret { source, name, cell, .. } => (
-            Slot::key("secret", source, name),
-            ResourceType::Secret,
-            source,
-            name,
-            Slot::Secret(Arc::clone(cell)),
-        ),
-        Need::Filter { source, name, place, scope } => (
-            Slot::key("filter", source, name),
-            ResourceType::ExtensionConfig,
-            source,
-            name,
-            Slot::Filter { places: vec![Arc::clone(place)], stats: Arc::new(scope.group()) },
-        ),
+        Need::Route { source, name, .. } => format!("route/{}", resource_key(source, name)),
+        Need::Scopes { source, rds, name, .. } => {
+            format!("scopes/{}", scopes_key(source, rds.as_ref(), name))
+        }
+        Need::Secret { source, name, .. } => format!("secret/{}", resource_key(source, name)),
+        Need::Filter { source, name, .. } => format!("filter/{}", resource_key(source, name)),
+    }
+}
+
+fn parts(need: &Need) -> (ResourceType, &core::ConfigSource, &String, Slot) {
+    match need {
+        Need::Route { source, name, cell, .. } => {
+            (ResourceType::RouteConfiguration, source, name, Slot::Route(Arc::clone(cell)))
+        }
+        Need::Scopes { source, rds, name, cell, http, scope } => {
+            let scopes = Scopes::new(rds.clone(), Arc::clone(cell), http.clone(), scope);
+            (ResourceType::ScopedRouteConfiguration, source, name, Slot::Scopes(Some(Box::new(scopes))))
+        }
+        Need::Secret { source, name, cell, .. } => {
+            (ResourceType::Secret, source, name, Slot::Secret(Arc::clone(cell)))
+        }
+        Need::Filter { source, name, place, scope } => {
+            let places = vec![Arc::clone(place)];
+            let slot = Slot::Filter { places, stats: Arc::new(scope.group()) };
+            (ResourceType::ExtensionConfig, source, name, slot)
+        }
     }
 }

@@ -223,8 +223,7 @@ mod tests {
         assert!(place_of(core::ExtensionConfigSource::default()).contains("type_urls"));
         let of_router = core::ExtensionConfigSource { type_urls: vec![router.into()], ..source() };
         assert!(place_of(of_router).contains("router"));
-        let unwarmed =
-            core::ExtensionConfigSource { apply_default_config_without_warming: true, ..source() };
+        let unwarmed = core::ExtensionConfigSource { apply_default_config_without_warming: true, ..source() };
         assert!(place_of(unwarmed).contains("no default config"));
         let error = place(&source()).unwrap().factory(&config(router)).unwrap_err().to_string();
         assert!(error.contains("but expect envoy.extensions.filters.http.header_mutation"), "{error}");

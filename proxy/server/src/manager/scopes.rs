@@ -1,0 +1,260 @@
+//! Scoped routes: the scopes of one SRDS subscription, or of one list.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use waystation_filter_api::cell::{Cell, CellTable};
+use waystation_route::{RouteTable, ScopeKey, ScopedTable};
+use waystation_schema::{At as _, ConfigError};
+use waystation_stats::{Scope as StatScope, stats_group};
+
+use super::routes;
+use crate::context::{CompileContext, Need, Shared};
+
+/// Scopes by key; each leads to its route configuration.
+pub type ScopeMap = ScopedTable<Arc<Cell<RouteTable>>>;
+
+stats_group! {
+    /// `http.<prefix>.scoped_rds.<name>.`
+    pub struct ScopedStats {
+        counters { config_reload }
+        gauges { active_scopes, all_scopes, config_reload_time_ms, on_demand_scopes }
+        histograms {}
+    }
+}
+
+/// The scopes of one subscription.
+#[derive(Debug)]
+pub struct Scopes {
+    by_name: BTreeMap<String, Scope>,
+    rds: Option<core::ConfigSource>,
+    http: StatScope,
+    cell: Arc<Cell<ScopeMap>>,
+    stats: ScopedStats,
+}
+
+#[derive(Debug)]
+struct Scope {
+    wire: Bytes,
+    key: ScopeKey,
+    cell: Arc<Cell<RouteTable>>,
+    /// The route configuration by RDS, unless it is inline.
+    need: Option<Need>,
+}
+
+/// What an update asks to be subscribed to, and what not any longer.
+#[derive(Debug, Default)]
+pub struct Changed {
+    /// New.
+    pub hold: Vec<Need>,
+    /// Over.
+    pub release: Vec<Need>,
+}
+
+impl Scopes {
+    /// No scopes yet. `http` is the connection manager's statistics.
+    pub fn new(
+        rds: Option<core::ConfigSource>,
+        cell: Arc<Cell<ScopeMap>>,
+        http: StatScope,
+        scope: &StatScope,
+    ) -> Self {
+        Self { by_name: BTreeMap::new(), rds, http, cell, stats: scope.group() }
+    }
+
+    /// Takes scopes away.
+    pub fn remove(&mut self, names: &[Arc<str>], changed: &mut Changed) {
+        for name in names {
+            let gone = self.by_name.remove(&**name);
+            changed.release.extend(gone.and_then(|scope| scope.need));
+        }
+    }
+
+    /// Adds or replaces a scope.
+    ///
+    /// # Errors
+    /// When it is invalid, or another scope has its key.
+    pub fn insert(
+        &mut self,
+        proto: &pb::ScopedRouteConfiguration,
+        wire: &Bytes,
+        shared: &Arc<Shared>,
+        changed: &mut Changed,
+    ) -> Result<(), ConfigError> {
+        let pb::ScopedRouteConfiguration {
+            on_demand,
+            name,
+            route_configuration_name,
+            route_configuration,
+            key: _,
+        } = proto;
+        if *on_demand {
+            return Err(ConfigError::field("on_demand", "scopes are loaded when they come, not on demand"));
+        }
+        let key = ScopeKey::compile(proto)?;
+        let mut others = self.by_name.iter().filter(|(other, _)| *other != name);
+        if let Some((other, _)) = others.find(|(_, scope)| scope.key == key) {
+            return Err(ConfigError::new(format!(
+                "scope key conflict found, first scope is '{other}', second scope is '{name}'"
+            )));
+        }
+        let (cell, need) = match (route_configuration, route_configuration_name.as_str()) {
+            (Some(_), name) if !name.is_empty() => {
+                let reason = "only one of route_configuration_name and route_configuration may be set";
+                return Err(ConfigError::new(reason));
+            }
+            (Some(inline), _) => (inline_cell(inline, shared)?, None),
+            (None, "") => return Err(ConfigError::field("route_configuration_name", "is required")),
+            (None, route) => {
+                let source = self.rds.as_ref();
+                let source = source.ok_or_else(|| ConfigError::field("rds_config_source", "is required"))?;
+                let context = CompileContext::new(shared);
+                let cell = context.route_cell(source, route, &self.http);
+                (cell, context.into_needs().pop())
+            }
+        };
+        changed.hold.extend(need.clone());
+        let replaced = self.by_name.insert(name.clone(), Scope { wire: wire.clone(), key, cell, need });
+        changed.release.extend(replaced.and_then(|scope| scope.need));
+        Ok(())
+    }
+
+    /// Has the workers use the scopes as they are now.
+    pub fn publish(&mut self) {
+        let scopes = self.by_name.iter();
+        let table = ScopedTable::new(
+            scopes.map(|(name, scope)| (name.clone(), scope.key.clone(), Arc::clone(&scope.cell))),
+        );
+        // Keys were compared when the scopes were inserted, so this does not fail.
+        if let Ok(table) = table {
+            self.cell.set(Some(Arc::new(table)));
+        }
+        let count = self.by_name.len() as u64;
+        self.stats.all_scopes().set(count);
+        self.count();
+        self.stats.on_demand_scopes().set(0);
+        self.stats.config_reload().inc();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.stats.config_reload_time_ms().set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts the scopes whose route configuration has arrived.
+    pub fn count(&self) {
+        let active = self.by_name.values().filter(|scope| scope.cell.is_set());
+        self.stats.active_scopes().set(active.count() as u64);
+    }
+
+    /// The route configurations that the scopes lead to.
+    pub fn needs(&self) -> impl Iterator<Item = &Need> {
+        self.by_name.values().filter_map(|scope| scope.need.as_ref())
+    }
+
+    /// The encoded scopes, for `/config_dump`.
+    pub fn wires(&self) -> Vec<Bytes> {
+        self.by_name.values().map(|scope| scope.wire.clone()).collect()
+    }
+}
+
+/// The scopes of a list, which never change.
+pub fn compile_list(
+    protos: &[pb::ScopedRouteConfiguration],
+    shared: &Arc<Shared>,
+) -> Result<Arc<Cell<ScopeMap>>, ConfigError> {
+    let mut scopes = Vec::with_capacity(protos.len());
+    for proto in protos {
+        let compile = || {
+            if !proto.route_configuration_name.is_empty() {
+                let reason = "Fetching routes via RDS (route_configuration_name) is not supported with inline scoped routes.";
+                return Err(ConfigError::new(reason));
+            }
+            let inline = proto.route_configuration.as_ref().ok_or_else(|| {
+                ConfigError::new("You must specify a route_configuration with inline scoped routes.")
+            })?;
+            Ok((proto.name.clone(), ScopeKey::compile(proto)?, inline_cell(inline, shared)?))
+        };
+        scopes.push(compile().at(|| format!("scoped_route_configurations[{}]", proto.name))?);
+    }
+    let cell = CellTable::new().cell("");
+    cell.set(Some(Arc::new(ScopedTable::new(scopes)?)));
+    Ok(cell)
+}
+
+fn inline_cell(
+    proto: &pb::RouteConfiguration,
+    shared: &Arc<Shared>,
+) -> Result<Arc<Cell<RouteTable>>, ConfigError> {
+    let table = routes::compile(proto, true, shared).at(|| "route_configuration")?;
+    let cell = CellTable::new().cell(&proto.name);
+    cell.set(Some(Arc::new(table)));
+    Ok(cell)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pb::scoped_route_configuration::{Key, key};
+    use prost::Message as _;
+
+    fn scopes(shared: &Arc<Shared>) -> Scopes {
+        let http = shared.stats.root().scope("http");
+        Scopes::new(Some(core::ConfigSource::default()), CellTable::new().cell("s"), http.clone(), &http)
+    }
+
+    fn scope(name: &str, text: &str, route: &str) -> pb::ScopedRouteConfiguration {
+        let fragment = key::Fragment { r#type: Some(key::fragment::Type::StringKey(text.into())) };
+        pb::ScopedRouteConfiguration {
+            name: name.into(),
+            route_configuration_name: route.into(),
+            key: Some(Key { fragments: vec![fragment] }),
+            ..Default::default()
+        }
+    }
+
+    fn insert(
+        scopes: &mut Scopes,
+        proto: &pb::ScopedRouteConfiguration,
+        shared: &Arc<Shared>,
+    ) -> Result<Changed, ConfigError> {
+        let mut changed = Changed::default();
+        scopes.insert(proto, &proto.encode_to_vec().into(), shared, &mut changed).map(|()| changed)
+    }
+
+    #[test]
+    fn a_scope_holds_its_route_configuration_as_long_as_it_stands() {
+        let shared = crate::context::tests::shared();
+        let mut scopes = scopes(&shared);
+        let added = insert(&mut scopes, &scope("a", "k", "r1"), &shared).unwrap();
+        assert_eq!((added.hold.len(), added.release.len()), (1, 0));
+        let replaced = insert(&mut scopes, &scope("a", "k", "r2"), &shared).unwrap();
+        assert_eq!((replaced.hold.len(), replaced.release.len()), (1, 1));
+        scopes.publish();
+        assert!(scopes.cell.get().unwrap().find(&ScopeKey::compile(&scope("", "k", "")).unwrap()).is_some());
+        let mut removed = Changed::default();
+        scopes.remove(&["a".into(), "never".into()], &mut removed);
+        assert_eq!((removed.hold.len(), removed.release.len()), (0, 1));
+        scopes.publish();
+        assert!(scopes.cell.get().unwrap().find(&ScopeKey::compile(&scope("", "k", "")).unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_key_is_of_one_scope_and_free_again_when_that_goes() {
+        let shared = crate::context::tests::shared();
+        let mut scopes = scopes(&shared);
+        insert(&mut scopes, &scope("a", "k", "r"), &shared).unwrap();
+        let error = insert(&mut scopes, &scope("b", "k", "r"), &shared).unwrap_err().to_string();
+        assert_eq!(error, "scope key conflict found, first scope is 'a', second scope is 'b'");
+        scopes.remove(&["a".into()], &mut Changed::default());
+        assert!(insert(&mut scopes, &scope("b", "k", "r"), &shared).is_ok());
+    }
+
+    #[test]
+    fn scopes_on_demand_are_refused() {
+        let shared = crate::context::tests::shared();
+        let lazy = pb::ScopedRouteConfiguration { on_demand: true, ..scope("a", "k", "r") };
+        assert!(insert(&mut scopes(&shared), &lazy, &shared).is_err());
+    }
+}
