@@ -164,7 +164,10 @@ fn parse(pattern: &str) -> Result<regex_syntax::hir::Hir, ConfigError> {
         .build()
         .parse(pattern)
         .map_err(|error| {
-            ConfigError::new(format!("invalid regular expression '{pattern}': {}", one_line(&error.to_string())))
+            ConfigError::new(format!(
+                "invalid regular expression '{pattern}': {}",
+                one_line(&error.to_string())
+            ))
         })
 }
 
@@ -177,9 +180,10 @@ fn build(pattern: &str) -> Result<bytes::Regex, ConfigError> {
             regex::Error::CompiledTooBig(limit) => {
                 ConfigError::new(format!("regular expression compiles to more than {limit} bytes"))
             }
-            error => {
-                ConfigError::new(format!("invalid regular expression '{pattern}': {}", one_line(&error.to_string())))
-            }
+            error => ConfigError::new(format!(
+                "invalid regular expression '{pattern}': {}",
+                one_line(&error.to_string())
+            )),
         })
 }
 

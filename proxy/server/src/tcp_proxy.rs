@@ -253,7 +253,7 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
             }),
             ..PickContext::default()
         };
-        let Ok(pool) = local.pick(worker, &cluster, &pick, Instant::now()) else {
+        let Ok(pool) = local.pick(worker, &cluster, &pick, None, Instant::now()) else {
             cluster.stats.upstream_cx_none_healthy().inc();
             info.flags.set(ResponseFlag::NoHealthyUpstream);
             return;

@@ -1,7 +1,7 @@
 //! One worker: an OS thread with its own connections, pools, randomness and view of the clusters.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
@@ -13,9 +13,9 @@ use bytes::BytesMut;
 use waystation_filter_api::cell::{self, Local};
 use waystation_filter_api::runtime::{Fraction, RuntimeFraction};
 use waystation_stats::{Histogram, ResponseCodes, Unit};
-use waystation_upstream::cluster::ClusterRef;
+use waystation_upstream::cluster::{ClusterRef, Discovery};
 use waystation_upstream::load_balancer::LocalLb;
-use waystation_upstream::{Cluster, Host, HostRef, NoHost, PickContext};
+use waystation_upstream::{Cluster, Host, HostRef, NoHost, PickContext, Snapshot};
 
 use crate::context::Shared;
 use crate::http::stream::Scratch;
@@ -70,6 +70,10 @@ pub struct LocalCluster {
     cell: Arc<cell::Cell<Cluster>>,
     view: RefCell<View>,
     pools: RefCell<HashMap<u64, Rc<HostPool>, BuildHasherDefault<IdHasher>>>,
+    /// Pools of connections whose TLS names come from requests.
+    named_pools: RefCell<HashMap<(u64, Box<str>), Rc<HostPool>>>,
+    /// The hosts that the last sweep saw.
+    swept: Cell<*const Snapshot>,
     extras: OnceCell<Extras>,
 }
 
@@ -215,6 +219,8 @@ impl Worker {
             cell: Arc::clone(cell),
             view: RefCell::new(view),
             pools: RefCell::default(),
+            named_pools: RefCell::default(),
+            swept: Cell::new(std::ptr::null()),
             extras: OnceCell::new(),
         };
         Rc::clone(clusters[index].insert(Rc::new(local)))
@@ -247,8 +253,11 @@ impl LocalCluster {
         match (held, &*cluster) {
             (Some(held), Some(known)) if known.0.same(held) => Some(Rc::clone(known)),
             (Some(held), _) => {
-                // Another configuration: its schedules start anew, its hosts and their connections stay.
+                // Another configuration: its schedules start anew, and what the old one connected is used no more: it may
+                // have been made with another TLS context. Streams on it finish.
                 *lb = LocalLb::default();
+                self.pools.borrow_mut().clear();
+                self.named_pools.borrow_mut().clear();
                 let fresh = ClusterRef::new(held.clone());
                 *cluster = Some(Rc::clone(&fresh));
                 Some(fresh)
@@ -260,16 +269,26 @@ impl LocalCluster {
         }
     }
 
-    /// Picks a host and gives its pool.
+    /// Picks a host and gives its pool. Connections made for one TLS `name` (`auto_sni`, `auto_san_validation`) are never
+    /// used for another: what was verified was that name.
     pub fn pick(
         &self,
         worker: &Worker,
         cluster: &Cluster,
         cx: &PickContext<'_>,
+        name: Option<&str>,
         now: Instant,
     ) -> Result<Rc<HostPool>, NoHost> {
         let mut view = self.view.borrow_mut();
         let host = worker.with_random(|random| cluster.pick(&mut view.lb, cx, random, now))?;
+        if let Some(name) = name {
+            let mut named = self.named_pools.borrow_mut();
+            let pool = named
+                .entry((host.id(), name.into()))
+                .or_insert_with(|| Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host))))));
+            pool.update(host);
+            return Ok(Rc::clone(pool));
+        }
         if let Some(pool) = self.pools.borrow().get(&host.id()) {
             pool.update(host);
             return Ok(Rc::clone(pool));
@@ -302,10 +321,28 @@ impl LocalCluster {
     /// Closes what is dead or idle for too long, and forgets pools without connections.
     fn sweep(&self, now: Instant) {
         let cluster = self.get();
-        self.pools.borrow_mut().retain(|_, pool| {
+        let mut keep = |pool: &mut Rc<HostPool>| {
             pool.sweep(cluster.as_deref(), now);
             !(pool.is_empty() && Rc::strong_count(pool) == 1)
-        });
+        };
+        self.pools.borrow_mut().retain(|_, pool| keep(pool));
+        self.named_pools.borrow_mut().retain(|_, pool| keep(pool));
+        self.forget_removed_hosts(cluster.as_deref());
+    }
+
+    /// Closes the idle connections to hosts that left the cluster. Streams on others of them finish.
+    fn forget_removed_hosts(&self, cluster: Option<&ClusterRef>) {
+        let Some(cluster) = cluster.filter(|cluster| !matches!(cluster.discovery, Discovery::OriginalDst(_)))
+        else {
+            return;
+        };
+        let snapshot = cluster.endpoints().snapshot();
+        if self.swept.replace(Arc::as_ptr(&snapshot)) == Arc::as_ptr(&snapshot) {
+            return;
+        }
+        let hosts: HashSet<u64> = snapshot.hosts().map(|host| host.id()).collect();
+        self.pools.borrow_mut().retain(|id, _| hosts.contains(id));
+        self.named_pools.borrow_mut().retain(|(id, _), _| hosts.contains(id));
     }
 }
 

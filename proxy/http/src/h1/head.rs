@@ -284,7 +284,11 @@ fn fill_request(
         let authority = hosts.fold(Cow::Borrowed(host.value), |joined, more| {
             Cow::Owned([&joined[..], b",", more.value].concat())
         });
-        headers.append_authority(host.name.as_bytes(), &authority, config.header_case == HeaderCase::Preserve);
+        headers.append_authority(
+            host.name.as_bytes(),
+            &authority,
+            config.header_case == HeaderCase::Preserve,
+        );
     }
     headers.append(Known::Path, target);
     let mut fields = Fields::default();
@@ -341,7 +345,9 @@ fn append(
         return Err(Error::HeadersTooLarge);
     }
     let before = headers.bits();
-    let Some(known) = headers.append_wire(name, value, config.header_case == HeaderCase::Preserve) else { return Ok(()) };
+    let Some(known) = headers.append_wire(name, value, config.header_case == HeaderCase::Preserve) else {
+        return Ok(());
+    };
     match known {
         Known::ContentLength => {
             let length = parse_decimal(value);

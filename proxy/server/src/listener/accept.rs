@@ -327,14 +327,16 @@ impl Listeners {
         let drain = active.drain_of(chain);
         let transport = match &chain.tls {
             None => Transport::Plain(socket),
-            Some(context) => match Box::pin(self.handshake(&listener, chain, context, socket, &mut info)).await {
-                Ok(transport) => transport,
-                Err(reason) => {
-                    *info.transport_failure_reason.borrow_mut() = Some(reason.into());
-                    self.log_unserved(&listener, info, None, "");
-                    return;
+            Some(context) => {
+                match Box::pin(self.handshake(&listener, chain, context, socket, &mut info)).await {
+                    Ok(transport) => transport,
+                    Err(reason) => {
+                        *info.transport_failure_reason.borrow_mut() = Some(reason.into());
+                        self.log_unserved(&listener, info, None, "");
+                        return;
+                    }
                 }
-            },
+            }
         };
         let worker = Rc::clone(&self.worker);
         match &chain.filters {
@@ -342,7 +344,9 @@ impl Listeners {
                 let manager = Held::new(Arc::clone(manager));
                 http::serve_connection(worker, manager, transport, Rc::new(info), drain).await;
             }
-            NetworkFilter::Tcp(proxy) => Box::pin(tcp_proxy::serve(worker, proxy, transport, info, drain)).await,
+            NetworkFilter::Tcp(proxy) => {
+                Box::pin(tcp_proxy::serve(worker, proxy, transport, info, drain)).await
+            }
             NetworkFilter::Echo => network::echo(transport).await,
             NetworkFilter::DirectResponse(body) => network::direct_response(transport, body).await,
             NetworkFilter::None => {}

@@ -31,6 +31,8 @@ use crate::tcp_proxy::TcpProxy;
 
 const TYPE_PREFIX: &str = "type.googleapis.com/";
 
+const TLS_INSPECTOR: &str = "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
+
 /// A compiled `envoy.config.listener.v3.Listener`.
 #[derive(Debug)]
 pub struct Listener {
@@ -163,6 +165,15 @@ impl Listener {
             listener_filters.extend(compiled);
         }
 
+        if needs_tls_inspector(proto) {
+            tracing::warn!(
+                target: "config",
+                "adding listener '{name}': filter chain match rules require TLS Inspector listener filter, but it isn't \
+                 configured, injecting it"
+            );
+            listener_filters.push(ListenerFilter::compile(TLS_INSPECTOR, &[], &shared.stats.root())?);
+        }
+
         let matching = ChainTable::compile(&proto.filter_chains)?;
         if proto.filter_chains.is_empty() && proto.default_filter_chain.is_none() {
             return Err(ConfigError::field("filter_chains", "no filter chains specified"));
@@ -240,6 +251,21 @@ impl Listener {
     pub fn all_chains(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
         self.chains.iter().chain(&self.default_chain)
     }
+}
+
+/// Whether a chain is matched by what only a ClientHello tells, and nothing looks at it. Envoy adds the inspector then.
+fn needs_tls_inspector(proto: &pb::Listener) -> bool {
+    let has_inspector = proto.listener_filters.iter().any(|filter| match &filter.config_type {
+        Some(pb::listener_filter::ConfigType::TypedConfig(any)) => type_name(any) == TLS_INSPECTOR,
+        _ => false,
+    });
+    let needs = |matcher: &pb::FilterChainMatch| match matcher.transport_protocol.as_str() {
+        "tls" => true,
+        "" => !matcher.server_names.is_empty() || !matcher.application_protocols.is_empty(),
+        _ => false,
+    };
+    !has_inspector
+        && proto.filter_chains.iter().filter_map(|chain| chain.filter_chain_match.as_ref()).any(needs)
 }
 
 /// Fields of which the whole is refused in this version.
