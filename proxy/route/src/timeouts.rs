@@ -126,7 +126,9 @@ pub fn stream_duration(
         }
         _ => own.max.or(connection_manager).filter(|max| !max.is_zero()),
     };
-    StreamDuration { max, tells_upstream: max.is_some() && is_grpc(headers) }
+    // The connection manager's own bound is not told.
+    let tells_upstream = max.is_some() && action.max_stream_duration.is_some() && is_grpc(headers);
+    StreamDuration { max, tells_upstream }
 }
 
 /// Reads `grpc-timeout`: up to eight digits and a unit. Fractions of a millisecond round up.

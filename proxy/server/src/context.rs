@@ -159,6 +159,8 @@ pub enum Need {
         cell: Arc<Cell<RouteTable>>,
         /// Where its subscription is counted.
         scope: Scope,
+        /// Where the subscription to its virtual hosts is counted.
+        vhds: Scope,
     },
     /// The scopes of scoped routes by SRDS.
     Scopes {
@@ -215,12 +217,24 @@ pub struct CompileContext<'a> {
     /// The process.
     pub shared: &'a Arc<Shared>,
     needs: RefCell<Vec<Need>>,
+    buffer_limit: std::cell::Cell<usize>,
 }
 
 impl<'a> CompileContext<'a> {
     /// A context with no needs yet.
     pub fn new(shared: &'a Arc<Shared>) -> Self {
-        Self { shared, needs: RefCell::default() }
+        let buffer_limit = std::cell::Cell::new(crate::convert::buffer_limit(None));
+        Self { shared, needs: RefCell::default(), buffer_limit }
+    }
+
+    /// What the listener under compilation lets a connection buffer.
+    pub fn buffer_limit(&self) -> usize {
+        self.buffer_limit.get()
+    }
+
+    /// Begins a listener with this `per_connection_buffer_limit_bytes`.
+    pub fn set_buffer_limit(&self, limit: usize) {
+        self.buffer_limit.set(limit);
     }
 
     /// The cell of a cluster; empty while the cluster does not exist.
@@ -242,6 +256,7 @@ impl<'a> CompileContext<'a> {
             name: name.to_owned(),
             cell: Arc::clone(&cell),
             scope: scope.scope("rds").tag("envoy.rds_route_config", name),
+            vhds: scope.scope("rds").scope("vhds").scope(name),
         });
         cell
     }

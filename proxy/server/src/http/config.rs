@@ -13,6 +13,7 @@ use pb::http_connection_manager as hcm;
 use pb::scoped_routes::ConfigSpecifier;
 use prost::Message as _;
 use waystation_filter_api::cell::{Cell, CellTable};
+use waystation_filter_api::http::HttpFilterFactory;
 use waystation_format::{AccessLog, HeaderMutationList, HeaderMutations, SubstitutionFormat};
 use waystation_http::{EscapedSlashes, PathOptions, h1};
 use waystation_matchers::{CidrList, StringMatcher};
@@ -156,9 +157,6 @@ pub(crate) enum Routes {
     /// The route configuration of the request's scope.
     Scoped { key: ScopeKeyBuilder, scopes: Arc<Cell<ScopeMap>> },
 }
-
-/// Envoy's default of `per_connection_buffer_limit_bytes`.
-const BUFFER_LIMIT: usize = 1 << 20;
 
 impl Hcm {
     /// Compiles the filter of a listener whose statistics are below `listener`.
@@ -438,7 +436,7 @@ impl Hcm {
                 .map(|config| local_replies(config, cx).at(|| "local_reply_config").map(Box::new))
                 .transpose()?,
             early_mutations: extensions::early_mutations(early_header_mutation_extensions)?,
-            buffer_limit: BUFFER_LIMIT,
+            buffer_limit: cx.buffer_limit(),
             inline_routes: match route_specifier {
                 Some(hcm::RouteSpecifier::RouteConfig(config)) => {
                     Some((config.name.clone(), config.encode_to_vec().into()))
@@ -455,6 +453,11 @@ impl Hcm {
     /// Name and encoded form of the inline scopes, for `/config_dump`.
     pub fn inline_scopes(&self) -> Option<(String, Vec<Bytes>)> {
         self.inline_scopes.clone()
+    }
+
+    /// Puts a filter that is not in the table of extensions before the router: how an embedder brings its own.
+    pub fn push_filter(&mut self, name: &str, factory: Arc<dyn HttpFilterFactory>) {
+        self.filters.push(FilterEntry { name: name.into(), factory, disabled: false });
     }
 
     /// Name and encoded form of the inline route configuration, for `/config_dump`.

@@ -167,7 +167,9 @@ impl StreamEnd {
             Self::Codec { status, body, details } => {
                 closing(*status, body, details, Some(Flag::DownstreamProtocolError))
             }
-            Self::LowVersion => closing(426, "Upgrade Required", "low_version", None),
+            Self::LowVersion => {
+                closing(426, "Upgrade Required", "low_version", Some(Flag::DownstreamProtocolError))
+            }
             Self::MissingHost => closing(400, "", "missing_host_header", None),
             Self::MissingPath => entry(404, "", "missing_path_rejected", None),
             Self::AbsolutePathRejected => entry(404, "", "absolute_path_rejected", None),
@@ -252,10 +254,11 @@ impl StreamEnd {
                 "filter_removed_required_response_headers",
                 None,
             ),
-            Self::ResponseTooLarge => {
-                entry(500, "Internal Server Error", "response_payload_too_large", None)
-            }
-            Self::LateReply(_) | Self::DownstreamGone | Self::DownstreamReset | Self::DownstreamViolation(_) => None,
+            Self::ResponseTooLarge => entry(500, "Internal Server Error", "response_payload_too_large", None),
+            Self::LateReply(_)
+            | Self::DownstreamGone
+            | Self::DownstreamReset
+            | Self::DownstreamViolation(_) => None,
         }
     }
 

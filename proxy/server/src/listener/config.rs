@@ -178,6 +178,10 @@ impl Listener {
         if proto.filter_chains.is_empty() && proto.default_filter_chain.is_none() {
             return Err(ConfigError::field("filter_chains", "no filter chains specified"));
         }
+        let buffer_limit = convert::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref());
+        context.set_buffer_limit(buffer_limit);
+        // Chains have the limit compiled in.
+        let previous = previous.filter(|previous| previous.buffer_limit == buffer_limit);
         let chain = |chain: &pb::FilterChain| FilterChain::compile(chain, previous, &scope, context);
         let mut chains = Vec::with_capacity(proto.filter_chains.len());
         for (i, proto_chain) in proto.filter_chains.iter().enumerate() {
@@ -228,7 +232,7 @@ impl Listener {
                 .as_ref()
                 .map_or(Ok(4096), |size| i32::try_from(size.value))
                 .map_err(|_| ConfigError::field("tcp_backlog_size", "too large"))?,
-            buffer_limit: convert::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref()),
+            buffer_limit,
             listener_filters_timeout: Some(timeout).filter(|timeout| !timeout.is_zero()),
             continue_on_timeout: proto.continue_on_listener_filters_timeout,
             listener_filters,

@@ -22,7 +22,7 @@ use waystation::worker::Worker;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::cell::Held;
 use waystation_filter_api::connection::ConnectionInfo;
-use waystation_filter_api::http::NodeInfo;
+use waystation_filter_api::http::{HttpFilterFactory, NodeInfo};
 use waystation_schema::{Message, TextOptions, yaml_to_wire};
 use waystation_stats::Store;
 use waystation_upstream::cluster::Environment;
@@ -290,7 +290,27 @@ impl Proxy {
         Self::configured(upstream, "", filter, "").await
     }
 
+    /// With a filter of the test's own, and so many bytes to buffer.
+    pub(crate) async fn start_with(
+        upstream: &Upstream,
+        filter: Arc<dyn HttpFilterFactory>,
+        limit: usize,
+    ) -> Self {
+        Self::assembled(upstream, "", "", "", limit, Some(filter)).await
+    }
+
     async fn configured(upstream: &Upstream, hcm: &str, filters: &str, cluster: &str) -> Self {
+        Self::assembled(upstream, hcm, filters, cluster, 1 << 20, None).await
+    }
+
+    async fn assembled(
+        upstream: &Upstream,
+        hcm: &str,
+        filters: &str,
+        cluster: &str,
+        limit: usize,
+        filter: Option<Arc<dyn HttpFilterFactory>>,
+    ) -> Self {
         let store = Store::default();
         let shared = Shared::new(store, NodeInfo::default(), &options());
         let cluster = format!(
@@ -302,6 +322,7 @@ impl Proxy {
         let cell = shared.clusters.cell("up");
         let root = shared.stats.root();
         let context = CompileContext::new(&shared);
+        context.set_buffer_limit(limit);
         let environment = Environment::new(shared.runtime.clone());
         let scope = root.scope("cluster").scope("up");
         let transport = |socket: &_| waystation::upstream_socket::compile(socket, &scope, &context);
@@ -325,7 +346,11 @@ impl Proxy {
             &manager,
         );
         let hcm = Hcm::compile(&proto, &root.scope("listener").scope("test"), &context);
-        let hcm = Held::new(Arc::new(hcm.unwrap_or_else(|error| panic!("{error}"))));
+        let mut hcm = hcm.unwrap_or_else(|error| panic!("{error}"));
+        if let Some(filter) = filter {
+            hcm.push_filter("own", filter);
+        }
+        let hcm = Held::new(Arc::new(hcm));
         let worker = Worker::new(0, Arc::clone(&shared), Some(1));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

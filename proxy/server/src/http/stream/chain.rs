@@ -424,7 +424,8 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     fn check_response_head(&self) -> Result<(), Stopped> {
-        if self.chain.response.head_passed && !self.response_started && self.heads.response.status().is_none() {
+        if self.chain.response.head_passed && !self.response_started && self.heads.response.status().is_none()
+        {
             return Err(Stopped::End(StreamEnd::FilterRemovedRequiredResponseHeaders));
         }
         Ok(())

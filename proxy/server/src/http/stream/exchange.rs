@@ -158,9 +158,13 @@ impl<D: Downstream> Stream<'_, D> {
                 }
             }
             if attempt.head_seen {
-                match self.poll_encode(task) {
-                    Ok(progress) => *moved |= progress,
-                    Err(stopped) => return Some(stopped.into()),
+                // Who lets go may hold the next piece at once: it is asked until it has taken our waker.
+                loop {
+                    match self.poll_encode(task) {
+                        Ok(true) => *moved = true,
+                        Ok(false) => break,
+                        Err(stopped) => return Some(stopped.into()),
+                    }
                 }
                 self.send_encoded();
             }

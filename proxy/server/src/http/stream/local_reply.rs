@@ -53,11 +53,14 @@ impl<D: Downstream> Stream<'_, D> {
         location: Option<Vec<u8>>,
     ) -> Result<(), StreamEnd> {
         self.info.details = Some("direct_response".into());
-        self.begin_reply(status);
+        self.heads.response.clear();
+        self.heads.response.set_status(status);
         if let Some(location) = location {
             self.heads.response.append(Known::Location, location);
         }
         self.mutate_response(route, None);
+        // Formatters in the route's headers see no code yet, mappers do.
+        self.info.response_code = status;
         self.finish_reply(status, body, None).await
     }
 

@@ -225,6 +225,7 @@ impl<D: Downstream> Stream<'_, D> {
         };
         let host = pool.host();
         routing.tried.push(host.id());
+        let previous = self.info.upstream.host.replace(Rc::clone(&host) as _);
         routing.route.rewrite_host_to_upstream(&mut self.heads.request, host.hostname());
         let priority = routing.action.priority;
         let upstream = match upstream::ready(&pool, &cluster, self.facts.protocol, now) {
@@ -235,21 +236,22 @@ impl<D: Downstream> Stream<'_, D> {
             },
         };
         self.info.timing.pool_ready = Some(now.elapsed());
-        // An overflow is nobody's: no host was asked.
-        if !matches!(&upstream, Err(NoStream { reason: ResetReason::Overflow, .. }))
-            && let Some(previous) = self.info.upstream.host.replace(Rc::clone(&host) as _)
-        {
-            self.info.upstream.attempted.push(previous);
-        }
         let upstream = match upstream {
             Ok(upstream) => upstream,
             Err(NoStream { reason, transport }) => {
+                // An overflow is nobody's: no host was asked.
+                if reason == ResetReason::Overflow {
+                    self.info.upstream.host = previous;
+                } else {
+                    self.info.upstream.attempted.extend(previous);
+                }
                 self.info.upstream.transport_failure_reason =
                     transport.as_ref().map(|reason| reason.replace(' ', "_").into());
                 let outcome = Outcome::Reset(reason, false);
                 return self.after_failure(routing, retries, permit, outcome, reason, transport, None);
             }
         };
+        self.info.upstream.attempted.extend(previous);
         let Some(_request) = RequestPermit::acquire(&cluster, priority) else {
             self.release(upstream, &pool, &cluster, false);
             let reason = ResetReason::Overflow;
@@ -736,6 +738,10 @@ impl<D: Downstream> Stream<'_, D> {
                 None => request.authority().unwrap_or_default().to_vec(),
             };
             request.set(Known::Authority, host);
+            // Envoy's side client says who it is.
+            request.set(Known::XEnvoyInternal, "true");
+            let own = self.cx.worker.node_ip.to_string();
+            request.append_joined(Known::XForwardedFor, ",", own.as_bytes());
             let feed = mirror::Feed::new(Rc::clone(cluster), self.keep_limit(route));
             for data in &self.heads.kept {
                 feed.push(data);

@@ -1,0 +1,205 @@
+//! What a filter's verdicts do to a stream, phase by phase.
+
+use std::fmt;
+use std::sync::Arc;
+
+use waystation_filter_api::http::{
+    BodyData, FilterConfig, Flow, Hold, HttpFilter, HttpFilterFactory, LocalReply, Phases, StreamCx,
+};
+use waystation_http::Headers;
+
+use super::harness::{Proxy, Upstream, run};
+
+/// What a filter of a test is asked.
+enum Ask<'a> {
+    Head { end: bool },
+    Data { data: &'a mut BodyData, end: bool },
+    Trailers,
+}
+
+type Answer = fn(&mut StreamCx<'_>, Ask<'_>) -> Flow;
+
+/// A filter that is one function for each direction.
+#[derive(Clone, Copy)]
+struct Scripted {
+    decode: Option<Answer>,
+    encode: Option<Answer>,
+}
+
+impl Scripted {
+    fn decode(answer: Answer) -> Arc<Self> {
+        Arc::new(Self { decode: Some(answer), encode: None })
+    }
+
+    fn encode(answer: Answer) -> Arc<Self> {
+        Arc::new(Self { decode: None, encode: Some(answer) })
+    }
+}
+
+impl fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scripted")
+    }
+}
+
+impl HttpFilterFactory for Scripted {
+    fn phases(&self) -> Phases {
+        let (decode, encode) = (self.decode.is_some(), self.encode.is_some());
+        Phases {
+            request_headers: decode,
+            request_body: decode,
+            request_trailers: decode,
+            response_headers: encode,
+            response_body: encode,
+            response_trailers: encode,
+            complete: false,
+        }
+    }
+
+    fn create(&self, _: &[FilterConfig]) -> Option<Box<dyn HttpFilter>> {
+        Some(Box::new(*self))
+    }
+}
+
+impl HttpFilter for Scripted {
+    fn decode_headers(&mut self, cx: &mut StreamCx<'_>, _: &mut Headers, end: bool) -> Flow {
+        self.decode.map_or(Flow::Continue, |answer| answer(cx, Ask::Head { end }))
+    }
+
+    fn decode_data(&mut self, cx: &mut StreamCx<'_>, data: &mut BodyData, end: bool) -> Flow {
+        self.decode.map_or(Flow::Continue, |answer| answer(cx, Ask::Data { data, end }))
+    }
+
+    fn decode_trailers(&mut self, cx: &mut StreamCx<'_>, _: &mut Headers) -> Flow {
+        self.decode.map_or(Flow::Continue, |answer| answer(cx, Ask::Trailers))
+    }
+
+    fn encode_headers(&mut self, cx: &mut StreamCx<'_>, _: &mut Headers, end: bool) -> Flow {
+        self.encode.map_or(Flow::Continue, |answer| answer(cx, Ask::Head { end }))
+    }
+
+    fn encode_data(&mut self, cx: &mut StreamCx<'_>, data: &mut BodyData, end: bool) -> Flow {
+        self.encode.map_or(Flow::Continue, |answer| answer(cx, Ask::Data { data, end }))
+    }
+
+    fn encode_trailers(&mut self, cx: &mut StreamCx<'_>, _: &mut Headers) -> Flow {
+        self.encode.map_or(Flow::Continue, |answer| answer(cx, Ask::Trailers))
+    }
+}
+
+/// Holds the message until its end, then marks the whole of it.
+fn buffers(_: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
+    match ask {
+        Ask::Head { end: true } => Flow::Continue,
+        Ask::Data { data, end: true } => {
+            data.to_mut().extend_from_slice(b"!");
+            Flow::Continue
+        }
+        Ask::Head { .. } | Ask::Data { .. } => Flow::Pause(Hold::Buffer),
+        Ask::Trailers => Flow::Continue,
+    }
+}
+
+/// Lets the first data go when somebody else says so.
+fn resumed_later(cx: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
+    match ask {
+        Ask::Data { data, .. } if !data.as_slice().is_empty() => {
+            let resume = cx.resume_handle();
+            tokio::task::spawn_local(async move {
+                tokio::task::yield_now().await;
+                resume.resume(Flow::Continue);
+            });
+            Flow::Pause(Hold::Watermark)
+        }
+        _ => Flow::Continue,
+    }
+}
+
+fn waits(_: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
+    match ask {
+        Ask::Head { .. } | Ask::Data { .. } => Flow::Wait(Box::pin(async {
+            tokio::task::yield_now().await;
+            Flow::Continue
+        })),
+        Ask::Trailers => Flow::Continue,
+    }
+}
+
+fn replies_at_the_end(_: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
+    let ends = matches!(ask, Ask::Trailers | Ask::Data { end: true, .. });
+    if ends { Flow::Reply(Box::new(LocalReply::new(418, "no", "short_and_stout"))) } else { Flow::Continue }
+}
+
+const CHUNKED: &str = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n\
+                       3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n";
+
+async fn ask(filter: Arc<Scripted>, limit: usize, request: &str) -> (String, String) {
+    let upstream = Upstream::echo().await;
+    let proxy = Proxy::start_with(&upstream, filter, limit).await;
+    (proxy.exchange(request).await, upstream.seen())
+}
+
+#[test]
+fn a_request_is_held_until_its_end() {
+    run(async {
+        let (answer, _) = ask(Scripted::decode(buffers), 100, CHUNKED).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nabcdefg!"), "{answer}");
+        let (answer, _) = ask(Scripted::decode(buffers), 5, CHUNKED).await;
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.ends_with("Payload Too Large"), "{answer}");
+        let get = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        let (answer, _) = ask(Scripted::decode(buffers), 5, get).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    });
+}
+
+#[test]
+fn a_response_is_held_until_its_end() {
+    run(async {
+        let upstream = Upstream::answering(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n",
+        )
+        .await;
+        let get = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        let proxy = Proxy::start_with(&upstream, Scripted::encode(buffers), 100).await;
+        let answer = proxy.exchange(get).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("abcdefg!"), "{answer}");
+        let proxy = Proxy::start_with(&upstream, Scripted::encode(buffers), 5).await;
+        let answer = proxy.exchange(get).await;
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+    });
+}
+
+#[test]
+fn data_wait_for_the_resume_handle_and_for_futures() {
+    run(async {
+        for answer in [resumed_later as Answer, waits] {
+            for filter in [Scripted::decode(answer), Scripted::encode(answer)] {
+                // A byte is more than may be buffered: reading stops meanwhile, and nothing is lost.
+                for limit in [1, 100] {
+                    let (answer, _) = ask(Arc::clone(&filter), limit, CHUNKED).await;
+                    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+                    assert!(answer.contains("abcdefg"), "{answer}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_filter_answers_at_the_end_of_the_request() {
+    run(async {
+        let (answer, _) = ask(Scripted::decode(replies_at_the_end), 100, CHUNKED).await;
+        assert!(answer.starts_with("HTTP/1.1 418 ") && answer.ends_with("\r\n\r\nno"), "{answer}");
+    });
+}
+
+#[test]
+fn a_filter_that_answers_in_the_middle_of_a_response_cuts_it() {
+    run(async {
+        let upstream = Upstream::echo().await;
+        let proxy = Proxy::start_with(&upstream, Scripted::encode(replies_at_the_end), 100).await;
+        let answer = proxy.exchange(CHUNKED).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("418"), "{answer}");
+        proxy.stat("http.in.downstream_rq_tx_reset", 1);
+    });
+}
