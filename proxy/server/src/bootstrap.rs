@@ -4,9 +4,13 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
-use prost::Message as _;
+use prost::encoding::{
+    DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field,
+};
+use prost::{DecodeError, Message as _};
 use waystation_filter_api::http::NodeInfo;
 use waystation_schema::{
     ConfigError, Encoded, Format, JsonStyle, Message, Policy, Report, TextOptions, check, to_wire,
@@ -21,8 +25,13 @@ pub const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 /// A bootstrap that passed the walk.
 #[derive(Debug)]
 pub struct Bootstrap {
-    /// The decoded message, the command line's node overrides applied.
+    /// The decoded message without its static clusters, the command line's node overrides applied.
     pub proto: pb::Bootstrap,
+    /// The whole message, encoded.
+    pub wire: Bytes,
+    /// The static clusters, encoded. Each is decoded when it is compiled: thousands of decoded ones at a time would weigh
+    /// more than all that is made of them.
+    pub clusters: Vec<Bytes>,
     /// What the walk found worth telling.
     pub report: Report,
 }
@@ -83,10 +92,16 @@ impl Bootstrap {
         let policy = Policy { allow_unknown: options.allow_unknown_static_fields, ..Policy::default() };
         let mut report = check(message, &wire, policy).map_err(LoadError::Refused)?;
         report.unknown.extend(unknown);
-        let mut proto = pb::Bootstrap::decode(&*wire)
-            .map_err(|error| LoadError::Malformed(format!("malformed bootstrap: {error}")))?;
+        Self::decode(wire.into(), options, report)
+    }
+
+    /// Decodes a bootstrap that passed the walk.
+    pub fn decode(wire: Bytes, options: &Options, report: Report) -> Result<Self, LoadError> {
+        let malformed = |error| LoadError::Malformed(format!("malformed bootstrap: {error}"));
+        let (rest, clusters) = split_clusters(&wire).map_err(malformed)?;
+        let mut proto = pb::Bootstrap::decode(&*rest).map_err(malformed)?;
         apply_overrides(&mut proto, options);
-        Ok(Self { proto, report })
+        Ok(Self { proto, wire, clusters, report })
     }
 
     /// The log format that `application_log_config` sets, as a pattern for [`crate::log::set_format`].
@@ -138,6 +153,63 @@ impl Bootstrap {
     }
 }
 
+/// Takes `static_resources.clusters` out of an encoded bootstrap.
+fn split_clusters(wire: &Bytes) -> Result<(Vec<u8>, Vec<Bytes>), DecodeError> {
+    /// `Bootstrap.static_resources` and `StaticResources.clusters`.
+    const STATIC_RESOURCES: u32 = 2;
+    const CLUSTERS: u32 = 2;
+    let mut clusters = Vec::new();
+    let mut rest = Vec::new();
+    for_each_field(wire, &mut |number, whole, payload| {
+        if number != STATIC_RESOURCES {
+            rest.extend_from_slice(whole);
+            return Ok(());
+        }
+        let mut others = Vec::new();
+        for_each_field(payload, &mut |number, whole, payload| {
+            if number == CLUSTERS {
+                clusters.push(wire.slice_ref(payload));
+            } else {
+                others.extend_from_slice(whole);
+            }
+            Ok(())
+        })?;
+        encode_key(STATIC_RESOURCES, WireType::LengthDelimited, &mut rest);
+        encode_varint(others.len() as u64, &mut rest);
+        rest.extend_from_slice(&others);
+        Ok(())
+    })?;
+    Ok((rest, clusters))
+}
+
+/// Takes the number, the bytes and the payload of a field.
+type EachField<'a> = dyn FnMut(u32, &[u8], &[u8]) -> Result<(), DecodeError> + 'a;
+
+/// Calls `each` with the number, the bytes and, where it is length-delimited, the payload of each field.
+fn for_each_field(
+    message: &[u8],
+    each: &mut EachField<'_>,
+) -> Result<(), DecodeError> {
+    let mut left = message;
+    while !left.is_empty() {
+        let start = left;
+        let (number, wire_type) = decode_key(&mut left)?;
+        let payload: &[u8] = if wire_type == WireType::LengthDelimited {
+            let length = decode_varint(&mut left)?;
+            // The walk has found the lengths to be good.
+            let (payload, after) =
+                left.split_at(usize::try_from(length).unwrap_or(usize::MAX).min(left.len()));
+            left = after;
+            payload
+        } else {
+            skip_field(wire_type, number, &mut left, DecodeContext::default())?;
+            &[]
+        };
+        each(number, &start[..start.len() - left.len()], payload)?;
+    }
+    Ok(())
+}
+
 /// Reads a file in the format that its extension names; another extension is taken as YAML, of which JSON is a part.
 fn read(message: Message, path: &Path, options: TextOptions) -> Result<Encoded, LoadError> {
     // A named pipe can be read once and has no size: one read to its end serves all kinds of file.
@@ -164,5 +236,38 @@ fn apply_overrides(proto: &mut pb::Bootstrap, options: &Options) {
     }
     if !options.service_zone.is_empty() {
         node.locality.get_or_insert_with(core::Locality::default).zone.clone_from(&options.service_zone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{pb, split_clusters};
+    use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+    use envoy_types::pb::envoy::config::listener::v3::Listener;
+    use prost::Message as _;
+
+    #[test]
+    fn clusters_are_taken_out_and_the_rest_stays() {
+        let cluster = |name: &str| Cluster { name: name.into(), ..Default::default() };
+        let part = |names: &[&str]| pb::Bootstrap {
+            flags_path: "f".into(),
+            static_resources: Some(pb::bootstrap::StaticResources {
+                clusters: names.iter().map(|name| cluster(name)).collect(),
+                listeners: vec![Listener { name: "l".into(), ..Default::default() }],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        // A file, and YAML merged over it.
+        let wire = [part(&["a", "b"]).encode_to_vec(), part(&["c"]).encode_to_vec()].concat();
+        let (rest, clusters) = split_clusters(&wire.into()).unwrap();
+        let names = clusters.iter().map(|wire| Cluster::decode(wire.clone()).unwrap().name);
+        assert_eq!(names.collect::<Vec<_>>(), ["a", "b", "c"]);
+        let rest = pb::Bootstrap::decode(&*rest).unwrap();
+        let resources = rest.static_resources.unwrap();
+        assert_eq!(
+            (rest.flags_path.as_str(), resources.clusters.len(), resources.listeners.len()),
+            ("f", 0, 2)
+        );
     }
 }

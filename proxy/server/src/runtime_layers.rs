@@ -17,7 +17,7 @@ enum Source {
     Static(BTreeMap<String, Value>),
     Disk(PathBuf),
     Admin(BTreeMap<String, Value>),
-    Rtds { name: String, source: core::ConfigSource, values: BTreeMap<String, Value> },
+    Rtds { name: String, source: Box<core::ConfigSource>, values: BTreeMap<String, Value> },
 }
 
 /// The configured layers in order; each change puts the merged whole in force.
@@ -62,6 +62,7 @@ impl RuntimeLayers {
                         source: rtds
                             .rtds_config
                             .clone()
+                            .map(Box::new)
                             .ok_or_else(|| ConfigError::field("rtds_layer.rtds_config", "is required"))?,
                         values: BTreeMap::new(),
                     },
@@ -91,7 +92,7 @@ impl RuntimeLayers {
     /// The RTDS layers: resource name and source.
     pub fn rtds(&self) -> impl Iterator<Item = (&str, &core::ConfigSource)> {
         self.layers.iter().filter_map(|(_, source)| match source {
-            Source::Rtds { name, source, .. } => Some((name.as_str(), source)),
+            Source::Rtds { name, source, .. } => Some((name.as_str(), &**source)),
             _ => None,
         })
     }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::admin::v3 as admin_pb;
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as BootstrapProto;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
-use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration};
+use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration, VirtualHost};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretProto;
 use envoy_types::pb::envoy::service::runtime::v3::Runtime as RuntimeProto;
 use prost::Message as _;
@@ -46,6 +47,7 @@ use crate::xds_transport;
 /// How often the server's own gauges are renewed and interval histograms merged, when the bootstrap says nothing.
 const STATS_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
+const VIRTUAL_HOST: &str = "envoy.config.route.v3.VirtualHost";
 const SCOPE: &str = "envoy.config.route.v3.ScopedRouteConfiguration";
 
 /// How far start-up has come.
@@ -136,7 +138,7 @@ impl Server {
         shared: Arc<Shared>,
         node: core::Node,
     ) -> Result<Self, StartError> {
-        let Bootstrap { mut proto, .. } = bootstrap;
+        let Bootstrap { mut proto, wire, clusters: static_clusters, .. } = bootstrap;
         let text = |error: ConfigError| error.to_string();
         let layers =
             RuntimeLayers::compile(proto.layered_runtime.as_ref(), &shared.node.cluster).map_err(text)?;
@@ -152,10 +154,9 @@ impl Server {
         }
 
         let locality = proto.node.as_ref().and_then(|node| node.locality.clone()).unwrap_or_default();
-        proto.node = Some(node.clone());
-        let encoded = Bytes::from(proto.encode_to_vec());
-        // Resources are taken out, and freed one by one as they are compiled: thousands of decoded clusters weigh more than
-        // all that is made of them.
+        // Who we are is laid over what the bootstrap says of it.
+        let identity = BootstrapProto { node: Some(node.clone()), ..BootstrapProto::default() };
+        let encoded = Bytes::from([&*wire, &identity.encode_to_vec()].concat());
         let resources = proto.static_resources.take().unwrap_or_default();
         let dynamic = proto.dynamic_resources.clone().unwrap_or_default();
         let ads = match &dynamic.ads_config {
@@ -228,26 +229,23 @@ impl Server {
             started: SystemTime::now(),
             flush_interval,
         };
-        server.add_static(resources.clusters, resources.listeners)?;
+        server.add_static(static_clusters, resources.listeners)?;
         Ok(server)
     }
 
-    fn add_static(
-        &mut self,
-        clusters: Vec<ClusterProto>,
-        listeners: Vec<ListenerProto>,
-    ) -> Result<(), StartError> {
+    fn add_static(&mut self, clusters: Vec<Bytes>, listeners: Vec<ListenerProto>) -> Result<(), StartError> {
         let unversioned: Arc<str> = Arc::from("");
         let place = |list: &str, name: &str, index: usize| match name {
             "" => format!("static_resources.{list}[{index}]"),
             name => format!("static_resources.{list}[{name}]"),
         };
-        for (i, cluster) in clusters.into_iter().enumerate() {
+        for (i, wire) in clusters.into_iter().enumerate() {
+            let cluster = ClusterProto::decode(wire.clone()).map_err(|error| error.to_string())?;
             if self.clusters.contains(&cluster.name) {
                 return Err(format!("cluster manager: duplicate cluster '{}'", cluster.name));
             }
             self.clusters
-                .add(&cluster, &unversioned, false, &mut self.needs, &mut self.client)
+                .add(&cluster, wire, &unversioned, false, &mut self.needs, &mut self.client)
                 .at(|| place("clusters", &cluster.name, i))
                 .map_err(|error| error.to_string())?;
         }
@@ -419,7 +417,8 @@ impl Server {
                 tracing::warn!(target: "config", "subscription failed: {failure:?}");
                 self.waiting.retain(|waiting| *waiting != sub);
                 if let Some(needed) = self.needs.by_sub(sub) {
-                    needed.settled = true;
+                    // Without the virtual hosts the route configuration can still be there.
+                    needed.settled |= needed.sub == sub;
                     if let Slot::Filter { stats, .. } = &needed.slot {
                         stats.config_fail().inc();
                     }
@@ -455,8 +454,14 @@ impl Server {
         let decoded =
             self.decode_all::<ClusterProto>(update, "envoy.config.cluster.v3.Cluster", &mut rejected);
         for (resource, proto) in decoded {
-            let result =
-                self.clusters.add(&proto, &resource.version, true, &mut self.needs, &mut self.client);
+            let result = self.clusters.add(
+                &proto,
+                resource.body.clone(),
+                &resource.version,
+                true,
+                &mut self.needs,
+                &mut self.client,
+            );
             note(&mut rejected, resource, result);
         }
         for name in self.removals(update, !rejected.is_empty()) {
@@ -545,6 +550,11 @@ impl Server {
             let scopes = self.decode_all::<ScopedRouteConfiguration>(update, SCOPE, &mut rejected);
             rejected.extend(self.needs.apply_scopes(update, scopes, &self.shared, &mut self.client));
         }
+        if update.kind == ResourceType::VirtualHost {
+            let hosts = self.decode_all::<VirtualHost>(update, VIRTUAL_HOST, &mut rejected);
+            rejected.extend(self.needs.apply_virtual_hosts(update, hosts, &self.shared));
+            return rejected;
+        }
         for resource in &update.resources {
             let result = self.apply_one(update.sub, resource);
             note(&mut rejected, resource, result);
@@ -575,10 +585,13 @@ impl Server {
             return Ok(());
         };
         let result = match slot {
-            Slot::Route(cell) => self
+            Slot::Route { .. } => self
                 .decode::<RouteConfiguration>(resource, "envoy.config.route.v3.RouteConfiguration")
-                .and_then(|proto| crate::manager::routes::compile(&proto, false, &self.shared))
-                .map(|table| cell.set(Some(Arc::new(table)))),
+                .and_then(|proto| {
+                    let table = crate::manager::routes::compile(&proto, false, &self.shared)?;
+                    let vhds = proto.vhds.as_ref();
+                    self.needs.apply_routes(sub, table, vhds, &self.shared, &mut self.client)
+                }),
             Slot::Secret(cell) => self
                 .decode::<SecretProto>(resource, "envoy.extensions.transport_sockets.tls.v3.Secret")
                 .and_then(|proto| Secret::compile(&proto))
@@ -752,7 +765,7 @@ impl Server {
             }
             let dump = ResourceDump { name: needed.name.clone(), dynamic: true, warming: false, dumped };
             match needed.slot {
-                Slot::Route(_) => routes.push(dump),
+                Slot::Route { .. } => routes.push(dump),
                 Slot::Secret(_) => secrets.push(dump),
                 Slot::Filter { .. } => filters.push(dump),
                 Slot::Scopes(_) => {}

@@ -30,7 +30,8 @@ pub fn compile(
         "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(UpstreamSocket::Plain),
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
             let proto: tls::UpstreamTlsContext = decode(any)?;
-            ClientContext::compile(&proto, context, scope).map(UpstreamSocket::Tls)
+            let tls = ClientContext::compile(&proto, context, scope)?;
+            Ok(UpstreamSocket::Tls(Box::new(tls)))
         }
         other => Err(ConfigError::new(format!("unknown upstream transport socket type '{other}'"))),
     };

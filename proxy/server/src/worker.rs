@@ -65,13 +65,16 @@ struct Date {
     text: [u8; 29],
 }
 
+/// Pools by host and TLS name.
+type NamedPools = HashMap<(u64, Box<str>), Rc<HostPool>>;
+
 /// One worker's view of one cluster.
 pub struct LocalCluster {
     cell: Arc<cell::Cell<Cluster>>,
     view: RefCell<View>,
     pools: RefCell<HashMap<u64, Rc<HostPool>, BuildHasherDefault<IdHasher>>>,
     /// Pools of connections whose TLS names come from requests.
-    named_pools: RefCell<HashMap<(u64, Box<str>), Rc<HostPool>>>,
+    named_pools: RefCell<NamedPools>,
     /// The hosts that the last sweep saw.
     swept: Cell<*const Snapshot>,
     extras: OnceCell<Extras>,
@@ -321,7 +324,7 @@ impl LocalCluster {
     /// Closes what is dead or idle for too long, and forgets pools without connections.
     fn sweep(&self, now: Instant) {
         let cluster = self.get();
-        let mut keep = |pool: &mut Rc<HostPool>| {
+        let keep = |pool: &mut Rc<HostPool>| {
             pool.sweep(cluster.as_deref(), now);
             !(pool.is_empty() && Rc::strong_count(pool) == 1)
         };

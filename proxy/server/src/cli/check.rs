@@ -5,8 +5,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::bootstrap::v3 as pb;
-use prost::Message as _;
 use waystation_schema::{
     ConfigError, Encoded, Finding, Format, Message, Place, TextOptions, Visitor, to_wire, walk,
 };
@@ -112,13 +110,14 @@ fn findings(path: &Path, type_name: &str) -> Result<Findings, String> {
 
 /// What `--mode validate` does after the walk: the first error of the converters.
 fn load(wire: &[u8], path: &Path) -> Result<(), String> {
-    let proto = pb::Bootstrap::decode(wire).map_err(|error| format!("malformed bootstrap: {error}"))?;
     let options = validate_options(path)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start a runtime: {error}"))?;
-    let bootstrap = Bootstrap { proto, report: waystation_schema::Report::default() };
+    let report = waystation_schema::Report::default();
+    let bootstrap =
+        Bootstrap::decode(wire.to_vec().into(), &options, report).map_err(|error| error.to_string())?;
     runtime.block_on(super::serve(bootstrap, Arc::new(options)))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3 as bootstrap;
@@ -22,6 +22,7 @@ use super::needs::Needs;
 use crate::admin::config_dump::ResourceDump;
 use crate::config_source;
 use crate::context::{CompileContext, Need, Shared};
+use crate::convert;
 use crate::dns::{DnsEvent, DnsTasks};
 use crate::upstream_socket;
 
@@ -49,6 +50,8 @@ struct Live {
     /// Its EDS subscription.
     eds: Option<SubId>,
     needs: Vec<Need>,
+    /// When its endpoints are too old to be used, unless they are refreshed (`endpoint_stale_after`).
+    stale_at: Option<Instant>,
     wire: Bytes,
     version: Arc<str>,
     hash: u64,
@@ -61,7 +64,7 @@ struct Entry {
     active: Option<Live>,
     warming: Option<Live>,
     refused: Option<super::dump::Refused>,
-    updated: std::time::SystemTime,
+    updated: SystemTime,
     dynamic: bool,
 }
 
@@ -80,6 +83,8 @@ pub struct Clusters {
     fresh: Vec<(SubId, Arc<Cluster>)>,
     /// EDS subscriptions that are over.
     ended: Vec<SubId>,
+    /// When the endpoints of which subscription are stale, and after how long without an update they are.
+    stale: BTreeMap<(Instant, SubId), Duration>,
     dns: DnsTasks,
     stats: ClusterManagerStats,
 }
@@ -112,6 +117,7 @@ impl Clusters {
             assignments: BTreeMap::new(),
             fresh: Vec::new(),
             ended: Vec::new(),
+            stale: BTreeMap::new(),
             dns: DnsTasks::new(),
         })
     }
@@ -129,16 +135,16 @@ impl Clusters {
         self.entries.contains_key(name)
     }
 
-    /// Adds or changes a cluster. It serves once it is warm: see [`Self::activate`].
+    /// Adds or changes a cluster; `wire` is its encoded form. It serves once it is warm: see [`Self::activate`].
     pub fn add(
         &mut self,
         proto: &pb::Cluster,
+        wire: Bytes,
         version: &Arc<str>,
         dynamic: bool,
         needs: &mut Needs,
         client: &mut Client,
     ) -> Result<(), ConfigError> {
-        let wire = Bytes::from(proto.encode_to_vec());
         let hash = xxh64(&wire, 0);
         if let Some(entry) = self.entries.get(&proto.name) {
             if dynamic && !entry.dynamic {
@@ -155,6 +161,7 @@ impl Clusters {
                 cluster: Arc::new(cluster),
                 eds,
                 needs: held,
+                stale_at: None,
                 wire,
                 version: Arc::clone(version),
                 hash,
@@ -164,7 +171,7 @@ impl Clusters {
                     entry.refused = Some(super::dump::Refused {
                         wire,
                         version: Arc::clone(version),
-                        at: std::time::SystemTime::now(),
+                        at: SystemTime::now(),
                         details: error.to_string(),
                     });
                 }
@@ -180,7 +187,7 @@ impl Clusters {
             active: None,
             warming: None,
             refused: None,
-            updated: std::time::SystemTime::now(),
+            updated: SystemTime::now(),
             dynamic,
         });
         entry.refused = None;
@@ -255,8 +262,13 @@ impl Clusters {
         Ok((cluster, eds, held))
     }
 
-    /// Puts every cluster in force whose endpoints and secrets are there.
-    pub fn activate(&mut self, _now: Instant, needs: &mut Needs, client: &mut Client) {
+    /// Puts every cluster in force whose endpoints and secrets are there, and drops endpoints that are too old.
+    pub fn activate(&mut self, now: Instant, needs: &mut Needs, client: &mut Client) {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.expire(now, |sub| {
+            let stats = client.core().subscription_stats(sub)?;
+            wall.checked_sub(Duration::from_millis(stats.update_time))
+        });
         if self.warming.is_empty() {
             return;
         }
@@ -275,9 +287,11 @@ impl Clusters {
             };
             self.stats.warming_clusters().sub(1);
             entry.cell.set(Some(Arc::clone(&live.cluster)));
-            entry.updated = std::time::SystemTime::now();
+            entry.updated = SystemTime::now();
             match entry.active.replace(live) {
-                Some(old) => Self::retire(old, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client),
+                Some(old) => {
+                    Self::retire(old, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client)
+                }
                 None => self.stats.active_clusters().add(1),
             }
         }
@@ -325,19 +339,25 @@ impl Clusters {
     /// Applies EDS resources to the clusters that asked for them.
     pub fn apply_endpoints(&mut self, update: &Update, allow_unknown: bool) -> Vec<Rejection> {
         let mut rejected = Vec::new();
+        let now = Instant::now();
         let Some(live) = self.live(update.sub) else {
             return rejected;
         };
+        let mut stale_after = None;
         let cluster = Arc::clone(&live.cluster);
         for resource in &update.resources {
-            let apply = || {
+            let mut apply = || {
                 const ASSIGNMENT: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
                 let message = Message::find(ASSIGNMENT)
                     .ok_or_else(|| ConfigError::new(format!("unknown type {ASSIGNMENT}")))?;
                 check(message, &resource.body, Policy { allow_unknown, ..Policy::default() })?;
                 let proto = endpoint_pb::ClusterLoadAssignment::decode(resource.body.clone())
                     .map_err(|error| ConfigError::new(error.to_string()))?;
-                cluster.apply_eds(&proto, Instant::now())
+                let applied = cluster.apply_eds(&proto, now)?;
+                let policy = proto.policy.as_ref();
+                stale_after =
+                    convert::duration(policy.and_then(|policy| policy.endpoint_stale_after.as_ref()))?;
+                Ok::<_, ConfigError>(applied)
             };
             match apply() {
                 Ok(_) => {
@@ -349,11 +369,50 @@ impl Clusters {
                 }
             }
         }
+        if !update.resources.is_empty() && rejected.is_empty() {
+            self.watch_age(update.sub, now, stale_after);
+        }
         if update.resources.is_empty() && !cluster.endpoints().initialized() {
             // The server says that there is no such assignment: no need to wait for it.
             cluster.assignment_timed_out();
         }
         rejected
+    }
+
+    /// Has the endpoints of a subscription dropped when no update comes within `stale_after`.
+    fn watch_age(&mut self, sub: SubId, now: Instant, stale_after: Option<Duration>) {
+        let due = stale_after.filter(|after| !after.is_zero()).map(|after| (now + after, after));
+        let Some(live) = self.live_mut(sub) else { return };
+        if let Some(before) = std::mem::replace(&mut live.stale_at, due.map(|(at, _)| at)) {
+            self.stale.remove(&(before, sub));
+        }
+        if let Some((at, after)) = due {
+            self.stale.insert((at, sub), after);
+        }
+    }
+
+    /// Drops the endpoints that nobody has confirmed for too long. `last_update` tells for how long a subscription has had
+    /// no update: one with the same endpoints is not applied again, but it confirms them.
+    fn expire(&mut self, now: Instant, last_update: impl Fn(SubId) -> Option<Duration>) {
+        while let Some(((at, sub), after)) = self.stale.pop_first() {
+            if at > now {
+                self.stale.insert((at, sub), after);
+                return;
+            }
+            let Some(cluster) = self.live(sub).map(|live| Arc::clone(&live.cluster)) else { continue };
+            match last_update(sub).and_then(|age| after.checked_sub(age)).filter(|rest| !rest.is_zero()) {
+                Some(rest) => {
+                    self.stale.insert((now + rest, sub), after);
+                    if let Some(live) = self.live_mut(sub) {
+                        live.stale_at = Some(now + rest);
+                    }
+                }
+                None => {
+                    tracing::debug!(target: "upstream", "endpoints of cluster '{}' are stale", cluster.name());
+                    cluster.assignment_stale(now);
+                }
+            }
+        }
     }
 
     /// New EDS subscriptions, to be counted.
@@ -379,6 +438,12 @@ impl Clusters {
         both.into_iter().flatten().find(|live| live.eds == Some(sub))
     }
 
+    fn live_mut(&mut self, sub: SubId) -> Option<&mut Live> {
+        let entry = self.entries.get_mut(self.by_sub.get(&sub)?)?;
+        let both = [entry.warming.as_mut(), entry.active.as_mut()];
+        both.into_iter().flatten().find(|live| live.eds == Some(sub))
+    }
+
     /// The next answer of DNS.
     pub async fn next(&mut self) -> Option<DnsEvent> {
         self.dns.next().await
@@ -399,7 +464,7 @@ impl Clusters {
 
     /// When [`Self::activate`] has something to do without an event.
     pub fn next_due(&self) -> Option<Instant> {
-        None
+        self.stale.first_key_value().map(|((at, _), _)| *at)
     }
 
     /// Clusters that wait.

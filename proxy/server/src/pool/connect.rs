@@ -25,7 +25,7 @@ pub enum UpstreamSocket {
     /// `envoy.transport_sockets.raw_buffer`.
     Plain,
     /// `envoy.transport_sockets.tls`.
-    Tls(ClientContext),
+    Tls(Box<ClientContext>),
 }
 
 /// What a caller asks of a connection.
