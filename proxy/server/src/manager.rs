@@ -11,3 +11,4 @@ pub mod needs;
 pub mod routes;
 pub mod scopes;
 pub mod subscription_stats;
+pub mod virtual_hosts;

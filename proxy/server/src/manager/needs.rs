@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::config::route::v3::ScopedRouteConfiguration;
+use envoy_types::pb::envoy::config::route::v3::{ScopedRouteConfiguration, Vhds, VirtualHost};
 use prost::Message as _;
 use waystation_filter_api::cell::Cell;
 use waystation_route::RouteTable;
-use waystation_schema::ConfigError;
+use waystation_schema::{At as _, ConfigError};
 use waystation_stats::{Scope, stats_group};
 use waystation_tls::Secret;
 use waystation_xds::{Client, Interest, Rejection, Resource, ResourceType, SubId, SubscriptionSpec, Update};
 
 use super::dump::Dumped;
 use super::scopes::{Changed, Scopes};
+use super::virtual_hosts::VirtualHosts;
 use crate::config_source;
 use crate::context::{Need, Shared, resource_key, scopes_key};
 use crate::http::filters::discovered::DiscoveredFilter;
@@ -33,7 +34,14 @@ stats_group! {
 #[derive(Debug)]
 pub enum Slot {
     /// A route configuration.
-    Route(Arc<Cell<RouteTable>>),
+    Route {
+        /// Where it goes.
+        cell: Arc<Cell<RouteTable>>,
+        /// Its virtual hosts by VHDS, if it has any.
+        hosts: Option<Box<VirtualHosts>>,
+        /// Where the subscription to those is counted.
+        scope: Scope,
+    },
     /// A set of scopes; nothing while an update is applied to them.
     Scopes(Option<Box<Scopes>>),
     /// A secret.
@@ -130,9 +138,13 @@ impl Needs {
                 client.unsubscribe(needed.sub);
                 self.ended.push(needed.sub);
                 self.by_sub.remove(&needed.sub);
-                if let Some(Needed { slot: Slot::Scopes(Some(scopes)), .. }) = self.by_key.remove(&key) {
-                    let routes: Vec<Need> = scopes.needs().cloned().collect();
-                    self.release(&routes, client);
+                match self.by_key.remove(&key).map(|needed| needed.slot) {
+                    Some(Slot::Scopes(Some(scopes))) => {
+                        let routes: Vec<Need> = scopes.needs().cloned().collect();
+                        self.release(&routes, client);
+                    }
+                    Some(Slot::Route { hosts: Some(hosts), .. }) => self.end(hosts.sub, client),
+                    _ => {}
                 }
             }
         }
@@ -193,6 +205,87 @@ impl Needs {
             }
         }
         rejected
+    }
+
+    fn end(&mut self, sub: SubId, client: &mut Client) {
+        client.unsubscribe(sub);
+        self.ended.push(sub);
+        self.by_sub.remove(&sub);
+    }
+
+    /// Puts a route configuration in force, with the virtual hosts by VHDS that it has or now asks for.
+    pub fn apply_routes(
+        &mut self,
+        sub: SubId,
+        table: RouteTable,
+        vhds: Option<&Vhds>,
+        shared: &Arc<Shared>,
+        client: &mut Client,
+    ) -> Result<(), ConfigError> {
+        let Some(key) = self.by_sub.get(&sub).cloned() else { return Ok(()) };
+        let Some(needed) = self.by_key.get_mut(&key) else { return Ok(()) };
+        let Slot::Route { cell, hosts, scope } = &mut needed.slot else { return Ok(()) };
+        let table = Arc::new(table);
+        let source = match vhds {
+            Some(vhds) => {
+                let source = vhds.config_source.as_ref();
+                Some(source.ok_or_else(|| ConfigError::field("vhds.config_source", "is required"))?)
+            }
+            None => None,
+        };
+        if let (Some(hosts), Some(source)) = (hosts.as_mut(), source)
+            && hosts.source == *source
+        {
+            cell.set(Some(hosts.rebase(table, shared)?));
+            return Ok(());
+        }
+        let fresh = match source {
+            None => None,
+            Some(proto) => {
+                let (source, init_fetch_timeout) = config_source::compile(proto).at(|| "vhds.config_source")?;
+                let spec = SubscriptionSpec {
+                    kind: ResourceType::VirtualHost,
+                    source,
+                    interest: Interest::Namespace(table.name().into()),
+                    init_fetch_timeout,
+                };
+                let sub = client.subscribe(spec).map_err(|error| {
+                    ConfigError::new(format!("vhds: {error}: it needs a delta stream"))
+                })?;
+                self.by_sub.insert(sub, key);
+                self.fresh.push((sub, scope.clone()));
+                Some(Box::new(VirtualHosts::new(sub, proto.clone(), Arc::clone(&table), scope)))
+            }
+        };
+        let replaced = std::mem::replace(hosts, fresh);
+        cell.set(Some(table));
+        if let Some(replaced) = replaced {
+            self.end(replaced.sub, client);
+        }
+        Ok(())
+    }
+
+    /// Applies an update of virtual hosts to the route configuration that they belong to, as a whole.
+    pub fn apply_virtual_hosts(
+        &mut self,
+        update: &Update,
+        resources: Vec<(&Resource, VirtualHost)>,
+        shared: &Arc<Shared>,
+    ) -> Vec<Rejection> {
+        let Some(needed) = self.by_sub(update.sub) else { return Vec::new() };
+        let Slot::Route { cell, hosts: Some(hosts), .. } = &mut needed.slot else { return Vec::new() };
+        let names: Vec<Arc<str>> = resources.iter().map(|(resource, _)| Arc::clone(&resource.name)).collect();
+        let updated = resources.into_iter().map(|(resource, host)| (resource.name.to_string(), host));
+        match hosts.update(updated.collect(), &update.removed, shared) {
+            Ok(table) => {
+                cell.set(Some(table));
+                Vec::new()
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                names.into_iter().map(|name| Rejection { name, reason: reason.clone() }).collect()
+            }
+        }
     }
 
     /// Those of `needs` that are still waited for, by name, for `/init_dump`.
@@ -296,8 +389,9 @@ fn key(need: &Need) -> String {
 
 fn parts(need: &Need) -> (ResourceType, &core::ConfigSource, &String, Slot) {
     match need {
-        Need::Route { source, name, cell, .. } => {
-            (ResourceType::RouteConfiguration, source, name, Slot::Route(Arc::clone(cell)))
+        Need::Route { source, name, cell, vhds, .. } => {
+            let slot = Slot::Route { cell: Arc::clone(cell), hosts: None, scope: vhds.clone() };
+            (ResourceType::RouteConfiguration, source, name, slot)
         }
         Need::Scopes { source, rds, name, cell, http, scope } => {
             let scopes = Scopes::new(rds.clone(), Arc::clone(cell), http.clone(), scope);

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
-use waystation_route::{CompileContext, RouteTable};
+use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
+use envoy_types::pb::google::protobuf::Any;
+use waystation_route::{CompileContext, FilterConfigCompiler, RouteTable};
 use waystation_schema::ConfigError;
 
 use crate::context::Shared;
@@ -16,15 +17,33 @@ pub fn compile(
     validate_clusters: bool,
     shared: &Arc<Shared>,
 ) -> Result<RouteTable, ConfigError> {
-    let table = RouteTable::compile(
-        proto,
-        &CompileContext {
-            clusters: &shared.clusters,
-            runtime: &shared.runtime,
-            validate_clusters,
-            filter_config: &|name, any| filters::compile_route_config(name, any, shared),
-        },
-    )?;
+    let filter_config = |name: &str, any: &Any| filters::compile_route_config(name, any, shared);
+    let table = RouteTable::compile(proto, &context(validate_clusters, shared, &filter_config))?;
     refuse_unsupported(&table)?;
     Ok(table)
+}
+
+/// A table with virtual hosts added to those it has.
+pub fn with_virtual_hosts(
+    base: &RouteTable,
+    hosts: &[VirtualHost],
+    shared: &Arc<Shared>,
+) -> Result<RouteTable, ConfigError> {
+    let filter_config = |name: &str, any: &Any| filters::compile_route_config(name, any, shared);
+    let table = base.with_virtual_hosts(hosts, &[], &context(false, shared, &filter_config))?;
+    refuse_unsupported(&table)?;
+    Ok(table)
+}
+
+fn context<'a>(
+    validate_clusters: bool,
+    shared: &'a Arc<Shared>,
+    filter_config: &'a FilterConfigCompiler<'a>,
+) -> CompileContext<'a> {
+    CompileContext {
+        clusters: &shared.clusters,
+        runtime: &shared.runtime,
+        validate_clusters,
+        filter_config,
+    }
 }
