@@ -416,9 +416,7 @@ impl Server {
             Event::Failed { sub, failure } => {
                 tracing::warn!(target: "config", "subscription failed: {failure:?}");
                 self.waiting.retain(|waiting| *waiting != sub);
-                if let Some(needed) = self.needs.by_sub(sub) {
-                    // Without the virtual hosts the route configuration can still be there.
-                    needed.settled |= needed.sub == sub;
+                if let Some(needed) = self.needs.settle(sub) {
                     if let Slot::Filter { stats, .. } = &needed.slot {
                         stats.config_fail().inc();
                     }
@@ -562,10 +560,9 @@ impl Server {
         if update.kind == ResourceType::RouteConfiguration {
             self.needs.count_scopes();
         }
-        if let Some(needed) = self.needs.by_sub(update.sub) {
-            // An answer without the resource says that it does not exist. A refused one is not waited for either: what
-            // refers to it starts without, as in Envoy.
-            needed.settled = true;
+        // An answer without the resource says that it does not exist. A refused one is not waited for either: what refers
+        // to it starts without, as in Envoy.
+        if let Some(needed) = self.needs.settle(update.sub) {
             if let Slot::Filter { places, stats } = &needed.slot {
                 if !rejected.is_empty() {
                     stats.config_fail().inc();

@@ -152,19 +152,30 @@ impl Needs {
 
     /// Whether all of them have arrived, or are not waited for any longer.
     pub fn settled(&self, needs: &[Need]) -> bool {
-        needs.iter().filter(|need| need.is_awaited()).all(|need| {
-            self.by_key.get(&key(need)).is_some_and(|needed| match &needed.slot {
-                // Scopes are there when their route configurations are.
-                Slot::Scopes(Some(scopes)) => {
-                    needed.settled && scopes.needs().all(|need| self.has_settled(need))
-                }
-                _ => needed.settled,
-            })
-        })
+        needs.iter().filter(|need| need.is_awaited()).all(|need| self.has_settled(need))
     }
 
     fn has_settled(&self, need: &Need) -> bool {
-        self.by_key.get(&key(need)).is_some_and(|needed| needed.settled)
+        self.by_key.get(&key(need)).is_some_and(|needed| {
+            needed.settled
+                && match &needed.slot {
+                    // Scopes are there when their route configurations are.
+                    Slot::Scopes(Some(scopes)) => scopes.needs().all(|need| self.has_settled(need)),
+                    Slot::Route { hosts: Some(hosts), .. } => hosts.settled,
+                    _ => true,
+                }
+        })
+    }
+
+    /// Nothing has come for a subscription in time: what waits for it goes on without. What has been refused or was
+    /// never there is not waited for either.
+    pub fn settle(&mut self, sub: SubId) -> Option<&mut Needed> {
+        let needed = self.by_sub(sub)?;
+        match &mut needed.slot {
+            Slot::Route { hosts: Some(hosts), .. } if hosts.sub == sub => hosts.settled = true,
+            _ => needed.settled = true,
+        }
+        Some(needed)
     }
 
     /// Applies an update to a set of scopes; `resources` are those that could be read.
@@ -242,16 +253,17 @@ impl Needs {
         let fresh = match source {
             None => None,
             Some(proto) => {
-                let (source, init_fetch_timeout) = config_source::compile(proto).at(|| "vhds.config_source")?;
+                let (source, init_fetch_timeout) =
+                    config_source::compile(proto).at(|| "vhds.config_source")?;
                 let spec = SubscriptionSpec {
                     kind: ResourceType::VirtualHost,
                     source,
                     interest: Interest::Namespace(table.name().into()),
                     init_fetch_timeout,
                 };
-                let sub = client.subscribe(spec).map_err(|error| {
-                    ConfigError::new(format!("vhds: {error}: it needs a delta stream"))
-                })?;
+                let sub = client
+                    .subscribe(spec)
+                    .map_err(|error| ConfigError::new(format!("vhds: {error}: it needs a delta stream")))?;
                 self.by_sub.insert(sub, key);
                 self.fresh.push((sub, scope.clone()));
                 Some(Box::new(VirtualHosts::new(sub, proto.clone(), Arc::clone(&table), scope)))
@@ -274,6 +286,7 @@ impl Needs {
     ) -> Vec<Rejection> {
         let Some(needed) = self.by_sub(update.sub) else { return Vec::new() };
         let Slot::Route { cell, hosts: Some(hosts), .. } = &mut needed.slot else { return Vec::new() };
+        hosts.settled = true;
         let names: Vec<Arc<str>> = resources.iter().map(|(resource, _)| Arc::clone(&resource.name)).collect();
         let updated = resources.into_iter().map(|(resource, host)| (resource.name.to_string(), host));
         match hosts.update(updated.collect(), &update.removed, shared) {

@@ -40,10 +40,5 @@ fn context<'a>(
     shared: &'a Arc<Shared>,
     filter_config: &'a FilterConfigCompiler<'a>,
 ) -> CompileContext<'a> {
-    CompileContext {
-        clusters: &shared.clusters,
-        runtime: &shared.runtime,
-        validate_clusters,
-        filter_config,
-    }
+    CompileContext { clusters: &shared.clusters, runtime: &shared.runtime, validate_clusters, filter_config }
 }

@@ -29,6 +29,8 @@ pub struct VirtualHosts {
     pub sub: SubId,
     /// Where they come from.
     pub source: core::ConfigSource,
+    /// Whether the server has answered, or is not waited for any longer.
+    pub settled: bool,
     /// By the names of their resources, `<route configuration>/<host>`.
     by_name: BTreeMap<String, pb::VirtualHost>,
     /// The route configuration as it came.
@@ -39,14 +41,18 @@ pub struct VirtualHosts {
 impl VirtualHosts {
     /// None yet.
     pub fn new(sub: SubId, source: core::ConfigSource, base: Arc<RouteTable>, scope: &Scope) -> Self {
-        Self { sub, source, by_name: BTreeMap::new(), base, stats: scope.group() }
+        Self { sub, source, settled: false, by_name: BTreeMap::new(), base, stats: scope.group() }
     }
 
     /// Goes on with another version of the route configuration; the virtual hosts stay.
     ///
     /// # Errors
     /// When they do not go together: a domain stands in both.
-    pub fn rebase(&mut self, base: Arc<RouteTable>, shared: &Arc<Shared>) -> Result<Arc<RouteTable>, ConfigError> {
+    pub fn rebase(
+        &mut self,
+        base: Arc<RouteTable>,
+        shared: &Arc<Shared>,
+    ) -> Result<Arc<RouteTable>, ConfigError> {
         let table = self.table(&base, &self.by_name, shared)?;
         self.base = base;
         Ok(table)
@@ -96,8 +102,7 @@ mod tests {
     use crate::context::tests::shared;
 
     fn host(name: &str, domain: &str) -> (String, pb::VirtualHost) {
-        let host =
-            pb::VirtualHost { name: name.into(), domains: vec![domain.into()], ..Default::default() };
+        let host = pb::VirtualHost { name: name.into(), domains: vec![domain.into()], ..Default::default() };
         (format!("rc/{domain}"), host)
     }
 
