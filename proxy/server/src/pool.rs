@@ -18,6 +18,7 @@ use waystation_upstream::{Cluster, Host, HostRef};
 pub mod connect;
 pub(crate) mod http1;
 pub(crate) mod http2;
+pub(crate) mod tcp;
 
 pub use connect::{ConnectError, ConnectOptions, ConnectionGuard, UpstreamConnInfo, UpstreamSocket, connect};
 

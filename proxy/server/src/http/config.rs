@@ -514,7 +514,9 @@ pub(crate) fn refuse_unsupported(table: &RouteTable) -> Result<(), ConfigError> 
             ("retry_policy.retry_priority", retry.is_some_and(|retry| retry.previous_priorities.is_some())),
             (
                 "upgrade_configs.connect_config",
-                action.upgrades.iter().any(|upgrade| upgrade.terminate_connect),
+                action.upgrades.iter().any(|upgrade| {
+                    upgrade.terminate_connect && (upgrade.allow_post || &*upgrade.protocol != "connect")
+                }),
             ),
         ];
         for (field, set) in unsupported {

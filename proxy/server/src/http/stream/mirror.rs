@@ -14,7 +14,7 @@ use waystation_http::Headers;
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::{Cluster, PickContext, Priority};
 
-use super::upstream::{self, Event, RequestPermit, TlsNames, Upstream};
+use super::upstream::{self, Carried, Event, RequestPermit, TlsNames, Upstream};
 use crate::worker::Worker;
 
 /// Where the request puts the copies of its body. Dropped before its end, it takes the mirror with it.
@@ -160,7 +160,7 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
     let now = Instant::now();
     let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), None, now) else { return };
     let priority = Priority::Default;
-    let stream = match upstream::ready(&pool, &cluster, Protocol::Http11, now) {
+    let stream = match upstream::ready(&pool, &cluster, Carried::Http(Protocol::Http11), now) {
         Some(stream) => Ok(stream),
         None => {
             let names = TlsNames::default();
@@ -169,7 +169,7 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
                 Rc::clone(&pool),
                 Rc::clone(&cluster),
                 priority,
-                Protocol::Http11,
+                Carried::Http(Protocol::Http11),
                 names,
             )
             .await

@@ -21,7 +21,7 @@ use super::Stream;
 use super::chain::Stopped;
 use super::exchange::{Attempt, Limits, Step};
 use super::mirror;
-use super::upstream::{self, NoStream, RequestPermit, TlsNames, Upstream};
+use super::upstream::{self, Carried, NoStream, RequestPermit, TlsNames, Upstream};
 use crate::http::downstream::Downstream;
 use crate::http::end::{ResetReason, StreamEnd};
 use crate::http::retry::{Decision, Outcome, Retries};
@@ -43,6 +43,7 @@ struct Routing<'r> {
     metadata: Option<&'r MetadataMatch>,
     cookies: Vec<String>,
     alternative: bool,
+    carried: Carried,
     /// Hosts tried, for predicates and the log.
     tried: Vec<u64>,
     attempts: u32,
@@ -145,6 +146,7 @@ impl<D: Downstream> Stream<'_, D> {
             metadata,
             cookies,
             alternative,
+            carried: self.carried(action),
             tried: Vec::new(),
             attempts: 0,
             request_count,
@@ -172,6 +174,14 @@ impl<D: Downstream> Stream<'_, D> {
                 }
             }
         }
+    }
+
+    /// What goes upstream: a CONNECT that ends here leaves its payload.
+    fn carried(&self, action: &RouteAction) -> Carried {
+        let headers = &self.heads.request;
+        let connect = headers.method() == Some(b"CONNECT") && !headers.contains(Known::Protocol);
+        let ends = connect && action.upgrade(b"connect").is_some_and(|upgrade| upgrade.terminate_connect);
+        if ends { Carried::Raw } else { Carried::Http(self.facts.protocol) }
     }
 
     /// The cell of the cluster, and which weighted cluster it is.
@@ -228,9 +238,9 @@ impl<D: Downstream> Stream<'_, D> {
         let previous = self.info.upstream.host.replace(Rc::clone(&host) as _);
         routing.route.rewrite_host_to_upstream(&mut self.heads.request, host.hostname());
         let priority = routing.action.priority;
-        let upstream = match upstream::ready(&pool, &cluster, self.facts.protocol, now) {
+        let upstream = match upstream::ready(&pool, &cluster, routing.carried, now) {
             Some(upstream) => Ok(upstream),
-            None => match self.connect(&pool, &cluster, priority).await {
+            None => match self.connect(&pool, &cluster, priority, routing.carried).await {
                 Ok(result) => result,
                 Err(end) => return Attempted::Over(end),
             },
@@ -270,7 +280,7 @@ impl<D: Downstream> Stream<'_, D> {
         self.info.upstream.local_address.clone_from(&info.local_address);
         self.info.upstream.connection_id = Some(info.id);
         self.info.upstream.tls.clone_from(&info.tls);
-        self.info.upstream.protocol = Some(upstream.protocol());
+        self.info.upstream.protocol = upstream.protocol();
         self.info.timing.first_upstream_tx = Some(now);
         let timeouts = &routing.timeouts;
         let per_try = Some(timeouts.per_try).filter(|timeout| !timeout.is_zero());
@@ -511,6 +521,7 @@ impl<D: Downstream> Stream<'_, D> {
         pool: &Rc<HostPool>,
         cluster: &Rc<ClusterRef>,
         priority: Priority,
+        carried: Carried,
     ) -> Result<Result<Upstream, NoStream>, StreamEnd> {
         let http = &cluster.http;
         let name = self.tls_name(http);
@@ -523,7 +534,7 @@ impl<D: Downstream> Stream<'_, D> {
             Rc::clone(pool),
             Rc::clone(cluster),
             priority,
-            self.facts.protocol,
+            carried,
             names,
         ));
         let ended = std::future::poll_fn(|task| {
@@ -658,7 +669,8 @@ impl<D: Downstream> Stream<'_, D> {
         self.info.response_code = status;
         self.attempt_count = None;
         self.mutate_response(routing.route, routing.weighted);
-        if switching {
+        let connected = self.heads.request.method() == Some(b"CONNECT") && (200..300).contains(&status);
+        if switching || self.facts.tunnel && connected {
             self.cx.hcm.stats.hcm.downstream_cx_upgrades_total().inc();
             self.deadlines.request = None;
         }
@@ -679,6 +691,7 @@ impl<D: Downstream> Stream<'_, D> {
             }
             // Dropping the stream resets it unless both directions have ended.
             Upstream::Http2(stream) => drop(stream),
+            Upstream::Tcp(connection) => drop(connection),
         }
     }
 

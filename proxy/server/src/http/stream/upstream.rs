@@ -17,6 +17,7 @@ use waystation_upstream::cluster::{ClusterRef, HeaderCase, HttpOptions, Undersco
 use crate::http::end::ResetReason;
 use crate::pool::http1::Http1;
 use crate::pool::http2::{Http2, Http2Stream};
+use crate::pool::tcp::Tcp;
 use crate::pool::{ConnectError, ConnectOptions, HostPool, UpstreamConnInfo, connect};
 use crate::worker::Worker;
 
@@ -24,6 +25,17 @@ use crate::worker::Worker;
 pub(super) enum Upstream {
     Http1(Box<Http1>),
     Http2(Box<Http2Stream>),
+    /// A CONNECT that ends here.
+    Tcp(Box<Tcp>),
+}
+
+/// What a connection is wanted for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Carried {
+    /// A request that came by this protocol.
+    Http(Protocol),
+    /// The payload of a CONNECT.
+    Raw,
 }
 
 /// What upstream says next.
@@ -99,10 +111,11 @@ impl Drop for PendingPermit<'_> {
 pub(super) fn ready(
     pool: &Rc<HostPool>,
     cluster: &ClusterRef,
-    downstream: Protocol,
+    carried: Carried,
     now: Instant,
 ) -> Option<Upstream> {
-    match wanted(cluster, pool, downstream) {
+    match wanted(cluster, pool, carried) {
+        Wanted::Raw => None,
         Wanted::Http1 => pool.take_idle(now).map(Upstream::Http1),
         Wanted::Http2 | Wanted::Either => {
             let stream = pool
@@ -119,7 +132,7 @@ pub(super) async fn acquire(
     pool: Rc<HostPool>,
     cluster: Rc<ClusterRef>,
     priority: Priority,
-    downstream: Protocol,
+    carried: Carried,
     names: TlsNames,
 ) -> Result<Upstream, NoStream> {
     let stats = &cluster.stats;
@@ -131,16 +144,17 @@ pub(super) async fn acquire(
     stats.upstream_rq_pending_active().inc();
     let _pending = PendingPermit { cluster: &cluster, priority };
     loop {
-        if let Some(upstream) = self::ready(&pool, &cluster, downstream, Instant::now()) {
+        if let Some(upstream) = self::ready(&pool, &cluster, carried, Instant::now()) {
             return Ok(upstream);
         }
-        let wanted = wanted(&cluster, &pool, downstream);
+        let wanted = wanted(&cluster, &pool, carried);
         // Streams that can share a connection wait for the one that is being made.
-        if wanted != Wanted::Http1 && pool.http2_connecting.get() {
+        if wanted.is_shared() && pool.http2_connecting.get() {
             pool.wait().done().await;
             continue;
         }
         let alpn: &[&[u8]] = match wanted {
+            Wanted::Raw => &[],
             Wanted::Http1 => &[b"http/1.1"],
             Wanted::Http2 => &[b"h2"],
             Wanted::Either => &[b"h2", b"http/1.1"],
@@ -154,12 +168,13 @@ pub(super) async fn acquire(
                 alpn,
             },
         };
-        let _connecting = (wanted != Wanted::Http1).then(|| Connecting::new(&pool));
+        let _connecting = wanted.is_shared().then(|| Connecting::new(&pool));
         let host = pool.host();
         let made = connect(&worker, &cluster, &host, options).await;
         match made {
             Ok((transport, info, guard)) => {
                 let http2 = match wanted {
+                    Wanted::Raw => return Ok(Upstream::Tcp(Box::new(Tcp::new(transport, info, guard)))),
                     Wanted::Http1 => false,
                     Wanted::Http2 => true,
                     Wanted::Either => info.alpn.as_deref() == Some(b"h2"),
@@ -220,10 +235,11 @@ pub(super) async fn acquire(
 }
 
 impl Upstream {
-    pub(super) fn protocol(&self) -> Protocol {
+    pub(super) fn protocol(&self) -> Option<Protocol> {
         match self {
-            Self::Http1(_) => Protocol::Http11,
-            Self::Http2(_) => Protocol::Http2,
+            Self::Http1(_) => Some(Protocol::Http11),
+            Self::Http2(_) => Some(Protocol::Http2),
+            Self::Tcp(_) => None,
         }
     }
 
@@ -231,6 +247,7 @@ impl Upstream {
         match self {
             Self::Http1(connection) => &connection.info,
             Self::Http2(stream) => stream.info(),
+            Self::Tcp(connection) => &connection.info,
         }
     }
 
@@ -247,6 +264,7 @@ impl Upstream {
                 Ok(())
             }
             Self::Http2(stream) => stream.send_head(headers, end),
+            Self::Tcp(_) => Ok(()),
         }
     }
 
@@ -257,6 +275,10 @@ impl Upstream {
                 Ok(())
             }
             Self::Http2(stream) => stream.send_data(data),
+            Self::Tcp(connection) => {
+                connection.send_data(data);
+                Ok(())
+            }
         }
     }
 
@@ -267,6 +289,10 @@ impl Upstream {
                 Ok(())
             }
             Self::Http2(stream) => stream.send_end(trailers),
+            Self::Tcp(connection) => {
+                connection.send_end();
+                Ok(())
+            }
         }
     }
 
@@ -275,6 +301,7 @@ impl Upstream {
         match self {
             Self::Http1(connection) => connection.has_room(),
             Self::Http2(stream) => stream.has_room(),
+            Self::Tcp(connection) => connection.has_room(),
         }
     }
 
@@ -283,6 +310,7 @@ impl Upstream {
         match self {
             Self::Http1(connection) => connection.poll_flush(cx),
             Self::Http2(stream) => stream.poll_flush(cx),
+            Self::Tcp(connection) => connection.poll_flush(cx),
         }
     }
 
@@ -304,6 +332,7 @@ impl Upstream {
                 })
             }
             Self::Http2(stream) => stream.poll_event(cx, headers),
+            Self::Tcp(connection) => connection.poll_event(cx, headers),
         }
     }
 }
@@ -314,10 +343,20 @@ enum Wanted {
     Http2,
     /// ALPN decides.
     Either,
+    /// A connection of its own, without HTTP.
+    Raw,
+}
+
+impl Wanted {
+    /// Whether several streams may come to share the connection.
+    fn is_shared(self) -> bool {
+        matches!(self, Self::Http2 | Self::Either)
+    }
 }
 
 #[inline]
-fn wanted(cluster: &ClusterRef, pool: &HostPool, downstream: Protocol) -> Wanted {
+fn wanted(cluster: &ClusterRef, pool: &HostPool, carried: Carried) -> Wanted {
+    let Carried::Http(downstream) = carried else { return Wanted::Raw };
     match cluster.http.protocol {
         UpstreamProtocol::Http1 => Wanted::Http1,
         UpstreamProtocol::Http2 => Wanted::Http2,
