@@ -400,9 +400,10 @@ impl Feed {
         self.kind.is_full_state() || matches!(self.kind, ResourceType::Other(_))
     }
 
-    /// Whether a first request without names asks for everything.
+    /// Whether a first request without names asks for everything. VHDS begins so: a proxy without the on-demand filter
+    /// has no more virtual hosts than it is sent unasked.
     fn has_legacy_wildcard(&self) -> bool {
-        self.is_full_state()
+        self.is_full_state() || self.kind == ResourceType::VirtualHost
     }
 }
 
