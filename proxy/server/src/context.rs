@@ -167,7 +167,7 @@ pub enum Need {
         /// Where they come from.
         source: core::ConfigSource,
         /// Where their route configurations come from.
-        rds: Option<core::ConfigSource>,
+        rds: Option<Box<core::ConfigSource>>,
         /// The name of the set of scopes.
         name: String,
         /// Where it goes.
@@ -272,7 +272,7 @@ impl<'a> CompileContext<'a> {
         let cell = self.shared.scopes.cell(&scopes_key(source, rds, name));
         self.needs.borrow_mut().push(Need::Scopes {
             source: source.clone(),
-            rds: rds.cloned(),
+            rds: rds.cloned().map(Box::new),
             name: name.to_owned(),
             cell: Arc::clone(&cell),
             http: http.clone(),

@@ -562,16 +562,16 @@ impl Server {
         }
         // An answer without the resource says that it does not exist. A refused one is not waited for either: what refers
         // to it starts without, as in Envoy.
-        if let Some(needed) = self.needs.settle(update.sub) {
-            if let Slot::Filter { places, stats } = &needed.slot {
-                if !rejected.is_empty() {
-                    stats.config_fail().inc();
-                } else if !update.resources.is_empty() {
-                    stats.config_reload().inc();
-                } else if !update.removed.is_empty() {
-                    places.iter().for_each(|place| place.set(None));
-                    needed.dumped = None;
-                }
+        if let Some(needed) = self.needs.settle(update.sub)
+            && let Slot::Filter { places, stats } = &needed.slot
+        {
+            if !rejected.is_empty() {
+                stats.config_fail().inc();
+            } else if !update.resources.is_empty() {
+                stats.config_reload().inc();
+            } else if !update.removed.is_empty() {
+                places.iter().for_each(|place| place.set(None));
+                needed.dumped = None;
             }
         }
         rejected

@@ -393,7 +393,7 @@ fn key(need: &Need) -> String {
     match need {
         Need::Route { source, name, .. } => format!("route/{}", resource_key(source, name)),
         Need::Scopes { source, rds, name, .. } => {
-            format!("scopes/{}", scopes_key(source, rds.as_ref(), name))
+            format!("scopes/{}", scopes_key(source, rds.as_deref(), name))
         }
         Need::Secret { source, name, .. } => format!("secret/{}", resource_key(source, name)),
         Need::Filter { source, name, .. } => format!("filter/{}", resource_key(source, name)),
@@ -407,7 +407,7 @@ fn parts(need: &Need) -> (ResourceType, &core::ConfigSource, &String, Slot) {
             (ResourceType::RouteConfiguration, source, name, slot)
         }
         Need::Scopes { source, rds, name, cell, http, scope } => {
-            let scopes = Scopes::new(rds.clone(), Arc::clone(cell), http.clone(), scope);
+            let scopes = Scopes::new(rds.as_deref().cloned(), Arc::clone(cell), http.clone(), scope);
             (ResourceType::ScopedRouteConfiguration, source, name, Slot::Scopes(Some(Box::new(scopes))))
         }
         Need::Secret { source, name, cell, .. } => {
