@@ -102,7 +102,7 @@ pub(crate) enum StreamEnd {
     /// An upgrade that is not allowed.
     UpgradeFailed,
     /// `strict_check_headers`: the header that failed.
-    StrictHeaderCheck(Known),
+    StrictHeaderCheck(Known, Box<str>),
     /// Runtime `upstream.maintenance_mode.<cluster>`.
     MaintenanceMode,
     /// The cluster has no host to go to.
@@ -195,10 +195,10 @@ impl StreamEnd {
                 entry(*status, "", "cluster_not_found", Some(Flag::NoClusterFound))
             }
             Self::UpgradeFailed => closing(403, "", "upgrade_failed", None),
-            Self::StrictHeaderCheck(name) => {
+            Self::StrictHeaderCheck(name, value) => {
                 let mut reply = LocalReply::new(
                     400,
-                    format!("invalid header '{}' with value", name.as_str()),
+                    format!("invalid header '{}' with value '{value}'", name.as_str()),
                     "request_headers_failed_strict_check",
                 );
                 reply.flag = Some(Flag::InvalidEnvoyRequestHeaders);

@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 use pb::http_filter::ConfigType;
 use waystation_filter_api::http::{FactoryContext, FilterConfig, HttpFilterExtension, HttpFilterFactory};
+use waystation_http::Known;
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
 
@@ -34,12 +35,22 @@ pub(crate) struct FilterEntry {
     pub(crate) disabled: bool,
 }
 
+/// The headers that `strict_check_headers` may name.
+pub(crate) const STRICT_HEADERS: [Known; 5] = [
+    Known::XEnvoyUpstreamRqTimeoutMs,
+    Known::XEnvoyUpstreamRqPerTryTimeoutMs,
+    Known::XEnvoyMaxRetries,
+    Known::XEnvoyRetryOn,
+    Known::XEnvoyRetryGrpcOn,
+];
+
 /// The terminal filter's configuration.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RouterConfig {
     pub(crate) dynamic_stats: bool,
     pub(crate) suppress_envoy_headers: bool,
-    pub(crate) strict_headers: bool,
+    /// `strict_check_headers`: a bit for each of [`STRICT_HEADERS`].
+    pub(crate) strict_headers: u8,
     pub(crate) respect_expected_timeout: bool,
 }
 
@@ -154,7 +165,12 @@ fn compile_router(proto: &Router) -> Result<RouterConfig, ConfigError> {
     Ok(RouterConfig {
         dynamic_stats: boolean(dynamic_stats.as_ref(), true),
         suppress_envoy_headers: *suppress_envoy_headers,
-        strict_headers: !strict_check_headers.is_empty(),
+        strict_headers: (0..)
+            .zip(STRICT_HEADERS)
+            .filter(|(_, known)| {
+                strict_check_headers.iter().any(|name| name.eq_ignore_ascii_case(known.as_str()))
+            })
+            .fold(0, |mask, (bit, _)| mask | 1 << bit),
         respect_expected_timeout: *respect_expected_rq_timeout,
     })
 }

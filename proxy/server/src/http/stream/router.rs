@@ -24,11 +24,31 @@ use super::mirror;
 use super::upstream::{self, Carried, NoStream, RequestPermit, TlsNames, Upstream};
 use crate::http::downstream::Downstream;
 use crate::http::end::{ResetReason, StreamEnd};
+use crate::http::filters::STRICT_HEADERS;
 use crate::http::retry::{Decision, Outcome, Retries};
 use crate::http::timer::after;
 use crate::http::{Table, millis};
 use crate::pool::HostPool;
 use crate::worker::LocalCluster;
+
+/// The conditions of `x-envoy-retry-on`.
+const RETRY_ON: [&str; 11] = [
+    "5xx",
+    "gateway-error",
+    "reset",
+    "reset-before-request",
+    "connect-failure",
+    "envoy-ratelimited",
+    "retriable-4xx",
+    "refused-stream",
+    "retriable-status-codes",
+    "retriable-headers",
+    "http3-post-connect-failure",
+];
+
+/// The conditions of `x-envoy-retry-grpc-on`.
+const RETRY_GRPC_ON: [&str; 5] =
+    ["cancelled", "deadline-exceeded", "resource-exhausted", "unavailable", "internal"];
 
 /// What the attempts of one request share.
 struct Routing<'r> {
@@ -100,8 +120,8 @@ impl<D: Downstream> Stream<'_, D> {
             return Err(StreamEnd::ClusterNotFound { status: action.cluster_not_found_status });
         };
         self.info.upstream.cluster = Some(Rc::clone(&cluster) as _);
-        if hcm.router.strict_headers {
-            self.check_strictly()?;
+        if hcm.router.strict_headers != 0 {
+            self.check_strictly(hcm.router.strict_headers)?;
         }
         let extras = local.extras(&cx.worker, &cluster);
         if extras.maintenance.contains(cx.worker.random()) {
@@ -716,16 +736,18 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// `strict_check_headers`: those that are there must be well-formed.
-    fn check_strictly(&self) -> Result<(), StreamEnd> {
-        for name in [
-            Known::XEnvoyUpstreamRqTimeoutMs,
-            Known::XEnvoyUpstreamRqPerTryTimeoutMs,
-            Known::XEnvoyMaxRetries,
-        ] {
-            let value = self.heads.request.get_str(name);
-            if self.heads.request.contains(name) && value.and_then(|v| v.trim().parse::<u64>().ok()).is_none()
-            {
-                return Err(StreamEnd::StrictHeaderCheck(name));
+    fn check_strictly(&self, mask: u8) -> Result<(), StreamEnd> {
+        for (bit, name) in (0..).zip(STRICT_HEADERS).filter(|(bit, _)| mask & (1 << bit) != 0) {
+            let Some(value) = self.heads.request.get(name) else { continue };
+            let value = String::from_utf8_lossy(value);
+            let all = |known: &[&str]| value.split(',').all(|token| known.contains(&token.trim()));
+            let valid = match bit {
+                0..3 => value.trim().parse::<u64>().is_ok(),
+                3 => all(&RETRY_ON),
+                _ => all(&RETRY_GRPC_ON),
+            };
+            if !valid {
+                return Err(StreamEnd::StrictHeaderCheck(name, value.into()));
             }
         }
         Ok(())
