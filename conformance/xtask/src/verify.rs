@@ -99,7 +99,9 @@ impl Checks {
             }
             None => {
                 self.run("differential", || {
-                    Outcome::Skipped("envoy is not installed: compared with its recorded answers only".to_owned())
+                    Outcome::Skipped(
+                        "envoy is not installed: compared with its recorded answers only".to_owned(),
+                    )
                 });
                 self.run("recorded answers", || done(step(rig(&["run"]).arg("--golden"))));
             }

@@ -186,10 +186,7 @@ fn split_clusters(wire: &Bytes) -> Result<(Vec<u8>, Vec<Bytes>), DecodeError> {
 type EachField<'a> = dyn FnMut(u32, &[u8], &[u8]) -> Result<(), DecodeError> + 'a;
 
 /// Calls `each` with the number, the bytes and, where it is length-delimited, the payload of each field.
-fn for_each_field(
-    message: &[u8],
-    each: &mut EachField<'_>,
-) -> Result<(), DecodeError> {
+fn for_each_field(message: &[u8], each: &mut EachField<'_>) -> Result<(), DecodeError> {
     let mut left = message;
     while !left.is_empty() {
         let start = left;

@@ -336,6 +336,10 @@ impl Hcm {
         let routes = match route_specifier {
             None => return Err(ConfigError::field("route_specifier", "is required")),
             Some(hcm::RouteSpecifier::RouteConfig(config)) => {
+                if config.vhds.is_some() {
+                    let reason = "only a route configuration by RDS can have virtual hosts by VHDS";
+                    return Err(ConfigError::field("vhds", reason).at("route_config"));
+                }
                 let table = routes::compile(config, true, shared).at(|| "route_config")?;
                 // Nobody else knows the name: the cell is this connection manager's own.
                 let cell = CellTable::new().cell(&config.name);
