@@ -174,6 +174,16 @@ impl Server {
                         --service-node and --service-cluster options."
                 .to_owned());
         }
+        let subscribed = [("cds_config", &dynamic.cds_config), ("lds_config", &dynamic.lds_config)];
+        for (field, source) in
+            subscribed.into_iter().filter_map(|(field, source)| Some((field, source.as_ref()?)))
+        {
+            let (source, _) =
+                config_source::compile(source).at(|| format!("dynamic_resources.{field}")).map_err(text)?;
+            if matches!(source, waystation_xds::Source::Ads) && ads.is_none() {
+                return Err(format!("dynamic_resources.{field}: ADS without an ads_config"));
+            }
+        }
         let client = Client::new(
             waystation_xds::Options {
                 node: node.encode_to_vec().into(),
@@ -294,6 +304,7 @@ impl Server {
             }
             self.counters.follow(&mut self.client);
             if self.should_exit() {
+                self.workers.finish();
                 return Ok(());
             }
             let due = self.next_due();
@@ -451,6 +462,8 @@ impl Server {
         let mut rejected = Vec::new();
         let decoded =
             self.decode_all::<ClusterProto>(update, "envoy.config.cluster.v3.Cluster", &mut rejected);
+        // A cluster that is refused below is not one that the response leaves out.
+        let unreadable = !rejected.is_empty();
         for (resource, proto) in decoded {
             let result = self.clusters.add(
                 &proto,
@@ -462,7 +475,7 @@ impl Server {
             );
             note(&mut rejected, resource, result);
         }
-        for name in self.removals(update, !rejected.is_empty()) {
+        for name in self.removals(update, unreadable) {
             self.clusters.remove(&name, &mut self.needs, &mut self.client);
         }
         if rejected.is_empty() {

@@ -221,10 +221,23 @@ pub async fn serve(
     let start = connection.start;
     let now = Instant::now();
     let start_time = SystemTime::now() - now.saturating_duration_since(start);
-    let mut info = StreamInfo::new(connection.id, start, start_time, Rc::new(connection), None);
-    relay(&worker, proxy, &mut transport, &mut info).await;
-    info.timing.complete = Some(Instant::now());
-    proxy.log(&info, AccessLogType::TcpConnectionEnd, worker.random());
+    let info = StreamInfo::new(connection.id, start, start_time, Rc::new(connection), None);
+    let mut logged = Logged { worker: &worker, proxy, info };
+    relay(&worker, proxy, &mut transport, &mut logged.info).await;
+}
+
+/// Writes the last line of a connection however it ends: its listener's removal drops it where it stands.
+struct Logged<'a> {
+    worker: &'a Worker,
+    proxy: &'a TcpProxy,
+    info: StreamInfo,
+}
+
+impl Drop for Logged<'_> {
+    fn drop(&mut self) {
+        self.info.timing.complete = Some(Instant::now());
+        self.proxy.log(&self.info, AccessLogType::TcpConnectionEnd, self.worker.random());
+    }
 }
 
 async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &mut StreamInfo) {

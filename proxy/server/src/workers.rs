@@ -4,6 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
@@ -16,6 +17,9 @@ use crate::worker::Worker;
 
 /// Orders a worker may be behind; beyond it the main thread waits for the worker.
 const QUEUE: usize = 1024;
+
+/// How long the end of the process waits for the workers' ends.
+const FINISH: Duration = Duration::from_secs(1);
 
 /// The threads and the queues to them.
 #[derive(Debug, Default)]
@@ -61,6 +65,15 @@ impl Workers {
                     thread::yield_now();
                 }
             }
+        }
+    }
+
+    /// Has the threads end, and their connections with them, so that these are logged before the logs are flushed.
+    pub fn finish(&mut self) {
+        self.queues.clear();
+        let until = Instant::now() + FINISH;
+        while self.threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 

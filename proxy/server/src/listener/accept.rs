@@ -35,9 +35,9 @@ use crate::transport::{Socket, Transport};
 use crate::worker::Worker;
 use crate::{http, network, overload, tcp_proxy};
 
-/// The most a listener filter may have read before it must decide: Envoy's bound on a ClientHello and more than any PROXY
-/// header.
-const INSPECT_LIMIT: usize = 64 * 1024;
+/// The most a listener filter may have read before it must decide: the longest PROXY header, which must not pass unread,
+/// and about Envoy's bound on a ClientHello.
+const INSPECT_LIMIT: usize = 16 + 65_535;
 
 /// How long to wait when there are no file descriptors for an `accept`.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);

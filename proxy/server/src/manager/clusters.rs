@@ -372,8 +372,8 @@ impl Clusters {
         if !update.resources.is_empty() && rejected.is_empty() {
             self.watch_age(update.sub, now, stale_after);
         }
-        if update.resources.is_empty() && !cluster.endpoints().initialized() {
-            // The server says that there is no such assignment: no need to wait for it.
+        if (update.resources.is_empty() || !rejected.is_empty()) && !cluster.endpoints().initialized() {
+            // The server says that there is no such assignment, or it is refused: no need to wait for it, as in Envoy.
             cluster.assignment_timed_out();
         }
         rejected

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use prost::Message as _;
 use waystation_schema::ConfigError;
@@ -130,6 +131,8 @@ pub struct Listeners {
     stats: ListenerManagerStats,
     next_id: u64,
     stopped: bool,
+    /// Inbound listeners were stopped (`/drain_listeners?inboundonly`) and stay so.
+    stopped_inbound: bool,
     /// Over which time connections are closed when draining starts.
     drain_over: Duration,
 }
@@ -145,6 +148,7 @@ impl Listeners {
             draining: Vec::new(),
             next_id: 1,
             stopped: false,
+            stopped_inbound: false,
             drain_over: if shared.drain_immediately { Duration::ZERO } else { shared.drain_time },
         }
     }
@@ -165,7 +169,7 @@ impl Listeners {
     ) -> Result<(), ConfigError> {
         let wire = Bytes::from(proto.encode_to_vec());
         let hash = xxh64(&wire, 0);
-        if self.stopped {
+        if self.stopped || (self.stopped_inbound && is_inbound(proto)) {
             return Ok(());
         }
         if let Some(entry) = self.entries.get(&proto.name) {
@@ -235,7 +239,14 @@ impl Listeners {
     /// Starts, or updates, every listener whose needs have settled.
     pub fn activate(&mut self, now: Instant, needs: &Needs) -> Vec<Order> {
         let mut orders = Vec::new();
+        if self.stopped {
+            return orders;
+        }
         for entry in self.entries.values_mut() {
+            if self.stopped_inbound && entry.warming.as_ref().is_some_and(|warming| warming.listener.inbound)
+            {
+                continue;
+            }
             let ready = entry.warming.as_ref().is_some_and(|warming| needs.settled(&warming.listener.needs));
             let Some(warming) = entry.warming.take_if(|_| ready) else {
                 continue;
@@ -357,7 +368,9 @@ impl Listeners {
     /// `at_once` when the process ends.
     pub fn stop(&mut self, inbound_only: bool, at_once: bool) -> Vec<Order> {
         let over = if at_once { Duration::ZERO } else { self.drain_over };
-        if !inbound_only {
+        if inbound_only {
+            self.stopped_inbound = true;
+        } else {
             self.stopped = true;
         }
         let mut orders = Vec::new();
@@ -465,6 +478,10 @@ impl Listeners {
                 .collect(),
         }
     }
+}
+
+fn is_inbound(proto: &pb::Listener) -> bool {
+    proto.traffic_direction() == core::TrafficDirection::Inbound
 }
 
 /// Listeners for `/config_dump`.
