@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, request, response, uri};
 
+use crate::h1::{is_valid_authority, joins_in_request, joins_in_response};
 use crate::headers::Headers;
 use crate::known::Known;
 use crate::name::Name;
@@ -31,7 +32,10 @@ pub fn read_request(parts: &request::Parts, protocol: Option<&str>, headers: &mu
     if let Some(authority) = parts.uri.authority() {
         headers.append(Known::Authority, authority.as_str());
     } else if let Some(host) = parts.headers.get(http::header::HOST) {
-        headers.append(Known::Authority, host.as_bytes());
+        // One that is no authority is as good as none: the request is refused for want of a host.
+        if is_valid_authority(host.as_bytes()) {
+            headers.append(Known::Authority, host.as_bytes());
+        }
     }
     if let Some(path) = parts.uri.path_and_query() {
         headers.append(Known::Path, path.as_str());
@@ -43,7 +47,7 @@ pub fn read_request(parts: &request::Parts, protocol: Option<&str>, headers: &mu
         match Name::from(name.as_str()) {
             Name::Known(Known::Host) => {}
             Name::Known(Known::Cookie) => headers.append_joined(Known::Cookie, "; ", value.as_bytes()),
-            name => headers.append(name, value.as_bytes()),
+            name => append_field(name, value.as_bytes(), joins_in_request, headers),
         }
     }
 }
@@ -52,7 +56,9 @@ pub fn read_request(parts: &request::Parts, protocol: Option<&str>, headers: &mu
 pub fn read_response(parts: &response::Parts, headers: &mut Headers) {
     headers.clear();
     headers.append(Known::Status, parts.status.as_str());
-    append_all(&parts.headers, headers);
+    for (name, value) in &parts.headers {
+        append_field(Name::from(name.as_str()), value.as_bytes(), joins_in_response, headers);
+    }
 }
 
 /// Fills `headers` from trailers.
@@ -104,6 +110,16 @@ pub fn write_response(headers: &Headers) -> Result<Response<()>, InvalidHead> {
 /// The trailers of `headers`.
 pub fn write_trailers(headers: &Headers) -> Result<HeaderMap, InvalidHead> {
     Ok(write_fields(headers)?.0)
+}
+
+/// As the HTTP/1 codec reads a field: headers of which there is one are joined when they are repeated, so that what is trusted
+/// does not depend on the protocol; of lengths only one goes on, which the HTTP/2 library has held the body against.
+fn append_field(name: Name<'_>, value: &[u8], joins: fn(Known) -> bool, headers: &mut Headers) {
+    match name {
+        Name::Known(Known::ContentLength) if headers.contains(Known::ContentLength) => {}
+        Name::Known(known) if joins(known) => headers.append_joined(known, ",", value),
+        name => headers.append(name, value),
+    }
 }
 
 fn append_all(map: &HeaderMap, headers: &mut Headers) {
@@ -235,6 +251,29 @@ mod tests {
         .into_iter()
         .collect();
         assert_eq!(write_request(&extended).unwrap().uri().to_string(), "https://a/chat");
+    }
+
+    #[test]
+    fn repeated_fields_are_read_as_http_1_reads_them() {
+        let request = Request::builder()
+            .uri("https://a/x")
+            .header("x-forwarded-for", "10.0.0.1")
+            .header("x-forwarded-for", "203.0.113.9")
+            .header("x-other", "1")
+            .header("x-other", "2")
+            .header("content-length", "5")
+            .header("content-length", "05")
+            .body(())
+            .unwrap();
+        let mut headers = Headers::new();
+        read_request(&request.into_parts().0, Some("web\r\nsocket"), &mut headers);
+        assert_eq!(headers.get(Known::XForwardedFor), Some(&b"10.0.0.1,203.0.113.9"[..]));
+        assert_eq!(headers.get_all("x-other").count(), 2);
+        assert_eq!(headers.get_all(Known::ContentLength).collect::<Vec<_>>(), [b"5"]);
+        assert_eq!(headers.get(Known::Protocol), Some(&b"web%0D%0Asocket"[..]));
+        let request = Request::builder().uri("/x").header("host", "a b/c").body(()).unwrap();
+        read_request(&request.into_parts().0, None, &mut headers);
+        assert_eq!(headers.authority(), None);
     }
 
     #[test]

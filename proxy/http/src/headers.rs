@@ -153,7 +153,7 @@ impl Headers {
     pub fn append_joined<'n>(&mut self, name: impl Into<Name<'n>>, delimiter: &str, value: impl AsRef<[u8]>) {
         let (name, value) = (name.into(), value.as_ref());
         let Some(index) = self.find(name, 0) else { return self.push(name, value) };
-        debug_assert!(is_valid_value(value), "header values hold no NUL, CR or LF");
+        let value = &*safe_value(name, value);
         let Entry { value_off, value_len, .. } = self.entries[index];
         if value_len == 0 {
             return self.write_value(index, value);
@@ -182,8 +182,7 @@ impl Headers {
     pub fn set<'n>(&mut self, name: impl Into<Name<'n>>, value: impl AsRef<[u8]>) {
         let (name, value) = (name.into(), value.as_ref());
         let Some(index) = self.find(name, 0) else { return self.push(name, value) };
-        debug_assert!(is_valid_value(value), "header values hold no NUL, CR or LF");
-        self.write_value(index, value);
+        self.write_value(index, &safe_value(name, value));
         while let Some(other) = self.find(name, index + 1) {
             self.remove_at(other);
         }
@@ -328,7 +327,8 @@ impl Headers {
 
     /// Adds `:authority` from a `host` header, keeping how the peer spelled that name if `keep_case`.
     pub(crate) fn append_authority(&mut self, spelled: &[u8], value: &[u8], keep_case: bool) {
-        self.append(Known::Authority, value);
+        // As it was read: whether it is one is the caller's next question.
+        self.push_raw(Name::Known(Known::Authority), value);
         if keep_case
             && spelled != b"host"
             && let Some(index) = self.find(Name::Known(Known::Authority), 0)
@@ -460,7 +460,10 @@ impl Headers {
     }
 
     fn push(&mut self, name: Name<'_>, value: &[u8]) {
-        debug_assert!(is_valid_value(value), "header values hold no NUL, CR or LF");
+        self.push_raw(name, &safe_value(name, value));
+    }
+
+    fn push_raw(&mut self, name: Name<'_>, value: &[u8]) {
         let text = match name {
             Name::Known(_) => &[],
             Name::Other(bytes) => bytes,
@@ -658,6 +661,35 @@ impl<'a> Iterator for GetAll<'a, '_> {
         let index = self.headers.find(self.name, self.next)?;
         self.next = index + 1;
         Some(self.headers.value(&self.headers.entries[index]))
+    }
+}
+
+/// The value as it may stand in a head. What formatters, rewrites and filters make of peers' bytes ends up here: a line end or
+/// a NUL would begin another header, and in a pseudo-header a blank would end the request target (request and response
+/// splitting). Line ends become blanks; in pseudo-headers
+/// such bytes are percent-encoded.
+fn safe_value<'v>(name: Name<'_>, value: &'v [u8]) -> Cow<'v, [u8]> {
+    let ends_target = |byte: &u8| *byte <= b' ' || *byte == 0x7f;
+    match name {
+        Name::Known(known) if known.is_pseudo() => {
+            if !value.iter().any(ends_target) {
+                return Cow::Borrowed(value);
+            }
+            let mut encoded = Vec::with_capacity(value.len() + 16);
+            for byte in value {
+                if ends_target(byte) {
+                    encoded.extend_from_slice(format!("%{byte:02X}").as_bytes());
+                } else {
+                    encoded.push(*byte);
+                }
+            }
+            encoded.into()
+        }
+        _ if is_valid_value(value) => Cow::Borrowed(value),
+        _ => {
+            let blank = |byte: &u8| if matches!(byte, 0 | b'\r' | b'\n') { b' ' } else { *byte };
+            value.iter().map(blank).collect::<Vec<u8>>().into()
+        }
     }
 }
 

@@ -177,8 +177,11 @@ pub(super) fn request_line(method: &[u8], headers: &Headers, preserve_case: bool
 /// Writes the regular fields, without those that say how the message is framed if they could be wrong here.
 pub(super) fn fields(headers: &Headers, start: Start, preserve_case: bool, out: &mut BytesMut) {
     out.reserve(headers.arena_len() + headers.len() * 24 + 64);
-    let keeps = |known: Option<Known>| match (known, start) {
+    // A length that is no number, or a second one, must not stand beside the framing that is chosen.
+    let mut lengths = usize::from(headers.content_length().is_none());
+    let mut keeps = |known: Option<Known>| match (known, start) {
         (Some(Known::TransferEncoding), _) => false,
+        (Some(Known::ContentLength), _) if std::mem::replace(&mut lengths, 1) > 0 => false,
         // RFC 9110 section 8.6: no length in 1xx, 204, or an accepted CONNECT.
         (Some(Known::ContentLength), Start::Response { status, connect, .. }) => {
             !(connect || status < 200 || status == 204)

@@ -373,7 +373,7 @@ fn append(
 }
 
 /// The headers that Envoy registers as inline for requests: a repetition is joined to the first with a comma.
-fn joins_in_request(known: Known) -> bool {
+pub(crate) fn joins_in_request(known: Known) -> bool {
     use Known as K;
     matches!(
         known,
@@ -440,7 +440,7 @@ fn joins_in_request(known: Known) -> bool {
 }
 
 /// The same for responses and trailers.
-fn joins_in_response(known: Known) -> bool {
+pub(crate) fn joins_in_response(known: Known) -> bool {
     use Known as K;
     matches!(
         known,

@@ -41,7 +41,7 @@ pub(super) fn parse_authority(target: &[u8]) -> Option<Target<'_>> {
 }
 
 /// Whether `authority` has only characters that RFC 3986 section 3.2 allows, with `@`.
-pub(super) fn is_valid_authority(authority: &[u8]) -> bool {
+pub(crate) fn is_valid_authority(authority: &[u8]) -> bool {
     authority.iter().all(|byte| {
         byte.is_ascii_alphanumeric()
             || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')')

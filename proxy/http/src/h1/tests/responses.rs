@@ -382,3 +382,19 @@ fn proper_case_spells_names_and_nothing_else() {
     let expected = "POST /a-b HTTP/1.1\r\nHost: case.test\r\nX-Foo$B: keep-me: as-is\r\nTransfer-Encoding: chunked\r\n\r\n";
     assert_eq!(std::str::from_utf8(&out), Ok(expected));
 }
+
+#[test]
+fn what_a_rewrite_makes_cannot_begin_another_message() {
+    let mut client = ClientConn::new(Arc::new(Config::default()));
+    let mut headers = Headers::new();
+    headers.append(":method", b"GET");
+    headers.append(":path", b"/y HTTP/1.1\r\nhost: b\r\n\r\nGET /admin");
+    headers.append(":authority", b"a\r\nx: y");
+    headers.append("location", b"/a\r\nset-cookie: b");
+    headers.append("content-length", b"x");
+    let mut out = BytesMut::new();
+    client.send_head(&headers, true, &mut out);
+    let expected = "GET /y%20HTTP/1.1%0D%0Ahost:%20b%0D%0A%0D%0AGET%20/admin HTTP/1.1\r\nhost: a%0D%0Ax:%20y\r\n\
+                    location: /a  set-cookie: b\r\n\r\n";
+    assert_eq!(std::str::from_utf8(&out), Ok(expected));
+}
