@@ -206,6 +206,25 @@ fn websocket_tunnels() {
 }
 
 #[test]
+fn tunnel_bytes_wait_for_the_upstream_to_accept() {
+    const SECOND: &str = "GET /second HTTP/1.1\r\nhost: a\r\n\r\n";
+    run(async {
+        for declined in ["HTTP/1.1 405 No\r\ncontent-length: 0\r\n\r\n", OK] {
+            let upstream = Upstream::answering(declined).await;
+            let proxy = Proxy::start(&upstream, "upgrade_configs: [{upgrade_type: websocket}]").await;
+            let upgrade = "GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
+            let answer = proxy.exchange(&format!("{upgrade}{SECOND}")).await;
+            assert!(answer.starts_with(&declined[..12]), "{answer}");
+            assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+            assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+            let seen = upstream.seen();
+            assert!(!seen.contains("/second"), "{seen}");
+            proxy.stat("cluster.up.upstream_rq_total", 1);
+        }
+    });
+}
+
+#[test]
 fn http2_downstream_reaches_http1_upstream() {
     run(async {
         let upstream = Upstream::echo().await;

@@ -18,6 +18,9 @@ pub(super) struct Attempt {
     /// How much of `heads.kept` has been sent.
     pub(super) replayed: usize,
     pub(super) request_sent: bool,
+    /// What follows the head is a tunnel's, and upstream has not agreed to one: sent now, it would be the next request
+    /// to an upstream that declines.
+    pub(super) tunnel_held: bool,
     /// The final head has come.
     pub(super) head_seen: bool,
     pub(super) response_done: bool,
@@ -63,6 +66,7 @@ impl<D: Downstream> Stream<'_, D> {
     pub(super) fn poll_step(&mut self, task: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Step> {
         let mut moved = false;
         if !attempt.request_sent
+            && !attempt.tunnel_held
             && let Some(step) = self.poll_request(task, attempt, &mut moved)
         {
             return Poll::Ready(step);
@@ -82,7 +86,7 @@ impl<D: Downstream> Stream<'_, D> {
             Poll::Ready(Err(end)) => return Poll::Ready(Step::End(end)),
             _ => {}
         }
-        if self.request_complete
+        if (self.request_complete || attempt.tunnel_held)
             && !self.response_ended
             && let Poll::Ready(end) = self.down.poll_gone(task)
         {
@@ -186,6 +190,7 @@ impl<D: Downstream> Stream<'_, D> {
                 Event::Head { end } => {
                     attempt.limits.per_try = None;
                     attempt.head_seen = true;
+                    attempt.tunnel_held &= !self.is_tunnel_accepted();
                     attempt.response_done = end;
                     return Some(Step::Head { end });
                 }
@@ -212,6 +217,13 @@ impl<D: Downstream> Stream<'_, D> {
                 return Some(stopped.into());
             }
         }
+    }
+
+    /// Whether the response head in `heads.response` opens the tunnel that the request asks for.
+    pub(super) fn is_tunnel_accepted(&self) -> bool {
+        let status = self.heads.response.status().unwrap_or(0);
+        let connect = self.heads.request.method() == Some(b"CONNECT");
+        self.facts.tunnel && (status == 101 || connect && (200..300).contains(&status))
     }
 
     /// The request was read to its end: from here on upstream is waited for.

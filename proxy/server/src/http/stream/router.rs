@@ -308,6 +308,7 @@ impl<D: Downstream> Stream<'_, D> {
             upstream,
             replayed: 0,
             request_sent: false,
+            tunnel_held: false,
             head_seen: false,
             response_done: false,
             keep: retries.is_enabled() || routing.action.internal_redirect.is_some(),
@@ -320,6 +321,9 @@ impl<D: Downstream> Stream<'_, D> {
             },
         };
         self.info.upstream.bytes = waystation_filter_api::stream::Bytes::default();
+        // A CONNECT that ends here is accepted by its connection.
+        let raw = matches!(attempt.upstream, Upstream::Tcp(_));
+        attempt.tunnel_held = self.facts.tunnel && !raw;
         let bodiless = self.request_passed() && self.heads.kept.is_empty() && !self.request_has_trailers;
         attempt.request_sent = bodiless;
         if let Err(reason) = attempt.upstream.send_head(&self.cx.worker, &self.heads.request, bodiless) {
@@ -376,11 +380,10 @@ impl<D: Downstream> Stream<'_, D> {
                         }
                         cluster.stats.upstream_internal_redirect_failed_total().inc();
                     }
-                    if !attempt.keep || attempt.request_sent {
-                        self.heads.kept.clear();
-                        self.kept_bytes = 0;
-                        attempt.replayed = 0;
-                    }
+                    // Nothing is sent again; what has not been sent yet still is.
+                    self.heads.kept.drain(..attempt.replayed);
+                    self.kept_bytes = self.heads.kept.iter().map(bytes::Bytes::len).sum();
+                    attempt.replayed = 0;
                     attempt.keep = false;
                     self.last_activity = Instant::now();
                     match self.on_response_head(routing, end) {
@@ -689,8 +692,7 @@ impl<D: Downstream> Stream<'_, D> {
         self.info.response_code = status;
         self.attempt_count = None;
         self.mutate_response(routing.route, routing.weighted);
-        let connected = self.heads.request.method() == Some(b"CONNECT") && (200..300).contains(&status);
-        if switching || self.facts.tunnel && connected {
+        if self.is_tunnel_accepted() {
             self.cx.hcm.stats.hcm.downstream_cx_upgrades_total().inc();
             self.deadlines.request = None;
         }
