@@ -57,6 +57,8 @@ pub(crate) struct Waiter {
 pub(crate) struct Waiting<'a> {
     pool: &'a HostPool,
     waiter: Rc<Waiter>,
+    /// Its turn has come and was taken.
+    done: bool,
 }
 
 impl HostPool {
@@ -176,7 +178,7 @@ impl HostPool {
     pub(crate) fn wait(&self) -> Waiting<'_> {
         let waiter = Rc::new(Waiter::default());
         self.waiting.borrow_mut().push_back(Rc::clone(&waiter));
-        Waiting { pool: self, waiter }
+        Waiting { pool: self, waiter, done: false }
     }
 
     /// Closes what is dead, and what was idle for too long or belongs to a cluster that is gone.
@@ -210,6 +212,7 @@ impl Waiting<'_> {
     pub(crate) async fn done(&mut self) -> Option<Box<Http1>> {
         std::future::poll_fn(|cx| {
             if self.waiter.woken.get() {
+                self.done = true;
                 return Poll::Ready(self.waiter.given.borrow_mut().take());
             }
             *self.waiter.waker.borrow_mut() = Some(cx.waker().clone());
@@ -226,6 +229,9 @@ impl Drop for Waiting<'_> {
         } else if let Some(connection) = self.waiter.given.borrow_mut().take() {
             // Given while the request was going away: the next one takes it.
             self.pool.idle.borrow_mut().push(connection);
+            self.pool.wake_one();
+        } else if !self.done {
+            // Woken while the request was going away: what it was woken for is the next one's.
             self.pool.wake_one();
         }
     }

@@ -225,6 +225,19 @@ fn tunnel_bytes_wait_for_the_upstream_to_accept() {
 }
 
 #[test]
+fn requests_that_wait_for_a_stream_get_it() {
+    run(async {
+        let upstream = Upstream::http2_echo().await;
+        let proxy = Proxy::start_http2_narrow(&upstream).await;
+        let ask = |body: &'static str| proxy.http2("POST", "/", body);
+        let (a, b, c) = tokio::join!(ask("a"), ask("b"), ask("c"));
+        assert_eq!([a, b, c].map(|(status, body)| format!("{status}{body}")), ["200a", "200b", "200c"]);
+        proxy.stat("cluster.up.upstream_cx_total", 1);
+        proxy.stat("cluster.up.upstream_rq_total", 3);
+    });
+}
+
+#[test]
 fn http2_downstream_reaches_http1_upstream() {
     run(async {
         let upstream = Upstream::echo().await;

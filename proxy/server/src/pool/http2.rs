@@ -27,6 +27,7 @@ const HIGH_WATER: usize = 64 * 1024;
 /// A connection that carries many streams; a task of its own drives it.
 pub(crate) struct Http2 {
     sender: RefCell<SendRequest<Bytes>>,
+    pool: Weak<HostPool>,
     info: Rc<UpstreamConnInfo>,
     active: Cell<u32>,
     begun: Cell<u32>,
@@ -64,6 +65,7 @@ impl Http2 {
         let ping = options.keepalive.clone().zip(connection.ping_pong());
         let this = Rc::new(Self {
             sender: RefCell::new(sender),
+            pool: Rc::downgrade(pool),
             info: Rc::new(info),
             active: Cell::new(0),
             begun: Cell::new(0),
@@ -317,6 +319,10 @@ impl Drop for Http2Stream {
             if connection.closing.get() {
                 connection.close.notify_one();
             }
+        }
+        // The place is another's: with every connection in use, that is what the others wait for.
+        if let Some(pool) = connection.pool.upgrade() {
+            pool.wake_one();
         }
     }
 }

@@ -278,6 +278,16 @@ impl Proxy {
         Self::configured(upstream, hcm, "", cluster).await
     }
 
+    /// With an upstream that speaks HTTP/2, one connection to it, and one stream at a time.
+    pub(crate) async fn start_http2_narrow(upstream: &Upstream) -> Self {
+        let cluster = r#"circuit_breakers: {thresholds: [{max_connections: 1}]}
+typed_extension_protocol_options:
+  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+    "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    explicit_http_config: {http2_protocol_options: {max_concurrent_streams: 1}}"#;
+        Self::configured(upstream, "", "", cluster).await
+    }
+
     /// With the header mutation filter.
     pub(crate) async fn start_filtered(upstream: &Upstream) -> Self {
         let filter = r#"
