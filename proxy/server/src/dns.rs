@@ -41,6 +41,8 @@ impl DnsTasks {
                     Ok(resolver) => resolver,
                     Err(error) => {
                         tracing::error!(target: "dns", "cluster '{}' has no resolver: {error:?}", cluster.name());
+                        // It must not keep the process from starting.
+                        cluster.assignment_timed_out();
                         return;
                     }
                 };

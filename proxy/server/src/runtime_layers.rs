@@ -127,12 +127,11 @@ impl RuntimeLayers {
         true
     }
 
-    /// Folders to watch for a new disk layer (the symbolic link's folder: Envoy watches for the link being moved).
-    pub fn disk_roots(&self) -> impl Iterator<Item = &Path> {
-        self.layers.iter().filter_map(|(_, source)| match source {
-            Source::Disk(path) => path.parent(),
-            _ => None,
-        })
+    /// Reads disk layers again, if there are any: a layer is replaced by moving a symbolic link.
+    pub fn refresh(&self, runtime: &Runtime) {
+        if self.layers.iter().any(|(_, source)| matches!(source, Source::Disk(_))) {
+            self.apply(runtime);
+        }
     }
 }
 

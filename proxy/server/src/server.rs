@@ -260,16 +260,15 @@ impl Server {
                 .map_err(|error| error.to_string())?;
         }
         self.clusters.check_local_cluster().map_err(|error| error.to_string())?;
+        // Routes are asked for when the clusters are there.
+        self.client.pause(&ResourceType::RouteConfiguration);
         for (i, listener) in listeners.into_iter().enumerate() {
             let name = match listener.name.as_str() {
                 "" => format!("listener_{i}"),
                 name => name.to_owned(),
             };
             let listener = ListenerProto { name: name.clone(), ..listener };
-            // The kinds that listeners depend on are asked for when the clusters are there.
-            self.client.pause(&ResourceType::RouteConfiguration);
             let added = self.listeners.add(&listener, &unversioned, false, &mut self.needs, &mut self.client);
-            self.client.resume(&ResourceType::RouteConfiguration);
             added.at(|| place("listeners", &name, i)).map_err(|error| error.to_string())?;
         }
         Ok(())
@@ -315,6 +314,7 @@ impl Server {
                 signal = signals.next() => self.on_signal(signal),
                 _ = flush.tick() => {
                     self.shared.stats.flush();
+                    self.layers.refresh(&self.shared.runtime);
                     self.stats.renew(&self.shared);
                 }
                 () = until(due) => {}
@@ -334,6 +334,7 @@ impl Server {
         self.clusters.activate(now, &mut self.needs, &mut self.client);
         if self.phase == Phase::Clusters && self.waiting.is_empty() && self.clusters.initialized() {
             self.phase = Phase::Listeners;
+            self.client.resume(&ResourceType::RouteConfiguration);
             self.shared.set_phase(ServerState::Initializing);
             tracing::info!(target: "upstream", "cm init: all clusters initialized");
             if let Some(source) = self.dynamic.listeners.clone() {
