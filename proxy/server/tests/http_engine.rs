@@ -238,6 +238,23 @@ fn requests_that_wait_for_a_stream_get_it() {
 }
 
 #[test]
+fn a_connection_that_said_goaway_takes_no_request() {
+    run(async {
+        let (upstream, left) = Upstream::http2_leaving().await;
+        let proxy = Proxy::start_http2(&upstream, "").await;
+        let second = async {
+            left.notified().await;
+            let (status, body) = proxy.http2("GET", "/", "").await;
+            assert_eq!(status, 204, "{body}");
+        };
+        let ((status, _), ()) = tokio::join!(proxy.http2("GET", "/", ""), second);
+        assert_eq!(status, 204);
+        proxy.stat("cluster.up.upstream_cx_total", 2);
+        proxy.stat("cluster.up.upstream_rq_204", 2);
+    });
+}
+
+#[test]
 fn http2_downstream_reaches_http1_upstream() {
     run(async {
         let upstream = Upstream::echo().await;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::future::Future as _;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -79,6 +79,18 @@ impl Http2 {
         let (weak, pool) = (Rc::clone(&this), Rc::downgrade(pool));
         tokio::task::spawn_local(async move {
             let mut guard = guard;
+            let mut connection = std::pin::pin!(connection);
+            let connection = std::future::poll_fn(|cx| {
+                let ended = connection.as_mut().poll(cx);
+                if ended.is_pending() && !weak.closing.get() && weak.refuses() {
+                    weak.closing.set(true);
+                    leave(&pool, &weak);
+                    if weak.active.get() == 0 {
+                        weak.close.notify_one();
+                    }
+                }
+                ended
+            });
             let keepalive = async {
                 match ping {
                     Some((settings, ping)) => keepalive(settings.interval, settings.timeout, ping).await,
@@ -102,11 +114,18 @@ impl Http2 {
     /// Whether it takes another stream.
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
-        if self.closing.get() {
+        if self.closing.get() || self.refuses() {
             return false;
         }
         let peer = self.sender.borrow().current_max_send_streams();
         (self.active.get() as usize) < (self.max_streams as usize).min(peer.max(1))
+    }
+
+    /// Whether a new stream would fail: after GOAWAY, which leaves the streams under way alone, or an error.
+    fn refuses(&self) -> bool {
+        // Without a stream of its own that waits to be opened, this sender has nothing to wake anybody for.
+        let ready = self.sender.borrow_mut().poll_ready(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Err(_)))
     }
 
     pub(crate) fn active(&self) -> u32 {
@@ -207,7 +226,9 @@ impl Http2Stream {
             request.extensions_mut().insert(h2::ext::Protocol::from(protocol));
             self.upgrade = Some(protocol.into());
         }
-        let sent = self.connection.sender.borrow_mut().send_request(request, end);
+        // A sender refuses while the stream it began last waits to be opened; a new one queues behind it.
+        let mut sender = self.connection.sender.borrow().clone();
+        let sent = sender.send_request(request, end);
         let (response, send) = sent.map_err(|error| {
             self.connection.closing.set(true);
             reason(&error)

@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as HcmProto;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::LocalSet;
 use waystation::cli::options::{self, Command, Options};
 use waystation::context::{CompileContext, Shared};
@@ -170,6 +171,50 @@ impl Upstream {
             }
         });
         upstream
+    }
+
+    /// HTTP/2. The first connection says GOAWAY at its first request, which it answers once the second connection has
+    /// had one. Tells when GOAWAY has been read.
+    pub(crate) async fn http2_leaving() -> (Self, Rc<Notify>) {
+        let (listener, upstream) = Self::listen().await;
+        let (left, other) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
+        let told = Rc::clone(&left);
+        tokio::task::spawn_local(async move {
+            for first in [true, false] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (left, other) = (Rc::clone(&left), Rc::clone(&other));
+                tokio::task::spawn_local(async move {
+                    const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+                    const GOAWAY: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff\0\0\0\0";
+                    const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0abcdefgh";
+                    // `:status: 204`, and nothing more.
+                    const ANSWER: &[u8] = b"\0\0\x01\x01\x05\0\0\0\x01\x89";
+                    stream.write_all(SETTINGS).await.unwrap();
+                    let mut preface = [0; 24];
+                    stream.read_exact(&mut preface).await.unwrap();
+                    let mut head = [0; 9];
+                    while stream.read_exact(&mut head).await.is_ok() {
+                        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+                        stream.read_exact(&mut payload).await.unwrap();
+                        match (head[3], first) {
+                            (1, true) => stream.write_all(&[GOAWAY, PING].concat()).await.unwrap(),
+                            // The acknowledged PING came behind GOAWAY.
+                            (6, true) => {
+                                left.notify_one();
+                                other.notified().await;
+                                stream.write_all(ANSWER).await.unwrap();
+                            }
+                            (1, false) => {
+                                stream.write_all(ANSWER).await.unwrap();
+                                other.notify_one();
+                            }
+                            _ => {}
+                        }
+                    }
+                });
+            }
+        });
+        (upstream, told)
     }
 
     /// Everything that was received.
