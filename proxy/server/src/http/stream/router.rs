@@ -367,6 +367,8 @@ impl<D: Downstream> Stream<'_, D> {
                         Decision::Stand => {}
                     }
                     *permit = None;
+                    // This response stands, even if it breaks off before anything of it went downstream.
+                    retries.disable();
                     if let Some(policy) =
                         routing.action.internal_redirect.as_deref().filter(|p| p.handles(status))
                     {
