@@ -199,11 +199,6 @@ impl Http1 {
         keep
     }
 
-    /// Whether no request was ever sent on it.
-    pub(crate) fn is_unused(&self) -> bool {
-        self.requests == 0
-    }
-
     /// The exchange is over and the response was complete, whatever becomes of the connection.
     pub(crate) fn mark_inactive(&mut self) {
         self.guard.active = false;

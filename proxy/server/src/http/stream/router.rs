@@ -283,7 +283,10 @@ impl<D: Downstream> Stream<'_, D> {
         };
         self.info.upstream.attempted.extend(previous);
         let Some(_request) = RequestPermit::acquire(&cluster, priority) else {
-            self.release(upstream, &pool, &cluster, false);
+            // Nothing was sent on it: the next request can be.
+            if let Upstream::Http1(connection) = upstream {
+                pool.put_idle(connection, &cluster, now);
+            }
             let reason = ResetReason::Overflow;
             return self.after_failure(
                 routing,
@@ -705,7 +708,7 @@ impl<D: Downstream> Stream<'_, D> {
     fn release(&self, upstream: Upstream, pool: &Rc<HostPool>, cluster: &ClusterRef, clean: bool) {
         match upstream {
             Upstream::Http1(mut connection) => {
-                let keep = connection.finish(&self.cx.worker) && clean || connection.is_unused();
+                let keep = connection.finish(&self.cx.worker) && clean;
                 if clean {
                     connection.mark_inactive();
                 }
