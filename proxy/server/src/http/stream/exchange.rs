@@ -34,8 +34,9 @@ pub(super) struct Attempt {
 /// The deadlines of one attempt.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Limits {
-    /// `per_try_timeout`, until the response head.
+    /// When `per_try_timeout` is over: counted from the end of the request, until the response head.
     pub(super) per_try: Option<Instant>,
+    pub(super) per_try_timeout: Option<Duration>,
     /// `per_try_idle_timeout`.
     pub(super) per_try_idle: Option<Duration>,
     /// `max_stream_duration` of the cluster.
@@ -130,6 +131,9 @@ impl<D: Downstream> Stream<'_, D> {
                 }
             } else if self.request_passed() {
                 attempt.request_sent = true;
+                if attempt.limits.per_try.is_none() && !attempt.head_seen {
+                    attempt.limits.per_try = after(Instant::now(), attempt.limits.per_try_timeout);
+                }
                 self.info.timing.last_upstream_tx = Some(Instant::now());
                 let trailers = Some(&self.heads.request_trailers).filter(|_| self.request_has_trailers);
                 if let Err(reason) = attempt.upstream.send_end(trailers) {

@@ -317,7 +317,8 @@ impl<D: Downstream> Stream<'_, D> {
             keep: retries.is_enabled() || routing.action.internal_redirect.is_some(),
             keep_limit: self.keep_limit(routing.route),
             limits: Limits {
-                per_try: after(now, per_try),
+                per_try: after(now, per_try.filter(|_| self.request_complete)),
+                per_try_timeout: per_try,
                 per_try_idle: Some(timeouts.per_try_idle).filter(|timeout| !timeout.is_zero()),
                 max_duration: after(now, cluster.http.max_stream_duration),
                 alternative: routing.alternative,
