@@ -1,7 +1,5 @@
 //! Headers to add, overwrite and remove.
 
-mod inline;
-
 use std::borrow::Cow;
 
 use envoy_types::pb::envoy::config::common::mutation_rules::v3 as rules;
@@ -310,9 +308,9 @@ impl Role {
 
     fn is_inline(self, name: Known) -> bool {
         match self {
-            Self::Request => inline::in_request(name),
-            Self::Response => inline::in_response(name),
-            Self::Other => inline::in_trailers(name),
+            Self::Request => name.is_inline_in_request(),
+            Self::Response => name.is_inline_in_response(),
+            Self::Other => name.is_inline_in_trailers(),
         }
     }
 }

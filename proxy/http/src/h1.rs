@@ -25,7 +25,6 @@ mod lenient;
 mod server;
 mod target;
 
-pub(crate) use head::{joins_in_request, joins_in_response};
 pub(crate) use target::is_valid_authority;
 
 use std::fmt;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, request, response, uri};
 
-use crate::h1::{is_valid_authority, joins_in_request, joins_in_response};
+use crate::h1::is_valid_authority;
 use crate::headers::Headers;
 use crate::known::Known;
 use crate::name::Name;
@@ -47,7 +47,7 @@ pub fn read_request(parts: &request::Parts, protocol: Option<&str>, headers: &mu
         match Name::from(name.as_str()) {
             Name::Known(Known::Host) => {}
             Name::Known(Known::Cookie) => headers.append_joined(Known::Cookie, "; ", value.as_bytes()),
-            name => append_field(name, value.as_bytes(), joins_in_request, headers),
+            name => append_field(name, value.as_bytes(), Known::is_inline_in_request, headers),
         }
     }
 }
@@ -57,7 +57,7 @@ pub fn read_response(parts: &response::Parts, headers: &mut Headers) {
     headers.clear();
     headers.append(Known::Status, parts.status.as_str());
     for (name, value) in &parts.headers {
-        append_field(Name::from(name.as_str()), value.as_bytes(), joins_in_response, headers);
+        append_field(Name::from(name.as_str()), value.as_bytes(), Known::is_inline_in_response, headers);
     }
 }
 

@@ -14,6 +14,7 @@ mod grpc;
 pub mod h1;
 pub mod h2;
 mod headers;
+mod inline;
 mod known;
 mod name;
 mod path;

@@ -150,7 +150,7 @@ pub(super) fn receive_trailers(
         let name = field.name;
         let forbidden = ["content-length", "transfer-encoding", "host", "connection", "upgrade"];
         if !forbidden.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden)) {
-            append(field, trailers, &mut ignored, joins_in_response, config)?;
+            append(field, trailers, &mut ignored, Known::is_inline_in_response, config)?;
         }
     }
     if trailers.len() > config.max_headers as usize {
@@ -293,7 +293,7 @@ fn fill_request(
     headers.append(Known::Path, target);
     let mut fields = Fields::default();
     for field in request.headers.iter().filter(|field| !is_host(field.name)) {
-        append(field, headers, &mut fields, joins_in_request, config)?;
+        append(field, headers, &mut fields, Known::is_inline_in_request, config)?;
     }
     let version = if version == 1 { Version::Http11 } else { Version::Http10 };
     Ok(RequestLine { version, fields, form: if origin { Form::Origin } else { Form::Other } })
@@ -315,7 +315,7 @@ fn fill_response(
     headers.append(Known::Status, itoa::Buffer::new().format(status));
     let mut fields = Fields::default();
     for field in response.headers.iter() {
-        append(field, headers, &mut fields, joins_in_response, config)?;
+        append(field, headers, &mut fields, Known::is_inline_in_response, config)?;
     }
     let version = if version == 1 { Version::Http11 } else { Version::Http10 };
     Ok(StatusLine { version, status, fields })
@@ -365,121 +365,12 @@ fn append(
         Known::Upgrade => fields.has_upgrade = true,
         _ => {}
     }
-    if before.has(known) && joins(known) {
+    // Repeated lengths are judged as framing, above, and never joined.
+    if before.has(known) && known != Known::ContentLength && joins(known) {
         headers.pop();
         headers.append_joined(known, ",", value);
     }
     Ok(())
-}
-
-/// The headers that Envoy registers as inline for requests: a repetition is joined to the first with a comma.
-pub(crate) fn joins_in_request(known: Known) -> bool {
-    use Known as K;
-    matches!(
-        known,
-        K::Accept
-            | K::AcceptEncoding
-            | K::AccessControlRequestHeaders
-            | K::AccessControlRequestMethod
-            | K::AccessControlRequestPrivateNetwork
-            | K::Authorization
-            | K::CacheControl
-            | K::CdnLoop
-            | K::Connection
-            | K::ContentEncoding
-            | K::ContentType
-            | K::Expect
-            | K::GrpcAcceptEncoding
-            | K::GrpcTimeout
-            | K::IfMatch
-            | K::IfModifiedSince
-            | K::IfNoneMatch
-            | K::IfRange
-            | K::IfUnmodifiedSince
-            | K::KeepAlive
-            | K::Origin
-            | K::Pragma
-            | K::ProxyConnection
-            | K::Referer
-            | K::Te
-            | K::Upgrade
-            | K::UserAgent
-            | K::Via
-            | K::XClientTraceId
-            | K::XForwardedClientCert
-            | K::XForwardedFor
-            | K::XForwardedHost
-            | K::XForwardedPort
-            | K::XForwardedProto
-            | K::XRequestId
-            | K::XEnvoyAttemptCount
-            | K::XEnvoyDecoratorOperation
-            | K::XEnvoyDownstreamServiceCluster
-            | K::XEnvoyDownstreamServiceNode
-            | K::XEnvoyExpectedRqTimeoutMs
-            | K::XEnvoyExternalAddress
-            | K::XEnvoyForceTrace
-            | K::XEnvoyHedgeOnPerTryTimeout
-            | K::XEnvoyInternal
-            | K::XEnvoyIpTags
-            | K::XEnvoyIsTimeoutRetry
-            | K::XEnvoyMaxRetries
-            | K::XEnvoyOriginalHost
-            | K::XEnvoyOriginalPath
-            | K::XEnvoyOriginalUrl
-            | K::XEnvoyRetriableHeaderNames
-            | K::XEnvoyRetriableStatusCodes
-            | K::XEnvoyRetryGrpcOn
-            | K::XEnvoyRetryOn
-            | K::XEnvoyUpstreamAltStatName
-            | K::XEnvoyUpstreamRqPerTryTimeoutMs
-            | K::XEnvoyUpstreamRqTimeoutAltResponse
-            | K::XEnvoyUpstreamRqTimeoutMs
-            | K::XEnvoyUpstreamStreamDurationMs
-    )
-}
-
-/// The same for responses and trailers.
-pub(crate) fn joins_in_response(known: Known) -> bool {
-    use Known as K;
-    matches!(
-        known,
-        K::AccessControlAllowCredentials
-            | K::AccessControlAllowHeaders
-            | K::AccessControlAllowMethods
-            | K::AccessControlAllowOrigin
-            | K::AccessControlAllowPrivateNetwork
-            | K::AccessControlExposeHeaders
-            | K::AccessControlMaxAge
-            | K::Age
-            | K::CacheControl
-            | K::Connection
-            | K::ContentEncoding
-            | K::ContentType
-            | K::Date
-            | K::Etag
-            | K::Expires
-            | K::GrpcMessage
-            | K::GrpcStatus
-            | K::KeepAlive
-            | K::LastModified
-            | K::Location
-            | K::ProxyConnection
-            | K::ProxyStatus
-            | K::Server
-            | K::Upgrade
-            | K::Vary
-            | K::Via
-            | K::XRequestId
-            | K::XEnvoyAttemptCount
-            | K::XEnvoyDecoratorOperation
-            | K::XEnvoyDegraded
-            | K::XEnvoyImmediateHealthCheckFail
-            | K::XEnvoyRatelimited
-            | K::XEnvoyUpstreamCanary
-            | K::XEnvoyUpstreamHealthcheckedCluster
-            | K::XEnvoyUpstreamServiceTime
-    )
 }
 
 /// The methods that Envoy's Balsa parser knows.

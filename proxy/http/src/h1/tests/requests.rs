@@ -251,6 +251,8 @@ fn accepted_like_envoy() {
     assert_eq!(header(&seen, "cookie").unwrap(), "1|2");
     let seen = read(&strict, b"GET / HTTP/1.1\r\nhost: a\r\nHost: b\r\n\r\n");
     assert_eq!(header(&seen, ":authority").unwrap(), "a,b");
+    let seen = read(&strict, format!("{GET}proxy-status: a\r\nproxy-status: b\r\n\r\n").as_bytes());
+    assert_eq!(header(&seen, "proxy-status").unwrap(), "a,b");
     assert_eq!(header(&read(&strict, b"GET / HTTP/1.1\r\nhost:\r\n\r\n"), ":authority").unwrap(), "");
     assert_eq!(header(&read(&strict, b"GET / HTTP/1.1\r\n\r\n"), ":authority"), None);
     assert_eq!(header(&read(&strict, b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n"), ":path").unwrap(), "*");
