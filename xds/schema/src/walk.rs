@@ -377,8 +377,22 @@ impl Walker<'_> {
         if url.is_empty() && content.is_empty() {
             return Ok(());
         }
+        let Some(inner) = self.packed(url, place, &mut mode)? else {
+            return Ok(());
+        };
+        self.message(inner, content, place, depth + 1, mode)
+    }
+
+    /// The message that an `Any` or a `TypedStruct` holds. The ledger says nothing of the fields of one it refuses.
+    fn packed(
+        &mut self,
+        url: &str,
+        place: &Place<'_>,
+        mode: &mut Mode,
+    ) -> Result<Option<Message>, ConfigError> {
         let Some(inner) = Message::find_by_url(url) else {
-            return self.visitor.found(place, &Finding::UnknownType { url });
+            self.visitor.found(place, &Finding::UnknownType { url })?;
+            return Ok(None);
         };
         if mode.ledger && !inner.is_root() {
             let reason = match ledger::message_state(inner) {
@@ -388,7 +402,7 @@ impl Walker<'_> {
             self.visitor.found(place, &Finding::RejectedType { message: inner, reason })?;
             mode.ledger = false;
         }
-        self.message(inner, content, place, depth + 1, mode)
+        Ok(Some(inner))
     }
 
     fn typed_struct(
@@ -403,17 +417,9 @@ impl Walker<'_> {
             Ok(parts) => parts,
             Err(error) => return self.visitor.found(place, &Finding::Malformed(error)),
         };
-        let Some(inner) = Message::find_by_url(url) else {
-            return self.visitor.found(place, &Finding::UnknownType { url });
+        let Some(inner) = self.packed(url, place, &mut mode)? else {
+            return Ok(());
         };
-        if mode.ledger && !inner.is_root() {
-            let reason = match ledger::message_state(inner) {
-                State::Rejected(reason) => reason,
-                _ => "",
-            };
-            self.visitor.found(place, &Finding::RejectedType { message: inner, reason })?;
-            mode.ledger = false;
-        }
         match typed_struct_to_wire(value, inner) {
             Ok(wire) => self.message(inner, &wire, place, depth + 1, mode),
             Err(error) => self.visitor.found(place, &Finding::TypedStruct(&error)),
