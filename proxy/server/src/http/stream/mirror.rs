@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use waystation_filter_api::cell::Cell;
 use waystation_filter_api::stream::Protocol;
-use waystation_http::Headers;
+use waystation_http::{Headers, Known};
+use waystation_route::{ClusterRef as RouteCluster, Route, RouteAction};
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::{Cluster, PickContext, Priority};
 
+use super::Stream;
 use super::upstream::{self, Carried, Event, RequestPermit, TlsNames, Upstream};
+use crate::http::downstream::Downstream;
 use crate::worker::Worker;
 
 /// Where the request puts the copies of its body. Dropped before its end, it takes the mirror with it.
@@ -25,7 +28,7 @@ pub(super) struct Feed {
 }
 
 /// The mirror's end of a [`Feed`].
-pub(super) struct Reader(Rc<RefCell<Queue>>);
+struct Reader(Rc<RefCell<Queue>>);
 
 #[derive(Default)]
 struct Queue {
@@ -52,13 +55,59 @@ enum Copied {
     Abandoned,
 }
 
+impl<D: Downstream> Stream<'_, D> {
+    /// Sends copies of the request to the clusters that mirror it, its body as it comes.
+    pub(super) fn start_mirrors(&mut self, route: &Route, action: &RouteAction, cluster: &Rc<ClusterRef>) {
+        for mirror in action.mirrors.iter() {
+            if self.facts.tunnel || !mirror.fraction.contains(self.random) {
+                continue;
+            }
+            let cell = match mirror.cluster(&self.heads.request) {
+                RouteCluster::Cell(cell) => Some(Arc::clone(cell)),
+                RouteCluster::Named(name) => {
+                    str::from_utf8(name).ok().and_then(|name| self.cx.worker.shared.clusters.find(name))
+                }
+            };
+            let Some(cell) = cell else { continue };
+            let mut request = self.heads.request.clone();
+            let host = match &mirror.host_rewrite {
+                Some(host) => host.as_bytes().to_vec(),
+                None if mirror.append_shadow_suffix => shadow_host(request.authority().unwrap_or_default()),
+                None => request.authority().unwrap_or_default().to_vec(),
+            };
+            request.set(Known::Authority, host);
+            // Envoy's side client says who it is.
+            request.set(Known::XEnvoyInternal, "true");
+            let own = self.cx.worker.node_ip.to_string();
+            request.append_joined(Known::XForwardedFor, ",", own.as_bytes());
+            let feed = Feed::new(Rc::clone(cluster), self.keep_limit(route));
+            for data in &self.heads.kept {
+                feed.push(data);
+            }
+            let worker = Rc::clone(&self.cx.worker);
+            tokio::task::spawn_local(send(worker, cell, request, feed.reader(), action.timeout));
+            self.mirrors.push(feed);
+        }
+        if self.request_passed() {
+            self.end_mirrors();
+        }
+    }
+
+    /// The request has been read to its end: so have its copies.
+    pub(super) fn end_mirrors(&mut self) {
+        for feed in self.mirrors.drain(..) {
+            feed.end(Some(&self.heads.request_trailers).filter(|_| self.request_has_trailers));
+        }
+    }
+}
+
 impl Feed {
     /// A feed of a request to `cluster`, whose copy may be `limit` bytes behind it.
-    pub(super) fn new(cluster: Rc<ClusterRef>, limit: usize) -> Self {
+    fn new(cluster: Rc<ClusterRef>, limit: usize) -> Self {
         Self { queue: Rc::default(), cluster, limit }
     }
 
-    pub(super) fn reader(&self) -> Reader {
+    fn reader(&self) -> Reader {
         Reader(Rc::clone(&self.queue))
     }
 
@@ -78,7 +127,7 @@ impl Feed {
         }
     }
 
-    pub(super) fn end(&self, trailers: Option<&Headers>) {
+    fn end(&self, trailers: Option<&Headers>) {
         let mut queue = self.queue.borrow_mut();
         if queue.state == State::Open {
             queue.trailers = trailers.cloned();
@@ -136,7 +185,7 @@ impl Reader {
 }
 
 /// Sends a request and reads its response to the end.
-pub(super) async fn send(
+async fn send(
     worker: Rc<Worker>,
     cell: Arc<Cell<Cluster>>,
     request: Headers,
@@ -221,4 +270,13 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
     {
         pool.put_idle(connection, &cluster, Instant::now());
     }
+}
+
+/// `host:80` becomes `host-shadow:80`.
+fn shadow_host(host: &[u8]) -> Vec<u8> {
+    let end = match memchr::memrchr(b':', host) {
+        Some(colon) if host[colon + 1..].iter().all(u8::is_ascii_digit) => colon,
+        _ => host.len(),
+    };
+    [&host[..end], b"-shadow", &host[end..]].concat()
 }

@@ -1,35 +1,32 @@
-//! The router: cluster, attempts, retries, and what becomes of upstream's response.
+//! The router: the cluster of a request, its timeouts and copies, and attempts until one stands.
 
-use std::future::Future as _;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use waystation_filter_api::cell::Cell;
-use waystation_filter_api::flags::ResponseFlag;
-use waystation_http::{Headers, Known, sanitize_response};
+use waystation_http::Known;
 use waystation_route::timeouts::{self, RequestTimeouts, RouterOptions};
 use waystation_route::{
     Action, ClusterRef as RouteCluster, ClusterSpecifier, HashPolicy, Route, RouteAction, WeightedCluster,
 };
 use waystation_upstream::admission::Resource;
-use waystation_upstream::cluster::{ClusterRef, HttpOptions};
-use waystation_upstream::host::{ActiveRequest, Outcome as HostOutcome};
-use waystation_upstream::load_balancer::OriginalDestination;
-use waystation_upstream::{Cluster, MetadataMatch, PickContext, Priority};
+use waystation_upstream::cluster::ClusterRef;
+use waystation_upstream::{Cluster, MetadataMatch, Priority};
 
 use super::Stream;
-use super::chain::Stopped;
-use super::exchange::{Attempt, Limits, Step};
-use super::mirror;
-use super::upstream::{self, Carried, NoStream, RequestPermit, TlsNames, Upstream};
+use super::upstream::Carried;
+use crate::http::Table;
 use crate::http::downstream::Downstream;
-use crate::http::end::{ResetReason, StreamEnd};
+use crate::http::end::StreamEnd;
 use crate::http::filters::STRICT_HEADERS;
 use crate::http::retry::{Decision, Outcome, Retries};
 use crate::http::timer::after;
-use crate::http::{Table, millis};
-use crate::pool::HostPool;
 use crate::worker::LocalCluster;
+
+mod attempt;
+
+use attempt::Attempted;
 
 /// The conditions of `x-envoy-retry-on`.
 const RETRY_ON: [&str; 11] = [
@@ -69,18 +66,6 @@ struct Routing<'r> {
     attempts: u32,
     request_count: bool,
     response_count: bool,
-}
-
-/// What one attempt has come to.
-enum Attempted {
-    /// The client has its response.
-    Answered,
-    /// The request is now another one.
-    Redirected,
-    /// Try again after this.
-    Again(Duration),
-    /// The stream is over.
-    Over(StreamEnd),
 }
 
 /// A unit of `max_retries`, given back on drop.
@@ -205,11 +190,7 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// The cell of the cluster, and which weighted cluster it is.
-    fn target(
-        &self,
-        action: &RouteAction,
-        hash: Option<u64>,
-    ) -> (Option<std::sync::Arc<Cell<Cluster>>>, Option<usize>) {
+    fn target(&self, action: &RouteAction, hash: Option<u64>) -> (Option<Arc<Cell<Cluster>>>, Option<usize>) {
         let target = action.target(&self.heads.request, self.random, || hash);
         let picked = match (&action.clusters, target.weighted) {
             (ClusterSpecifier::Weighted(all), Some(weighted)) => {
@@ -218,7 +199,7 @@ impl<D: Downstream> Stream<'_, D> {
             _ => None,
         };
         let cell = match target.cluster {
-            RouteCluster::Cell(cell) => Some(std::sync::Arc::clone(cell)),
+            RouteCluster::Cell(cell) => Some(Arc::clone(cell)),
             RouteCluster::Named(name) => {
                 str::from_utf8(name).ok().and_then(|name| self.cx.worker.shared.clusters.find(name))
             }
@@ -236,349 +217,6 @@ impl<D: Downstream> Stream<'_, D> {
         let cell = self.target(action, None).0;
         let cluster = cell.and_then(|cell| self.cx.worker.cluster(&cell).get());
         self.info.upstream.cluster = cluster.map(|cluster| cluster as _);
-    }
-
-    async fn attempt(
-        &mut self,
-        routing: &mut Routing<'_>,
-        retries: &mut Retries<'_>,
-        permit: &mut Option<RetryPermit>,
-    ) -> Attempted {
-        let now = Instant::now();
-        let cluster = Rc::clone(&routing.cluster);
-        let pool = match self.pick(routing, now) {
-            Some(pool) => pool,
-            None => {
-                cluster.stats.upstream_cx_none_healthy().inc();
-                return Attempted::Over(StreamEnd::NoHealthyUpstream);
-            }
-        };
-        let host = pool.host();
-        routing.tried.push(host.id());
-        let previous = self.info.upstream.host.replace(Rc::clone(&host) as _);
-        routing.route.rewrite_host_to_upstream(&mut self.heads.request, host.hostname());
-        let priority = routing.action.priority;
-        let upstream = match upstream::ready(&pool, &cluster, routing.carried, now) {
-            Some(upstream) => Ok(upstream),
-            None => match self.connect(&pool, &cluster, priority, routing.carried).await {
-                Ok(result) => result,
-                Err(end) => return Attempted::Over(end),
-            },
-        };
-        self.info.timing.pool_ready = Some(now.elapsed());
-        let upstream = match upstream {
-            Ok(upstream) => upstream,
-            Err(NoStream { reason, transport }) => {
-                // An overflow is nobody's: no host was asked.
-                if reason == ResetReason::Overflow {
-                    self.info.upstream.host = previous;
-                } else {
-                    self.info.upstream.attempted.extend(previous);
-                }
-                self.info.upstream.transport_failure_reason =
-                    transport.as_ref().map(|reason| reason.replace(' ', "_").into());
-                let outcome = Outcome::Reset(reason, false);
-                return self.after_failure(routing, retries, permit, outcome, reason, transport, None);
-            }
-        };
-        self.info.upstream.attempted.extend(previous);
-        let Some(_request) = RequestPermit::acquire(&cluster, priority) else {
-            // Nothing was sent on it: the next request can be.
-            if let Upstream::Http1(connection) = upstream {
-                pool.put_idle(connection, &cluster, now);
-            }
-            let reason = ResetReason::Overflow;
-            return self.after_failure(
-                routing,
-                retries,
-                permit,
-                Outcome::Reset(reason, false),
-                reason,
-                None,
-                None,
-            );
-        };
-        let active = host.begin_request();
-        let info = upstream.info();
-        self.info.upstream.local_address.clone_from(&info.local_address);
-        self.info.upstream.connection_id = Some(info.id);
-        self.info.upstream.tls.clone_from(&info.tls);
-        self.info.upstream.protocol = upstream.protocol();
-        self.info.timing.first_upstream_tx = Some(now);
-        let timeouts = &routing.timeouts;
-        let per_try = Some(timeouts.per_try).filter(|timeout| !timeout.is_zero());
-        let mut attempt = Attempt {
-            upstream,
-            replayed: 0,
-            request_sent: false,
-            tunnel_held: false,
-            head_seen: false,
-            response_done: false,
-            keep: retries.is_enabled() || routing.action.internal_redirect.is_some(),
-            keep_limit: self.keep_limit(routing.route),
-            limits: Limits {
-                per_try: after(now, per_try.filter(|_| self.request_complete)),
-                per_try_timeout: per_try,
-                per_try_idle: Some(timeouts.per_try_idle).filter(|timeout| !timeout.is_zero()),
-                max_duration: after(now, cluster.http.max_stream_duration),
-                alternative: routing.alternative,
-            },
-        };
-        self.info.upstream.bytes = waystation_filter_api::stream::Bytes::default();
-        // A CONNECT that ends here is accepted by its connection.
-        let raw = matches!(attempt.upstream, Upstream::Tcp(_));
-        attempt.tunnel_held = self.facts.tunnel && !raw;
-        let bodiless = self.request_passed() && self.heads.kept.is_empty() && !self.request_has_trailers;
-        attempt.request_sent = bodiless;
-        if let Err(reason) = attempt.upstream.send_head(&self.cx.worker, &self.heads.request, bodiless) {
-            return self.after_failure(
-                routing,
-                retries,
-                permit,
-                Outcome::Reset(reason, true),
-                reason,
-                None,
-                Some(active),
-            );
-        }
-        let mut active = Some(active);
-        loop {
-            let step = std::future::poll_fn(|task| self.poll_step(task, &mut attempt)).await;
-            match step {
-                Step::Informational => {
-                    let status = self.heads.response.status();
-                    // Others than 100 are for the hop that sent them, as Envoy has it.
-                    if self.cx.hcm.proxy_100_continue && status == Some(100) {
-                        sanitize_response(&mut self.heads.response, false);
-                        self.down.send_informational(&self.heads.response);
-                    }
-                    self.heads.response.clear();
-                }
-                Step::Head { end } => {
-                    let status = self.heads.response.status().unwrap_or(0);
-                    if let Some(active) = active.take() {
-                        active.finish(if status >= 500 { HostOutcome::Error } else { HostOutcome::Success });
-                    }
-                    let decision = self.decide(routing, retries, permit, None);
-                    match decision {
-                        Decision::Again { after, .. } => {
-                            self.count_response(routing, status);
-                            self.release(attempt.upstream, &pool, &cluster, end);
-                            return Attempted::Again(after);
-                        }
-                        Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
-                        Decision::Overflow => self.flag(ResponseFlag::UpstreamOverflow),
-                        Decision::Stand => {}
-                    }
-                    *permit = None;
-                    // This response stands, even if it breaks off before anything of it went downstream.
-                    retries.disable();
-                    if let Some(policy) =
-                        routing.action.internal_redirect.as_deref().filter(|p| p.handles(status))
-                    {
-                        let whole = self.request_complete && (attempt.keep || bodiless) && !self.facts.tunnel;
-                        if whole && self.follow_redirect(policy, status) {
-                            cluster.stats.upstream_internal_redirect_succeeded_total().inc();
-                            self.count_response(routing, status);
-                            self.release(attempt.upstream, &pool, &cluster, end);
-                            self.heads.response.clear();
-                            return Attempted::Redirected;
-                        }
-                        cluster.stats.upstream_internal_redirect_failed_total().inc();
-                    }
-                    // Nothing is sent again; what has not been sent yet still is.
-                    self.heads.kept.drain(..attempt.replayed);
-                    self.kept_bytes = self.heads.kept.iter().map(bytes::Bytes::len).sum();
-                    attempt.replayed = 0;
-                    attempt.keep = false;
-                    self.last_activity = Instant::now();
-                    match self.on_response_head(routing, end) {
-                        Ok(()) => self.send_encoded(),
-                        Err(stopped) => {
-                            self.release(attempt.upstream, &pool, &cluster, false);
-                            self.chain.skip_encode();
-                            return self.stopped(stopped).await;
-                        }
-                    }
-                }
-                Step::Finished => {
-                    self.deadlines.route = None;
-                    self.release(attempt.upstream, &pool, &cluster, true);
-                    return Attempted::Answered;
-                }
-                Step::Reply(reply) => {
-                    self.release(attempt.upstream, &pool, &cluster, false);
-                    if attempt.head_seen {
-                        self.chain.skip_encode();
-                    }
-                    return self.stopped(Stopped::Reply(reply)).await;
-                }
-                Step::Reset(reason) => {
-                    cluster.stats.upstream_rq_rx_reset().inc();
-                    self.release(attempt.upstream, &pool, &cluster, false);
-                    if self.response_started {
-                        let transport = None;
-                        return Attempted::Over(StreamEnd::UpstreamReset {
-                            reason,
-                            retried: false,
-                            transport,
-                        });
-                    }
-                    let outcome = Outcome::Reset(reason, true);
-                    return self.after_failure(routing, retries, permit, outcome, reason, None, active);
-                }
-                Step::PerTry { idle } => {
-                    if idle {
-                        cluster.stats.upstream_rq_per_try_idle_timeout().inc();
-                    } else {
-                        cluster.stats.upstream_rq_per_try_timeout().inc();
-                    }
-                    cluster.stats.upstream_rq_tx_reset().inc();
-                    self.release(attempt.upstream, &pool, &cluster, false);
-                    if let Some(active) = active.take() {
-                        active.finish(HostOutcome::Timeout);
-                    }
-                    let end = match idle {
-                        true => StreamEnd::PerTryIdleTimeout,
-                        false => StreamEnd::PerTryTimeout { alternative: routing.alternative },
-                    };
-                    if self.response_started {
-                        return Attempted::Over(end);
-                    }
-                    self.count_failure(routing, 504);
-                    return match self.decide(routing, retries, permit, Some(Outcome::PerTryTimeout)) {
-                        Decision::Again { after, .. } => Attempted::Again(after),
-                        Decision::LimitExceeded => {
-                            self.flag(ResponseFlag::UpstreamRetryLimitExceeded);
-                            Attempted::Over(end)
-                        }
-                        Decision::Overflow | Decision::Stand => Attempted::Over(end),
-                    };
-                }
-                Step::End(end) => {
-                    let host_outcome = match &end {
-                        StreamEnd::RouteTimeout { .. } => {
-                            cluster.stats.upstream_rq_timeout().inc();
-                            if !self.response_started {
-                                self.count_failure(routing, 504);
-                            }
-                            HostOutcome::Timeout
-                        }
-                        StreamEnd::UpstreamMaxStreamDuration => {
-                            cluster.stats.upstream_rq_max_duration_reached().inc();
-                            HostOutcome::Timeout
-                        }
-                        StreamEnd::DownstreamGone | StreamEnd::DownstreamReset => {
-                            cluster.stats.upstream_rq_cancelled().inc();
-                            HostOutcome::Cancelled
-                        }
-                        _ => HostOutcome::Cancelled,
-                    };
-                    if !attempt.response_done {
-                        cluster.stats.upstream_rq_tx_reset().inc();
-                    }
-                    self.release(attempt.upstream, &pool, &cluster, attempt.response_done);
-                    if let Some(active) = active.take() {
-                        active.finish(host_outcome);
-                    }
-                    return Attempted::Over(end);
-                }
-            }
-        }
-    }
-
-    /// What a filter's verdict makes of an attempt.
-    async fn stopped(&mut self, stopped: Stopped) -> Attempted {
-        match stopped {
-            Stopped::End(end) => Attempted::Over(end),
-            Stopped::Reply(reply) if self.response_started => {
-                Attempted::Over(StreamEnd::LateReply(reply.details))
-            }
-            Stopped::Reply(reply) => match self.reply(*reply).await {
-                Ok(()) => Attempted::Answered,
-                Err(end) => Attempted::Over(end),
-            },
-        }
-    }
-
-    /// Picks the host of an attempt; a retry looks for one that the policy's predicates accept.
-    fn pick(&self, routing: &Routing<'_>, now: Instant) -> Option<Rc<HostPool>> {
-        let policy = routing.action.retry_policy.as_deref().filter(|_| routing.attempts > 1);
-        let reject = |host: &waystation_upstream::Host| {
-            policy.is_some_and(|policy| {
-                policy.host_predicates.iter().any(|predicate| match predicate {
-                    waystation_route::RetryHostPredicate::PreviousHosts => routing.tried.contains(&host.id()),
-                    waystation_route::RetryHostPredicate::OmitCanary => host.canary(),
-                    waystation_route::RetryHostPredicate::OmitMetadata(labels) => {
-                        labels.match_host(host.metadata())
-                    }
-                })
-            })
-        };
-        let connection = &self.cx.info;
-        let cx = PickContext {
-            hash: routing.hash,
-            metadata_match: routing.metadata,
-            original_destination: Some(OriginalDestination {
-                local_address: Some(&connection.local_address).filter(|_| connection.local_address_restored),
-                header: self.heads.request.get(Known::XEnvoyOriginalDstHost),
-                ..OriginalDestination::default()
-            }),
-            reject: policy.map(|_| &reject as _),
-            reselections: policy.map_or(0, |policy| policy.host_selection_attempts),
-            ..PickContext::default()
-        };
-        let name = self.tls_name(&routing.cluster.http);
-        routing.local.pick(&self.cx.worker, &routing.cluster, &cx, name, now).ok()
-    }
-
-    /// The name that the upstream's TLS takes from the request.
-    fn tls_name(&self, http: &HttpOptions) -> Option<&str> {
-        if !(http.auto_sni || http.auto_san_validation) {
-            return None;
-        }
-        let source = match &http.auto_sni_header {
-            Some(header) => self.heads.request.get(&**header),
-            None => self.heads.request.authority(),
-        };
-        source.and_then(|name| str::from_utf8(name).ok()).map(without_port)
-    }
-
-    /// Waits for a connection, unless the stream ends before there is one.
-    async fn connect(
-        &mut self,
-        pool: &Rc<HostPool>,
-        cluster: &Rc<ClusterRef>,
-        priority: Priority,
-        carried: Carried,
-    ) -> Result<Result<Upstream, NoStream>, StreamEnd> {
-        let http = &cluster.http;
-        let name = self.tls_name(http);
-        let names = TlsNames {
-            server_name: name.filter(|_| http.auto_sni).map(Into::into),
-            verify_san: name.filter(|_| http.auto_san_validation).map(Into::into),
-        };
-        let mut future = Box::pin(upstream::acquire(
-            Rc::clone(&self.cx.worker),
-            Rc::clone(pool),
-            Rc::clone(cluster),
-            priority,
-            carried,
-            names,
-        ));
-        let ended = std::future::poll_fn(|task| {
-            if let std::task::Poll::Ready(result) = future.as_mut().poll(task) {
-                return std::task::Poll::Ready(Ok(result));
-            }
-            if self.request_complete
-                && let std::task::Poll::Ready(end) = self.down.poll_gone(task)
-            {
-                return std::task::Poll::Ready(Err(end));
-            }
-            self.poll_deadlines(task, None).map(Err)
-        })
-        .await;
-        ended.inspect_err(|_| cluster.stats.upstream_rq_cancelled().inc())
     }
 
     /// Waits out a back-off.
@@ -644,105 +282,6 @@ impl<D: Downstream> Stream<'_, D> {
         decision
     }
 
-    /// An attempt that failed without a response.
-    #[expect(clippy::too_many_arguments, reason = "one exit for every kind of failure")]
-    fn after_failure(
-        &mut self,
-        routing: &Routing<'_>,
-        retries: &mut Retries<'_>,
-        permit: &mut Option<RetryPermit>,
-        outcome: Outcome<'_>,
-        reason: ResetReason,
-        transport: Option<Box<str>>,
-        active: Option<ActiveRequest>,
-    ) -> Attempted {
-        if let Some(active) = active {
-            active.finish(HostOutcome::Error);
-        }
-        if reason != ResetReason::Overflow {
-            self.count_failure(routing, if reason == ResetReason::ProtocolError { 502 } else { 503 });
-        }
-        let retried = routing.attempts > 1;
-        match self.decide(routing, retries, permit, Some(outcome)) {
-            Decision::Again { after, .. } => return Attempted::Again(after),
-            Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
-            Decision::Overflow | Decision::Stand => {}
-        }
-        Attempted::Over(StreamEnd::UpstreamReset { reason, retried, transport })
-    }
-
-    /// Passes the response head on.
-    fn on_response_head(&mut self, routing: &mut Routing<'_>, end: bool) -> Result<(), Stopped> {
-        let now = Instant::now();
-        let status = self.heads.response.status().unwrap_or(0);
-        self.info.timing.first_upstream_rx = Some(now);
-        self.info.details = Some("via_upstream".into());
-        self.count_response(routing, status);
-        let since = self.info.timing.last_downstream_rx.unwrap_or(self.info.start);
-        let elapsed = millis(since, now);
-        if self.request_complete && self.cx.hcm.router.dynamic_stats {
-            routing.local.extras(&self.cx.worker, &routing.cluster).time.record(elapsed);
-        }
-        let switching = self.facts.tunnel && status == 101;
-        let head: &mut Headers = &mut self.heads.response;
-        sanitize_response(head, switching);
-        if !self.cx.hcm.router.suppress_envoy_headers && self.request_complete {
-            head.set_number(Known::XEnvoyUpstreamServiceTime, elapsed);
-        }
-        if routing.response_count {
-            head.set_number(Known::XEnvoyAttemptCount, u64::from(routing.attempts));
-        }
-        for cookie in routing.cookies.drain(..) {
-            head.append(Known::SetCookie, cookie);
-        }
-        self.info.response_code = status;
-        self.attempt_count = None;
-        self.mutate_response(routing.route, routing.weighted);
-        if self.is_tunnel_accepted() {
-            self.cx.hcm.stats.hcm.downstream_cx_upgrades_total().inc();
-            self.deadlines.request = None;
-        }
-        self.begin_encode(end)
-    }
-
-    /// Gives the connection back, or ends the upstream stream.
-    fn release(&self, upstream: Upstream, pool: &Rc<HostPool>, cluster: &ClusterRef, clean: bool) {
-        match upstream {
-            Upstream::Http1(mut connection) => {
-                let keep = connection.finish(&self.cx.worker) && clean;
-                if clean {
-                    connection.mark_inactive();
-                }
-                if keep {
-                    pool.put_idle(connection, cluster, self.last_activity);
-                }
-            }
-            // Dropping the stream resets it unless both directions have ended.
-            Upstream::Http2(stream) => drop(stream),
-            Upstream::Tcp(connection) => drop(connection),
-        }
-    }
-
-    /// What a retry or mirror may keep of the request body.
-    fn keep_limit(&self, route: &Route) -> usize {
-        let of_route =
-            route.request_body_buffer_limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        of_route.unwrap_or(self.cx.hcm.buffer_limit)
-    }
-
-    fn count_response(&self, routing: &Routing<'_>, status: u16) {
-        self.count_failure(routing, status);
-    }
-
-    /// `upstream_rq_NNN` and its internal and external twins.
-    fn count_failure(&self, routing: &Routing<'_>, status: u16) {
-        if self.cx.hcm.router.dynamic_stats {
-            routing.cluster.response_codes().record(status);
-            let extras = routing.local.extras(&self.cx.worker, &routing.cluster);
-            if self.info.internal { &extras.internal } else { &extras.external }.record(status);
-        }
-    }
-
     /// `strict_check_headers`: those that are there must be well-formed.
     fn check_strictly(&self, mask: u8) -> Result<(), StreamEnd> {
         for (bit, name) in (0..).zip(STRICT_HEADERS).filter(|(bit, _)| mask & (1 << bit) != 0) {
@@ -759,65 +298,5 @@ impl<D: Downstream> Stream<'_, D> {
             }
         }
         Ok(())
-    }
-
-    /// Sends copies of the request to the clusters that mirror it, its body as it comes.
-    fn start_mirrors(&mut self, route: &Route, action: &RouteAction, cluster: &Rc<ClusterRef>) {
-        for mirror in action.mirrors.iter() {
-            if self.facts.tunnel || !mirror.fraction.contains(self.random) {
-                continue;
-            }
-            let cell = match mirror.cluster(&self.heads.request) {
-                RouteCluster::Cell(cell) => Some(std::sync::Arc::clone(cell)),
-                RouteCluster::Named(name) => {
-                    str::from_utf8(name).ok().and_then(|name| self.cx.worker.shared.clusters.find(name))
-                }
-            };
-            let Some(cell) = cell else { continue };
-            let mut request = self.heads.request.clone();
-            let host = match &mirror.host_rewrite {
-                Some(host) => host.as_bytes().to_vec(),
-                None if mirror.append_shadow_suffix => shadow_host(request.authority().unwrap_or_default()),
-                None => request.authority().unwrap_or_default().to_vec(),
-            };
-            request.set(Known::Authority, host);
-            // Envoy's side client says who it is.
-            request.set(Known::XEnvoyInternal, "true");
-            let own = self.cx.worker.node_ip.to_string();
-            request.append_joined(Known::XForwardedFor, ",", own.as_bytes());
-            let feed = mirror::Feed::new(Rc::clone(cluster), self.keep_limit(route));
-            for data in &self.heads.kept {
-                feed.push(data);
-            }
-            let worker = Rc::clone(&self.cx.worker);
-            tokio::task::spawn_local(mirror::send(worker, cell, request, feed.reader(), action.timeout));
-            self.mirrors.push(feed);
-        }
-        if self.request_passed() {
-            self.end_mirrors();
-        }
-    }
-
-    /// The request has been read to its end: so have its copies.
-    pub(super) fn end_mirrors(&mut self) {
-        for feed in self.mirrors.drain(..) {
-            feed.end(Some(&self.heads.request_trailers).filter(|_| self.request_has_trailers));
-        }
-    }
-}
-
-/// `host:80` becomes `host-shadow:80`.
-fn shadow_host(host: &[u8]) -> Vec<u8> {
-    let end = match memchr::memrchr(b':', host) {
-        Some(colon) if host[colon + 1..].iter().all(u8::is_ascii_digit) => colon,
-        _ => host.len(),
-    };
-    [&host[..end], b"-shadow", &host[end..]].concat()
-}
-
-fn without_port(host: &str) -> &str {
-    match host.rfind(':') {
-        Some(colon) if !host.ends_with(']') => &host[..colon],
-        _ => host,
     }
 }
