@@ -8,7 +8,7 @@ use waystation_schema::JsonStyle;
 use super::{Admin, Body, json, shutting_down};
 
 pub(super) async fn certs(admin: &Admin) -> Response<Body> {
-    let Some(certificates) = admin.main.ask(|server| server.certificates()).await else {
+    let Some(certificates) = admin.main.ask(|server| server.configuration().certificates()).await else {
         return shutting_down();
     };
     let wire = pb::Certificates { certificates }.encode_to_vec();

@@ -34,7 +34,7 @@ pub(super) async fn clusters(admin: &Admin, query: &Query) -> Response<Body> {
         Some(Ok(regex)) => Some(regex),
         Some(Err(error)) => return text(StatusCode::BAD_REQUEST, format!("Invalid re2 regex: {error}")),
     };
-    let Some(mut clusters) = admin.main.ask(|server| server.cluster_list()).await else {
+    let Some(mut clusters) = admin.main.ask(|server| server.configuration().cluster_list()).await else {
         return shutting_down();
     };
     if let Some(filter) = filter {

@@ -105,7 +105,9 @@ pub(super) async fn config_dump(admin: &Admin, query: &Query) -> Response<Body> 
             return text(StatusCode::BAD_REQUEST, format!("Error while parsing name_regex: {error}"));
         }
     };
-    let Some(snapshot) = admin.main.ask(move |server| server.config_snapshot(include_eds)).await else {
+    let Some(snapshot) =
+        admin.main.ask(move |server| server.configuration().config_snapshot(include_eds)).await
+    else {
         return shutting_down();
     };
     let mut sections = sections(&snapshot, include_eds);

@@ -58,7 +58,7 @@ pub(super) async fn drain_listeners(admin: &Admin, query: &Query) -> Response<Bo
 }
 
 pub(super) async fn listeners(admin: &Admin, query: &Query) -> Response<Body> {
-    let Some(listeners) = admin.main.ask(|server| server.listener_addresses()).await else {
+    let Some(listeners) = admin.main.ask(|server| server.configuration().listener_addresses()).await else {
         return shutting_down();
     };
     if query.get("format") != Some("json") {
@@ -77,7 +77,7 @@ pub(super) async fn listeners(admin: &Admin, query: &Query) -> Response<Body> {
 }
 
 pub(super) async fn init_dump(admin: &Admin) -> Response<Body> {
-    let Some(unready) = admin.main.ask(|server| server.unready()).await else {
+    let Some(unready) = admin.main.ask(|server| server.configuration().unready()).await else {
         return shutting_down();
     };
     let dumps = unready

@@ -53,7 +53,7 @@ pub(super) async fn modify(admin: &Admin, query: &Query) -> Response<Body> {
              values\nuse an empty value to remove a previously added override",
         );
     }
-    match admin.main.ask(move |server| server.modify_runtime(&changes)).await {
+    match admin.main.ask(move |server| server.configuration().modify_runtime(&changes)).await {
         Some(true) => ok(),
         Some(false) => text(StatusCode::SERVICE_UNAVAILABLE, "No admin layer specified"),
         None => shutting_down(),

@@ -1,0 +1,466 @@
+//! The configuration of this process as a whole: what the bootstrap says, the subscriptions that follow from it, and the
+//! managers that keep what has come. It decides; the workers' orders are taken from it by the main loop.
+
+mod updates;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::admin::v3 as admin_pb;
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as BootstrapProto;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
+use prost::Message as _;
+use waystation_filter_api::address::Address;
+use waystation_filter_api::cell::Cell;
+use waystation_schema::{At as _, ConfigError};
+use waystation_tls::Secret;
+use waystation_xds::{Client, Event, Interest, ResourceType, SubId, SubscriptionSpec};
+
+use super::clusters::Clusters;
+use super::dump::Dumped;
+use super::listeners::{Listeners, Order};
+use super::needs::{Needs, Slot};
+use super::subscription_stats::Counters;
+use crate::admin::config_dump::{ConfigSnapshot, ResourceDump, ScopesDump};
+use crate::bootstrap::Bootstrap;
+use crate::cli::options::Options;
+use crate::config_source;
+use crate::context::{Shared, static_secret};
+use crate::dns::DnsEvent;
+use crate::overload;
+use crate::runtime_layers::RuntimeLayers;
+use crate::server::StartError;
+use crate::server_stats::ServerStats;
+use crate::xds_transport;
+
+/// What a subscription of the server itself is for.
+#[derive(Clone, Debug)]
+enum Purpose {
+    Clusters,
+    Listeners,
+    /// RTDS: the layer's resource.
+    Runtime(String),
+}
+
+/// What has happened to the configuration.
+#[derive(Debug)]
+pub enum Change {
+    /// The management server said something, or failed to.
+    Xds(Event),
+    /// A cluster found endpoints by itself.
+    Discovery(DnsEvent),
+}
+
+/// Everything configured, and where changes of it come from.
+#[derive(Debug)]
+pub struct Configuration {
+    shared: Arc<Shared>,
+    options: Arc<Options>,
+    bootstrap: Bytes,
+    client: Client,
+    clusters: Clusters,
+    listeners: Listeners,
+    needs: Needs,
+    /// Held for the life of the process: their cells have no other owner until somebody refers to them.
+    static_secrets: Vec<(Arc<Cell<Secret>>, String, Dumped)>,
+    layers: RuntimeLayers,
+    purposes: HashMap<SubId, Purpose>,
+    /// Of the server's own subscriptions, those that have not had an answer.
+    waiting: Vec<SubId>,
+    counters: Counters,
+    cds: Option<core::ConfigSource>,
+    lds: Option<core::ConfigSource>,
+    stats: Arc<ServerStats>,
+    versions: Versions,
+    /// Removals by responses that could not be read as a whole.
+    removals_waiting: HashMap<ResourceType, Vec<Arc<str>>>,
+    /// What the workers have not been told yet.
+    orders: Vec<Order>,
+    started: SystemTime,
+}
+
+#[derive(Debug)]
+struct Versions {
+    clusters: Arc<str>,
+    listeners: Arc<str>,
+}
+
+impl Configuration {
+    /// Compiles the bootstrap's resources; nothing is served or subscribed to yet.
+    pub fn load(
+        bootstrap: Bootstrap,
+        options: Arc<Options>,
+        shared: Arc<Shared>,
+        node: core::Node,
+        stats: Arc<ServerStats>,
+    ) -> Result<Self, StartError> {
+        let Bootstrap { mut proto, wire, clusters: static_clusters, .. } = bootstrap;
+        let text = |error: ConfigError| error.to_string();
+        let layers =
+            RuntimeLayers::compile(proto.layered_runtime.as_ref(), &shared.node.cluster).map_err(text)?;
+        layers.apply(&shared.runtime);
+        if !matches!(proto.header_prefix.as_str(), "" | "x-envoy") {
+            return Err(text(ConfigError::field(
+                "header_prefix",
+                "not supported: only x-envoy, the default",
+            )));
+        }
+        if let Some(limit) = overload::compile(proto.overload_manager.as_ref()).map_err(text)? {
+            shared.downstream.limit(limit, &shared.stats.root());
+        }
+
+        let locality = proto.node.as_ref().and_then(|node| node.locality.clone()).unwrap_or_default();
+        // Who we are is laid over what the bootstrap says of it.
+        let identity = BootstrapProto { node: Some(node.clone()), ..BootstrapProto::default() };
+        let encoded = Bytes::from([&*wire, &identity.encode_to_vec()].concat());
+        let resources = proto.static_resources.take().unwrap_or_default();
+        let dynamic = proto.dynamic_resources.clone().unwrap_or_default();
+        let ads = match &dynamic.ads_config {
+            Some(api) => {
+                match config_source::api_source(api).at(|| "dynamic_resources.ads_config").map_err(text)? {
+                    waystation_xds::Source::Grpc(source) => Some(source),
+                    _ => return Err("dynamic_resources.ads_config: ADS needs a gRPC api_type".to_owned()),
+                }
+            }
+            None => None,
+        };
+        let uses_grpc = ads.is_some() || dynamic.cds_config.is_some() || dynamic.lds_config.is_some();
+        if uses_grpc && ads.is_some() && (node.id.is_empty() || node.cluster.is_empty()) {
+            return Err("node 'id' and 'cluster' are required. Set it either in 'node' config or via \
+                        --service-node and --service-cluster options."
+                .to_owned());
+        }
+        let subscribed = [("cds_config", &dynamic.cds_config), ("lds_config", &dynamic.lds_config)];
+        for (field, source) in
+            subscribed.into_iter().filter_map(|(field, source)| Some((field, source.as_ref()?)))
+        {
+            let (source, _) =
+                config_source::compile(source).at(|| format!("dynamic_resources.{field}")).map_err(text)?;
+            if matches!(source, waystation_xds::Source::Ads) && ads.is_none() {
+                return Err(format!("dynamic_resources.{field}: ADS without an ads_config"));
+            }
+        }
+        let client = Client::new(
+            waystation_xds::Options {
+                node: node.encode_to_vec().into(),
+                ads,
+                seed: fastrand::u64(..),
+                unix_ms: unix_ms(SystemTime::now()),
+            },
+            xds_transport::transport(&shared),
+        );
+
+        let mut static_secrets = Vec::with_capacity(resources.secrets.len());
+        for (i, secret) in resources.secrets.iter().enumerate() {
+            let compiled =
+                Secret::compile(secret).at(|| format!("static_resources.secrets[{i}]")).map_err(text)?;
+            let cell = shared.secrets.cell(&static_secret(&secret.name));
+            cell.set(Some(Arc::new(compiled)));
+            let dumped = Dumped::accepted(secret.encode_to_vec().into(), Arc::from(""));
+            static_secrets.push((cell, secret.name.clone(), dumped));
+        }
+
+        let manager = proto.cluster_manager.clone().unwrap_or_default();
+        let clusters = Clusters::new(&shared, &manager, &locality).map_err(text)?;
+        let listeners = Listeners::new(&shared, options.concurrency);
+        let counters = Counters::new(&shared.stats.root());
+        let mut configuration = Self {
+            stats,
+            shared,
+            options,
+            bootstrap: encoded,
+            client,
+            clusters,
+            listeners,
+            needs: Needs::default(),
+            static_secrets,
+            layers,
+            purposes: HashMap::new(),
+            waiting: Vec::new(),
+            counters,
+            cds: dynamic.cds_config,
+            lds: dynamic.lds_config,
+            versions: Versions { clusters: Arc::from(""), listeners: Arc::from("") },
+            removals_waiting: HashMap::new(),
+            orders: Vec::new(),
+            started: SystemTime::now(),
+        };
+        configuration.add_static(static_clusters, resources.listeners)?;
+        Ok(configuration)
+    }
+
+    fn add_static(&mut self, clusters: Vec<Bytes>, listeners: Vec<ListenerProto>) -> Result<(), StartError> {
+        let unversioned: Arc<str> = Arc::from("");
+        let place = |list: &str, name: &str, index: usize| match name {
+            "" => format!("static_resources.{list}[{index}]"),
+            name => format!("static_resources.{list}[{name}]"),
+        };
+        for (i, wire) in clusters.into_iter().enumerate() {
+            let cluster = ClusterProto::decode(wire.clone()).map_err(|error| error.to_string())?;
+            if self.clusters.contains(&cluster.name) {
+                return Err(format!("cluster manager: duplicate cluster '{}'", cluster.name));
+            }
+            self.clusters
+                .add(&cluster, wire, &unversioned, false, &mut self.needs, &mut self.client)
+                .at(|| place("clusters", &cluster.name, i))
+                .map_err(|error| error.to_string())?;
+        }
+        self.clusters.check_local_cluster().map_err(|error| error.to_string())?;
+        // Routes are asked for when the clusters are there.
+        self.client.pause(&ResourceType::RouteConfiguration);
+        for (i, listener) in listeners.into_iter().enumerate() {
+            let name = match listener.name.as_str() {
+                "" => format!("listener_{i}"),
+                name => name.to_owned(),
+            };
+            let listener = ListenerProto { name: name.clone(), ..listener };
+            let added = self.listeners.add(&listener, &unversioned, false, &mut self.needs, &mut self.client);
+            added.at(|| place("listeners", &name, i)).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Subscribes to the runtime layers that come by RTDS.
+    pub fn subscribe_runtime(&mut self) {
+        let layers: Vec<_> =
+            self.layers.rtds().map(|(name, source)| (name.to_owned(), source.clone())).collect();
+        for (name, source) in layers {
+            let interest = Interest::Names(vec![name.as_str().into()]);
+            self.subscribe(&source, ResourceType::Runtime, interest, Purpose::Runtime(name));
+        }
+    }
+
+    /// Subscribes to CDS, if the bootstrap names a source.
+    pub fn subscribe_clusters(&mut self) {
+        if let Some(source) = self.cds.take() {
+            self.subscribe(&source, ResourceType::Cluster, Interest::Wildcard, Purpose::Clusters);
+        }
+    }
+
+    /// Subscribes to LDS, if the bootstrap names a source, and asks for the routes that static listeners wait for.
+    pub fn subscribe_listeners(&mut self) {
+        self.client.resume(&ResourceType::RouteConfiguration);
+        if let Some(source) = self.lds.take() {
+            self.subscribe(&source, ResourceType::Listener, Interest::Wildcard, Purpose::Listeners);
+        }
+    }
+
+    /// Whether one of these subscriptions has had no answer.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether every cluster that start-up waits for is in force.
+    pub fn clusters_initialized(&self) -> bool {
+        self.clusters.initialized()
+    }
+
+    /// Whether no listener waits for a resource.
+    pub fn listeners_settled(&self) -> bool {
+        self.listeners.all_settled(&self.needs)
+    }
+
+    /// Waits for the next change; nothing is lost when the wait is given up.
+    pub async fn next(&mut self) -> Change {
+        tokio::select! {
+            event = self.client.next() => Change::Xds(event),
+            Some(event) = self.clusters.next() => Change::Discovery(event),
+        }
+    }
+
+    /// Takes a change in.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Xds(event) => self.on_event(event),
+            Change::Discovery(event) => self.clusters.on_discovery(event),
+        }
+    }
+
+    /// Puts clusters in force that have become warm.
+    pub fn activate_clusters(&mut self, now: Instant) {
+        self.clusters.activate(now, &mut self.needs, &mut self.client);
+    }
+
+    /// Puts listeners in force that have become warm, and ends drains whose time is over.
+    pub fn activate_listeners(&mut self, now: Instant) {
+        let started = self.listeners.activate(now, &self.needs);
+        self.orders.extend(started);
+        let ended = self.listeners.expire(now, &mut self.needs, &mut self.client);
+        self.orders.extend(ended);
+    }
+
+    /// What the workers are to do, in order.
+    pub fn take_orders(&mut self) -> Vec<Order> {
+        std::mem::take(&mut self.orders)
+    }
+
+    /// When something is due without an event.
+    pub fn next_due(&self) -> Option<Instant> {
+        [self.listeners.next_expiry(), self.clusters.next_due()].into_iter().flatten().min()
+    }
+
+    /// Brings the counters of subscriptions up to date.
+    pub fn count_subscriptions(&mut self) {
+        for (sub, scope) in self.needs.take_fresh() {
+            self.counters.add(sub, &scope);
+        }
+        for (sub, cluster) in self.clusters.take_fresh() {
+            self.counters.add_eds(sub, &cluster);
+        }
+        for sub in self.needs.take_ended().into_iter().chain(self.clusters.take_ended()) {
+            self.counters.remove(sub);
+        }
+        self.counters.follow(&mut self.client);
+    }
+
+    /// Reads disk layers of the runtime again, if they have changed.
+    pub fn refresh_runtime(&mut self) {
+        self.layers.refresh(&self.shared.runtime);
+    }
+
+    /// The listeners.
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+
+    /// Stops accepting on all listeners, or on inbound ones only, and drains their connections: `at_once` when the
+    /// process ends.
+    pub fn stop_listeners(&mut self, inbound_only: bool, at_once: bool) {
+        let orders = self.listeners.stop(inbound_only, at_once);
+        self.orders.extend(orders);
+    }
+
+    /// Drains connections and goes on accepting.
+    pub fn drain_connections(&mut self, inbound_only: bool) {
+        let orders = self.listeners.drain_connections(inbound_only);
+        self.orders.extend(orders);
+    }
+
+    fn subscribe(
+        &mut self,
+        source: &core::ConfigSource,
+        kind: ResourceType,
+        interest: Interest,
+        purpose: Purpose,
+    ) {
+        let (source, init_fetch_timeout) = match config_source::compile(source) {
+            Ok(compiled) => compiled,
+            Err(error) => {
+                tracing::error!(target: "config", "cannot subscribe to {kind:?}: {error}");
+                return;
+            }
+        };
+        match self.client.subscribe(SubscriptionSpec { kind, source, interest, init_fetch_timeout }) {
+            Ok(sub) => {
+                let root = self.shared.stats.root();
+                match &purpose {
+                    Purpose::Clusters => self.counters.add(sub, &root.scope("cluster_manager").scope("cds")),
+                    Purpose::Listeners => {
+                        self.counters.add(sub, &root.scope("listener_manager").scope("lds"))
+                    }
+                    Purpose::Runtime(name) => self.counters.add(sub, &root.scope("runtime").scope(name)),
+                }
+                self.purposes.insert(sub, purpose);
+                self.waiting.push(sub);
+            }
+            Err(error) => tracing::error!(target: "config", "cannot subscribe: {error}"),
+        }
+    }
+}
+
+/// What the admin interface asks.
+impl Configuration {
+    /// `/runtime_modify`; `false` without an admin layer.
+    pub fn modify_runtime(&mut self, changes: &[(String, String)]) -> bool {
+        let modified = self.layers.modify(changes);
+        if modified {
+            self.layers.apply(&self.shared.runtime);
+        }
+        modified
+    }
+
+    /// Names and bound addresses.
+    pub fn listener_addresses(&self) -> Vec<(String, Vec<Address>)> {
+        let active = self.listeners.active().filter_map(|running| {
+            let sockets = running.sockets.as_ref()?;
+            Some((running.listener.name.to_string(), sockets.local_addresses()))
+        });
+        active.collect()
+    }
+
+    /// What start-up or an update still waits for.
+    pub fn unready(&self) -> Vec<(String, Vec<String>)> {
+        let listeners = self.listeners.unready(&self.needs).map(|(name, targets)| {
+            (format!("listener {name}"), targets.into_iter().map(str::to_owned).collect())
+        });
+        let clusters = self.clusters.unready().map(|name| (format!("cluster {name}"), Vec::new()));
+        listeners.chain(clusters).collect()
+    }
+
+    /// `/certs`.
+    pub fn certificates(&self) -> Vec<admin_pb::Certificate> {
+        let live = self.shared.secrets.live();
+        live.iter().filter_map(|cell| cell.get()).filter_map(|secret| secret.describe()).collect()
+    }
+
+    /// Cluster objects for `/clusters`.
+    pub fn cluster_list(&self) -> Vec<Arc<waystation_upstream::Cluster>> {
+        self.clusters.active()
+    }
+
+    /// `/config_dump`.
+    pub fn config_snapshot(&self, include_eds: bool) -> ConfigSnapshot {
+        let mut routes = self.listeners.static_routes();
+        let mut secrets: Vec<ResourceDump> = self
+            .static_secrets
+            .iter()
+            .map(|(_, name, dumped)| ResourceDump {
+                name: name.clone(),
+                dynamic: false,
+                warming: false,
+                dumped: dumped.clone(),
+            })
+            .collect();
+        let mut filters = Vec::new();
+        let mut scopes = self.listeners.static_scopes();
+        for needed in self.needs.iter() {
+            let Some(dumped) = needed.dumped.clone() else {
+                continue;
+            };
+            if let Slot::Scopes(Some(set)) = &needed.slot {
+                let dynamic = true;
+                scopes.push(ScopesDump { name: needed.name.clone(), dynamic, dumped, scopes: set.wires() });
+                continue;
+            }
+            let dump = ResourceDump { name: needed.name.clone(), dynamic: true, warming: false, dumped };
+            match needed.slot {
+                Slot::Route { .. } => routes.push(dump),
+                Slot::Secret(_) => secrets.push(dump),
+                Slot::Filter { .. } => filters.push(dump),
+                Slot::Scopes(_) => {}
+            }
+        }
+        ConfigSnapshot {
+            bootstrap: self.bootstrap.clone(),
+            started: self.started,
+            clusters: self.clusters.dump(),
+            clusters_version: Arc::clone(&self.versions.clusters),
+            listeners: self.listeners.dump(),
+            listeners_version: Arc::clone(&self.versions.listeners),
+            filters,
+            scopes,
+            routes,
+            secrets,
+            endpoints: if include_eds { self.clusters.dump_endpoints() } else { Vec::new() },
+        }
+    }
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,274 @@
+//! Dynamic resources: from the response of a management server to the managers, and the refusals back.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
+use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration, VirtualHost};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretProto;
+use envoy_types::pb::envoy::service::runtime::v3::Runtime as RuntimeProto;
+use waystation_schema::{ConfigError, Message, Policy, check};
+use waystation_tls::Secret;
+use waystation_xds::{Event, Rejection, Resource, ResourceType, SubId, Update};
+
+use super::{Configuration, Purpose};
+use crate::manager::dump::Dumped;
+use crate::manager::needs::{Slot, configure};
+
+const VIRTUAL_HOST: &str = "envoy.config.route.v3.VirtualHost";
+const SCOPE: &str = "envoy.config.route.v3.ScopedRouteConfiguration";
+
+impl Configuration {
+    pub(super) fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Update(update) => {
+                let rejected = self.apply_update(&update);
+                for rejection in &rejected {
+                    tracing::warn!(
+                        target: "config",
+                        "{} '{}' rejected: {}", update.kind.url(), rejection.name, rejection.reason
+                    );
+                }
+                self.client.applied(update.token, rejected);
+                self.waiting.retain(|sub| *sub != update.sub);
+            }
+            Event::Failed { sub, failure } => {
+                tracing::warn!(target: "config", "subscription failed: {failure:?}");
+                self.waiting.retain(|waiting| *waiting != sub);
+                if let Some(needed) = self.needs.settle(sub) {
+                    if let Slot::Filter { stats, .. } = &needed.slot {
+                        stats.config_fail().inc();
+                    }
+                } else {
+                    self.clusters.fetch_failed(sub);
+                }
+            }
+            Event::Connected { .. } => {}
+            Event::Disconnected { target, code, message, .. } => {
+                tracing::warn!(
+                    target: "config",
+                    "gRPC config stream to {target} closed: {code}, {message}"
+                );
+            }
+        }
+    }
+
+    fn apply_update(&mut self, update: &Update) -> Vec<Rejection> {
+        match self.purposes.get(&update.sub).cloned() {
+            Some(Purpose::Clusters) => self.apply_clusters(update),
+            Some(Purpose::Listeners) => self.apply_listeners(update),
+            Some(Purpose::Runtime(name)) => self.apply_runtime(&name, update),
+            None if update.kind == ResourceType::ClusterLoadAssignment => {
+                let allow_unknown = self.allow_unknown();
+                self.clusters.apply_endpoints(update, allow_unknown)
+            }
+            None => self.apply_needed(update),
+        }
+    }
+
+    fn apply_clusters(&mut self, update: &Update) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        let decoded =
+            self.decode_all::<ClusterProto>(update, "envoy.config.cluster.v3.Cluster", &mut rejected);
+        // A cluster that is refused below is not one that the response leaves out.
+        let unreadable = !rejected.is_empty();
+        for (resource, proto) in decoded {
+            let result = self.clusters.add(
+                &proto,
+                resource.body.clone(),
+                &resource.version,
+                true,
+                &mut self.needs,
+                &mut self.client,
+            );
+            note(&mut rejected, resource, result);
+        }
+        for name in self.removals(update, unreadable) {
+            self.clusters.remove(&name, &mut self.needs, &mut self.client);
+        }
+        if rejected.is_empty() {
+            self.versions.clusters = Arc::clone(&update.version);
+        }
+        rejected
+    }
+
+    fn apply_listeners(&mut self, update: &Update) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        let decoded =
+            self.decode_all::<ListenerProto>(update, "envoy.config.listener.v3.Listener", &mut rejected);
+        // Removals first, so that another listener can take the address over.
+        let now = Instant::now();
+        for name in self.removals(update, !rejected.is_empty()) {
+            let orders = self.listeners.remove(&name, now, &mut self.needs, &mut self.client);
+            self.orders.extend(orders);
+        }
+        for (resource, proto) in decoded {
+            let result =
+                self.listeners.add(&proto, &resource.version, true, &mut self.needs, &mut self.client);
+            note(&mut rejected, resource, result);
+        }
+        if rejected.is_empty() {
+            self.versions.listeners = Arc::clone(&update.version);
+        }
+        rejected
+    }
+
+    /// What an update removes. A response that cannot be read as a whole removes nothing: what it leaves out may be what
+    /// could not be read. Its removals are made up for by the next good response.
+    fn removals(&mut self, update: &Update, unreadable: bool) -> Vec<Arc<str>> {
+        let waiting = self.removals_waiting.entry(update.kind.clone()).or_default();
+        waiting.extend(update.removed.iter().cloned());
+        if unreadable {
+            return Vec::new();
+        }
+        let held: HashSet<Arc<str>> =
+            self.client.core().held(&update.kind).map(|held| Arc::clone(&held.resource.name)).collect();
+        let offered: HashSet<&Arc<str>> = update.resources.iter().map(|resource| &resource.name).collect();
+        let mut removed = std::mem::take(waiting);
+        removed.retain(|name| !held.contains(name) && !offered.contains(name));
+        removed
+    }
+
+    /// Walks and decodes all resources of an update.
+    fn decode_all<'u, M: prost::Message + Default>(
+        &self,
+        update: &'u Update,
+        type_name: &str,
+        rejected: &mut Vec<Rejection>,
+    ) -> Vec<(&'u Resource, M)> {
+        let mut decoded = Vec::with_capacity(update.resources.len());
+        for resource in &update.resources {
+            match self.decode(resource, type_name) {
+                Ok(proto) => decoded.push((resource, proto)),
+                Err(error) => note(rejected, resource, Err(error)),
+            }
+        }
+        decoded
+    }
+
+    fn apply_runtime(&mut self, layer: &str, update: &Update) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        for resource in &update.resources {
+            let result =
+                self.decode::<RuntimeProto>(resource, "envoy.service.runtime.v3.Runtime").map(|proto| {
+                    self.layers.set_rtds(layer, proto.layer.as_ref());
+                });
+            note(&mut rejected, resource, result);
+        }
+        if !update.removed.is_empty() {
+            self.layers.set_rtds(layer, None);
+        }
+        self.layers.apply(&self.shared.runtime);
+        rejected
+    }
+
+    /// A resource that others refer to.
+    fn apply_needed(&mut self, update: &Update) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        if update.kind == ResourceType::ScopedRouteConfiguration {
+            let scopes = self.decode_all::<ScopedRouteConfiguration>(update, SCOPE, &mut rejected);
+            rejected.extend(self.needs.apply_scopes(update, scopes, &self.shared, &mut self.client));
+        }
+        if update.kind == ResourceType::VirtualHost {
+            let hosts = self.decode_all::<VirtualHost>(update, VIRTUAL_HOST, &mut rejected);
+            rejected.extend(self.needs.apply_virtual_hosts(update, hosts, &self.shared));
+            return rejected;
+        }
+        for resource in &update.resources {
+            let result = self.apply_one(update.sub, resource);
+            note(&mut rejected, resource, result);
+        }
+        if update.kind == ResourceType::RouteConfiguration {
+            self.needs.count_scopes();
+        }
+        // An answer without the resource says that it does not exist. A refused one is not waited for either: what refers
+        // to it starts without, as in Envoy.
+        if let Some(needed) = self.needs.settle(update.sub)
+            && let Slot::Filter { places, stats } = &needed.slot
+        {
+            if !rejected.is_empty() {
+                stats.config_fail().inc();
+            } else if !update.resources.is_empty() {
+                stats.config_reload().inc();
+            } else if !update.removed.is_empty() {
+                places.iter().for_each(|place| place.set(None));
+                needed.dumped = None;
+            }
+        }
+        rejected
+    }
+
+    fn apply_one(&mut self, sub: SubId, resource: &Resource) -> Result<(), ConfigError> {
+        let Some(slot) = self.needs.slot(sub) else {
+            return Ok(());
+        };
+        let result = match slot {
+            Slot::Route { .. } => self
+                .decode::<RouteConfiguration>(resource, "envoy.config.route.v3.RouteConfiguration")
+                .and_then(|proto| {
+                    let table = crate::manager::routes::compile(&proto, false, &self.shared)?;
+                    let vhds = proto.vhds.as_ref();
+                    self.needs.apply_routes(sub, table, vhds, &self.shared, &mut self.client)
+                }),
+            Slot::Secret(cell) => self
+                .decode::<SecretProto>(resource, "envoy.extensions.transport_sockets.tls.v3.Secret")
+                .and_then(|proto| Secret::compile(&proto))
+                .map(|secret| cell.set(Some(Arc::new(secret)))),
+            // These are applied together.
+            Slot::Scopes(_) => return Ok(()),
+            Slot::Filter { places, .. } => self
+                .decode::<core::TypedExtensionConfig>(resource, "envoy.config.core.v3.TypedExtensionConfig")
+                .and_then(|config| configure(places, &config)),
+        };
+        if let Some(needed) = self.needs.by_sub(sub) {
+            let version = Arc::clone(&resource.version);
+            match &result {
+                Ok(()) => needed.dumped = Some(Dumped::accepted(resource.body.clone(), version)),
+                Err(error) => {
+                    Dumped::refuse(&mut needed.dumped, resource.body.clone(), version, error.to_string());
+                }
+            }
+        }
+        result
+    }
+
+    fn allow_unknown(&self) -> bool {
+        !self.options.reject_unknown_dynamic_fields
+    }
+
+    /// Walks and decodes a dynamic resource.
+    fn decode<M: prost::Message + Default>(
+        &self,
+        resource: &Resource,
+        type_name: &str,
+    ) -> Result<M, ConfigError> {
+        let message =
+            Message::find(type_name).ok_or_else(|| ConfigError::new(format!("unknown type {type_name}")))?;
+        let policy = Policy { allow_unknown: self.allow_unknown(), ..Policy::default() };
+        let report = check(message, &resource.body, policy)?;
+        for unknown in &report.unknown {
+            self.stats.unknown_dynamic_field();
+            if !self.options.ignore_unknown_dynamic_fields {
+                tracing::warn!(target: "config", "{} '{}': {unknown}", message.name(), resource.name);
+            }
+        }
+        if !self.options.skip_deprecated_logs {
+            for deprecated in &report.deprecated {
+                tracing::warn!(target: "config", "{} '{}': {deprecated}", message.name(), resource.name);
+            }
+        }
+        for ignored in &report.ignored {
+            tracing::debug!(target: "config", "{} '{}': {ignored}", message.name(), resource.name);
+        }
+        M::decode(resource.body.clone()).map_err(|error| ConfigError::new(error.to_string()))
+    }
+}
+
+fn note(rejected: &mut Vec<Rejection>, resource: &Resource, result: Result<(), ConfigError>) {
+    if let Err(error) = result {
+        rejected.push(Rejection { name: Arc::clone(&resource.name), reason: error.to_string() });
+    }
+}
