@@ -1,7 +1,7 @@
-//! The admin interface: a thread of its own, so that no scrape delays traffic, xDS or `/ready`.
+//! The admin interface: a thread of its own, so that no scrape delays traffic or xDS.
 //!
-//! What it shows of the configuration it asks the main thread for, as references to encoded messages; the rendering
-//! happens here.
+//! What it shows of the configuration it asks the main thread for, as references to encoded messages. What may be long
+//! is rendered by threads that stand behind it ([`render`]): `/ready` waits for nobody's million lines.
 
 mod certs;
 mod clusters;
@@ -21,7 +21,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, SERVER, X_CONTENT_TYPE_OPTIONS};
 use hyper::service::service_fn;
@@ -36,10 +36,20 @@ use waystation_schema::{JsonStyle, Message, wire_to_json};
 use crate::cli::options::Options;
 use crate::context::Shared;
 use crate::control::MainThread;
+use crate::memory;
 use endpoints::ENDPOINTS;
 
 /// A request body (form values of `/runtime_modify`) is read up to this size.
 const BODY_LIMIT: usize = 64 * 1024;
+
+/// The size of a piece of a long answer.
+const CHUNK: usize = 64 * 1024;
+
+/// Threads that render; more requests than these wait for one of them. They end when there is nothing to render.
+const RENDERERS: usize = 2;
+
+/// Of the renderers, against 0 of everybody else.
+const RENDERER_NICENESS: i32 = 10;
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -55,7 +65,7 @@ pub(crate) struct Admin {
 }
 
 /// A decoded query.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
@@ -99,13 +109,26 @@ pub fn spawn(
 ) -> io::Result<()> {
     let admin = Admin { shared, options, main, node, allowed: allowed.into() };
     std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .thread_name("admin:render")
+            .max_blocking_threads(RENDERERS)
+            .on_thread_start(yield_to_others)
+            .on_thread_stop(memory::give_back)
+            .build();
         let result = runtime.and_then(|runtime| runtime.block_on(serve(socket, admin)));
         if let Err(error) = result {
             tracing::error!(target: "admin", "the admin interface ended: {error}");
         }
     })?;
     Ok(())
+}
+
+/// A scrape on a busy processor takes its time from neither traffic nor `/ready`.
+fn yield_to_others() {
+    // Only Linux keeps the niceness by thread. A sandbox may refuse it: the renderer is then a thread like the others.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::nice(RENDERER_NICENESS);
 }
 
 async fn serve(socket: Socket, admin: Admin) -> io::Result<()> {
@@ -204,8 +227,8 @@ async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
         "/runtime" => runtime::runtime(admin),
         "/runtime_modify" => runtime::modify(admin, &query).await,
         "/server_info" => info::server_info(admin),
-        "/stats" => stats_body::stats(admin, &query, false),
-        "/stats/prometheus" => stats_body::stats(admin, &query, true),
+        "/stats" => stats_body::stats(admin, &query, false).await,
+        "/stats/prometheus" => stats_body::stats(admin, &query, true).await,
         // The table above and this one are compared by a test.
         _ => text(StatusCode::NOT_FOUND, format!("invalid path. {}", endpoints::help())),
     }
@@ -214,6 +237,15 @@ async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
 fn is_form(request: &Request<Incoming>) -> bool {
     let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     kind.is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"))
+}
+
+/// Does what may take long on a thread that nobody waits for.
+pub(crate) async fn render<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        // The runtime lives as long as its thread, so nothing is cancelled.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// The headers that all answers carry.
@@ -228,23 +260,27 @@ pub(crate) fn respond(status: StatusCode, content_type: &'static str, body: Body
     response
 }
 
-/// A body in one piece, sent chunked as Envoy's admin sends all of its answers.
+/// A body that is there already, sent chunked as Envoy's admin sends all of its answers.
 pub(crate) fn full(body: impl Into<Bytes>) -> Body {
-    Unsized(Full::new(body.into())).boxed_unsync()
+    Rendered(body.into()).boxed_unsync()
 }
 
-/// Hides the length of a body.
-struct Unsized(Full<Bytes>);
+/// Handed over piece by piece: other requests go between two writes of a long one.
+struct Rendered(Bytes);
 
-impl hyper::body::Body for Unsized {
+impl hyper::body::Body for Rendered {
     type Data = Bytes;
     type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
+        if self.0.is_empty() {
+            return Poll::Ready(None);
+        }
+        let end = self.0.len().min(CHUNK);
+        Poll::Ready(Some(Ok(Frame::data(self.0.split_to(end)))))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The allocator.
 
-/// Returns freed memory to the kernel. Compiling a large configuration frees many times what it keeps, and the C library
-/// holds on to that; once after start-up is enough, so it costs milliseconds in the life of the process.
+/// Returns freed memory to the kernel. Compiling a large configuration and rendering it for the admin interface free many
+/// times what they keep, and the C library holds on to that. It costs milliseconds: once after start-up, and when a
+/// rendering thread ends.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "malloc_trim has no safe wrapper")]
 pub fn give_back() {

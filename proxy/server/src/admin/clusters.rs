@@ -17,7 +17,7 @@ use waystation_upstream::cluster::Discovery;
 use waystation_upstream::host::HealthFlag;
 use waystation_upstream::{Cluster, Host, Priority};
 
-use super::{Admin, Body, Query, info::address_proto, json, shutting_down, text};
+use super::{Admin, Body, Query, info::address_proto, json, render, shutting_down, text};
 
 const PRIORITIES: [(Priority, &str); 2] = [(Priority::Default, "default"), (Priority::High, "high")];
 
@@ -40,14 +40,20 @@ pub(super) async fn clusters(admin: &Admin, query: &Query) -> Response<Body> {
     if let Some(filter) = filter {
         clusters.retain(|cluster| filter.is_match(cluster.name()));
     }
-    if query.get("format") == Some("json") {
-        let cluster_statuses = clusters.iter().map(|cluster| status(cluster)).collect();
-        let wire = pb::Clusters { cluster_statuses }.encode_to_vec();
-        let style = JsonStyle { proto_names: true, pretty: true, ..JsonStyle::default() };
-        return json("envoy.admin.v3.Clusters", &wire, style);
-    }
+    let json = query.get("format") == Some("json");
+    render(move || if json { as_json(&clusters) } else { as_text(&clusters) }).await
+}
+
+fn as_json(clusters: &[Arc<Cluster>]) -> Response<Body> {
+    let cluster_statuses = clusters.iter().map(|cluster| status(cluster)).collect();
+    let wire = pb::Clusters { cluster_statuses }.encode_to_vec();
+    let style = JsonStyle { proto_names: true, pretty: true, ..JsonStyle::default() };
+    json("envoy.admin.v3.Clusters", &wire, style)
+}
+
+fn as_text(clusters: &[Arc<Cluster>]) -> Response<Body> {
     let mut out = String::new();
-    for cluster in &clusters {
+    for cluster in clusters {
         // Writing to a string does not fail.
         let _ = write_cluster(cluster, &mut out);
     }

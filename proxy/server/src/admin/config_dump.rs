@@ -17,7 +17,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use regex::Regex;
 use waystation_schema::{JsonStyle, Message};
 
-use super::{Admin, Body, Query, json, respond, shutting_down, text};
+use super::{Admin, Body, Query, json, render, respond, shutting_down, text};
 use crate::manager::dump::{Dumped, Refused};
 use crate::manager::listeners::ListenersDump;
 
@@ -110,8 +110,18 @@ pub(super) async fn config_dump(admin: &Admin, query: &Query) -> Response<Body> 
     else {
         return shutting_down();
     };
-    let mut sections = sections(&snapshot, include_eds);
-    if let Some(regex) = &name_regex {
+    let query = query.clone();
+    render(move || rendered(&snapshot, include_eds, name_regex.as_ref(), &query)).await
+}
+
+fn rendered(
+    snapshot: &ConfigSnapshot,
+    include_eds: bool,
+    name_regex: Option<&Regex>,
+    query: &Query,
+) -> Response<Body> {
+    let mut sections = sections(snapshot, include_eds);
+    if let Some(regex) = name_regex {
         for section in &mut sections {
             section.items.retain(|item| item.list == "bootstrap" || is_full_match(regex, &item.name));
         }

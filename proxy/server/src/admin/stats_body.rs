@@ -1,40 +1,50 @@
 //! `/stats` and `/stats/prometheus`, streamed.
 
 use std::convert::Infallible;
+use std::future::Future as _;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
 use hyper::{Response, StatusCode};
+use tokio::task::JoinHandle;
 use waystation_stats::render::{Query as StatsQuery, Renderer};
 
-use super::{Admin, Body, Query, respond, text};
+use super::{Admin, Body, CHUNK, Query, render, respond, text};
 
-/// The size of a piece: a scrape of a million lines holds one of them at a time.
-const CHUNK: usize = 64 * 1024;
-
-pub(super) fn stats(admin: &Admin, query: &Query, prometheus: bool) -> Response<Body> {
+pub(super) async fn stats(admin: &Admin, query: &Query, prometheus: bool) -> Response<Body> {
     let parsed = if prometheus {
         StatsQuery::parse_prometheus(query.pairs())
     } else {
         StatsQuery::parse(query.pairs())
     };
     match parsed {
-        Ok(parsed) => {
-            let kind = parsed.format.content_type();
-            let renderer = Renderer::new(&admin.shared.stats, parsed.format, parsed.options);
-            respond(StatusCode::OK, kind, StatsBody { renderer, yielded: true }.boxed_unsync())
+        Ok(StatsQuery { format, options }) => {
+            let store = admin.shared.stats.clone();
+            let renderer = render(move || Renderer::new(&store, format, options)).await;
+            respond(StatusCode::OK, format.content_type(), StatsBody::next(renderer).boxed_unsync())
         }
         Err(reason) => text(StatusCode::BAD_REQUEST, reason),
     }
 }
 
-/// A scrape. Between two pieces other requests have their turn: `/ready` must not wait for a million lines.
+/// A scrape. Each piece is rendered on a thread of [`render`] and handed over when it is due, so that a slow reader
+/// of a million lines holds one piece and no thread, and `/ready` goes between two writes.
 struct StatsBody {
-    renderer: Renderer,
-    yielded: bool,
+    /// `None` when all has been rendered.
+    piece: Option<JoinHandle<(Renderer, Option<Bytes>)>>,
+}
+
+impl StatsBody {
+    fn next(mut renderer: Renderer) -> Self {
+        let render = move || {
+            let piece = renderer.next_chunk(CHUNK);
+            (renderer, piece)
+        };
+        Self { piece: Some(tokio::task::spawn_blocking(render)) }
+    }
 }
 
 impl hyper::body::Body for StatsBody {
@@ -45,11 +55,19 @@ impl hyper::body::Body for StatsBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.yielded = !self.yielded;
-        if self.yielded {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        let Some(piece) = &mut self.piece else {
+            return Poll::Ready(None);
+        };
+        match ready!(Pin::new(piece).poll(cx)) {
+            Ok((renderer, Some(piece))) => {
+                *self = Self::next(renderer);
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            Ok((_, None)) => {
+                self.piece = None;
+                Poll::Ready(None)
+            }
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
-        Poll::Ready(self.renderer.next_chunk(CHUNK).map(|chunk| Ok(Frame::data(chunk))))
     }
 }
