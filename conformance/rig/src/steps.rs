@@ -17,7 +17,7 @@ use crate::place::{Place, write_atomically};
 use crate::proxy::{PATIENCE, Proxy, describe};
 use crate::report;
 use crate::upstream::Upstreams;
-use crate::wire::http1;
+use crate::wire::http1::{self, chunked};
 use crate::wire::http2::{self, frame};
 use crate::wire::{Conn, bytes_of, latin1};
 
@@ -234,17 +234,7 @@ impl<'a> Steps<'a> {
         head.push_str("\r\n");
         let mut out = bytes_of(&head);
         if step.chunks.is_some() || !step.trailers.is_empty() {
-            for chunk in step.chunks.iter().flatten() {
-                out.extend_from_slice(format!("{:x}\r\n", chunk.0.len()).as_bytes());
-                out.extend_from_slice(&chunk.0);
-                out.extend_from_slice(b"\r\n");
-            }
-            out.extend_from_slice(b"0\r\n");
-            for line in &step.trailers {
-                out.extend_from_slice(&bytes_of(line));
-                out.extend_from_slice(b"\r\n");
-            }
-            out.extend_from_slice(b"\r\n");
+            chunked(step.chunks.as_deref().unwrap_or_default(), &step.trailers, &mut out);
         } else if let Some(body) = &step.body {
             out.extend_from_slice(&body.0);
         }

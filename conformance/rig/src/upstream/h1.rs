@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Script;
-use crate::case::{AnswerSpec, At, Then};
+use crate::case::{AnswerSpec, At, Text, Then};
 use crate::report::body_value;
-use crate::wire::http1::{self, Message};
+use crate::wire::http1::{self, Message, chunked};
 use crate::wire::{Conn, bytes_of, latin1};
 
 pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script: &Script) {
@@ -118,18 +118,8 @@ fn response(answer: &AnswerSpec, request: &Message, name: &str) -> Vec<u8> {
         return out;
     }
     if answer.chunks.is_some() || !answer.trailers.is_empty() {
-        let chunks = answer.chunks.clone().unwrap_or_else(|| vec![crate::case::Text(body)]);
-        for chunk in chunks {
-            out.extend_from_slice(format!("{:x}\r\n", chunk.0.len()).as_bytes());
-            out.extend_from_slice(&chunk.0);
-            out.extend_from_slice(b"\r\n");
-        }
-        out.extend_from_slice(b"0\r\n");
-        for line in &answer.trailers {
-            out.extend_from_slice(&bytes_of(line));
-            out.extend_from_slice(b"\r\n");
-        }
-        out.extend_from_slice(b"\r\n");
+        let whole = [Text(body)];
+        chunked(answer.chunks.as_deref().unwrap_or(&whole), &answer.trailers, &mut out);
     } else {
         out.extend_from_slice(&body);
     }

@@ -1,6 +1,7 @@
-//! Reading HTTP/1 messages leniently, in both roles, keeping every line as it came.
+//! HTTP/1 messages in both roles: read leniently, keeping every line as it came, and written as a case has them.
 
-use super::{Conn, latin1};
+use super::{Conn, bytes_of, latin1};
+use crate::case::Text;
 
 /// A message as it stood on the wire.
 #[derive(Debug, Default, Clone)]
@@ -42,6 +43,21 @@ pub(crate) async fn read_head(conn: &mut Conn) -> Option<Message> {
     let text = latin1(&raw);
     let head = text.trim_end_matches("\r\n").split("\r\n").map(str::to_owned).collect();
     Some(Message { head, complete, ..Message::default() })
+}
+
+/// Writes a chunked body with its trailers.
+pub(crate) fn chunked(chunks: &[Text], trailers: &[String], out: &mut Vec<u8>) {
+    for chunk in chunks {
+        out.extend_from_slice(format!("{:x}\r\n", chunk.0.len()).as_bytes());
+        out.extend_from_slice(&chunk.0);
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"0\r\n");
+    for line in trailers {
+        out.extend_from_slice(&bytes_of(line));
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// How a body is delimited.
