@@ -64,20 +64,18 @@ pub fn remove_nominated(headers: &mut Headers) -> Result<(), Error> {
 /// Removes the hop-by-hop headers of a request on its way upstream. `upgrade`: the request is an upgrade that the
 /// configuration allows, so `connection: upgrade` and `upgrade` stay.
 pub fn sanitize_request(headers: &mut Headers, upgrade: bool) {
-    // Envoy leaves `connection` of an upgrade as the peer wrote it.
-    if !upgrade {
-        headers.remove(Known::Connection);
-        headers.remove(Known::Upgrade);
-    }
-    headers.remove(Known::KeepAlive);
-    headers.remove(Known::ProxyConnection);
-    headers.remove(Known::TransferEncoding);
+    remove_hop_by_hop(headers, upgrade);
     reduce_te(headers);
 }
 
 /// Removes the hop-by-hop headers of a response on its way downstream; those that its `connection` nominates stay,
 /// as they do with Envoy. `upgrade`: it is a 101.
 pub fn sanitize_response(headers: &mut Headers, upgrade: bool) {
+    remove_hop_by_hop(headers, upgrade);
+}
+
+fn remove_hop_by_hop(headers: &mut Headers, upgrade: bool) {
+    // Envoy leaves `connection` of an upgrade as the peer wrote it.
     if !upgrade {
         headers.remove(Known::Connection);
         headers.remove(Known::Upgrade);

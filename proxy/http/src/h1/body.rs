@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{Config, Error, Framing, head};
+use super::{Config, Error, Framing, Received, head};
 use crate::headers::Headers;
 
 /// The most bytes of extensions on one chunk; Envoy has no bound.
@@ -23,6 +23,17 @@ pub(super) enum Piece {
     /// Trailers were read into the map.
     Trailers,
     End,
+}
+
+impl<H> From<Piece> for Received<H> {
+    fn from(piece: Piece) -> Self {
+        match piece {
+            Piece::NeedMore => Received::NeedMore,
+            Piece::Data(data) => Received::Data(data),
+            Piece::Trailers => Received::Trailers,
+            Piece::End => Received::End,
+        }
+    }
 }
 
 impl Body {

@@ -130,19 +130,13 @@ impl ClientConn {
                     Err(error) => Err(error),
                 }
             }
-            Incoming::Body(body) => match body.receive(input, headers, &self.config) {
-                Ok(Piece::NeedMore) => Ok(Received::NeedMore),
-                Ok(Piece::Data(data)) => Ok(Received::Data(data)),
-                Ok(Piece::Trailers) => {
+            Incoming::Body(body) => {
+                let piece = body.receive(input, headers, &self.config);
+                if matches!(piece, Ok(Piece::Trailers | Piece::End)) {
                     self.incoming = Incoming::Complete;
-                    Ok(Received::Trailers)
                 }
-                Ok(Piece::End) => {
-                    self.incoming = Incoming::Complete;
-                    Ok(Received::End)
-                }
-                Err(error) => Err(error),
-            },
+                piece.map(Received::from)
+            }
         };
         if received.is_err() {
             self.incoming = Incoming::Failed;
