@@ -5,7 +5,9 @@
 //! * [`connection`], [`stream`]: what is known of a connection and of a stream;
 //! * [`http`]: the phase traits of HTTP filters;
 //! * [`value`], [`filter_state`]: metadata and filter state;
-//! * [`address`]: Envoy's addresses.
+//! * [`address`]: Envoy's addresses;
+//! * [`data_source`]: bytes from the configuration, a file or the environment;
+//! * [`wire`]: readers for the small protobuf messages that every converter meets.
 //!
 //! Filters see heads, metadata, filter state and stream information; never sockets, never the runtime that
 //! drives them. Everything here is `!Send` where it belongs to a stream: a stream lives on one worker.
@@ -15,9 +17,11 @@
 pub mod address;
 pub mod cell;
 pub mod connection;
+pub mod data_source;
 pub mod filter_state;
 pub mod flags;
 pub mod http;
 pub mod runtime;
 pub mod stream;
 pub mod value;
+pub mod wire;

@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::extensions::access_loggers::file::v3 as file;
 use envoy_types::pb::envoy::extensions::access_loggers::stream::v3 as stream;
 use envoy_types::pb::google::protobuf::Any;
 use waystation_filter_api::runtime::Runtime;
+use waystation_filter_api::wire::{type_name, unpack};
 use waystation_schema::{At, ConfigError};
 
 use crate::formatter::{FormatContext, Formatter, SubstitutionFormat};
@@ -108,7 +109,7 @@ impl AccessLog {
 }
 
 fn compile_logger(config: &Any) -> Result<(Destination, SubstitutionFormat), ConfigError> {
-    let name = config.type_url.rsplit('/').next().unwrap_or_default();
+    let name = type_name(config);
     match name {
         "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
             let file::FileAccessLog { path, access_log_format } = unpack(config)?;
@@ -160,10 +161,6 @@ fn compile_file_format(
 
 fn default_format() -> SubstitutionFormat {
     SubstitutionFormat::text(Formatter::default_line())
-}
-
-fn unpack<T: prost::Message + Default>(any: &Any) -> Result<T, ConfigError> {
-    T::decode(&*any.value).map_err(|error| ConfigError::new(error.to_string()))
 }
 
 #[cfg(test)]

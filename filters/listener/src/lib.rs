@@ -12,9 +12,9 @@ mod tls_inspector;
 use std::net::SocketAddr;
 
 use envoy_types::pb::envoy::extensions::filters::listener as pb;
-use prost::Message;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::connection::ConnectionInfo;
+use waystation_filter_api::wire::decode;
 use waystation_schema::ConfigError;
 use waystation_stats::Scope;
 
@@ -103,10 +103,6 @@ impl ListenerFilter {
             Kind::TlsInspector(filter) => filter.inspect(buffer, end, info),
         }
     }
-}
-
-fn decode<M: Message + Default>(config: &[u8]) -> Result<M, ConfigError> {
-    M::decode(config).map_err(|error| ConfigError::new(format!("malformed configuration: {error}")))
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::xds::core::v3 as xds;
 use waystation_schema::{At, ConfigError};
 
 /// An address range. Host bits are cleared.
@@ -29,19 +28,10 @@ impl Cidr {
     /// Compiles `envoy.config.core.v3.CidrRange`.
     pub fn compile(proto: &core::CidrRange) -> Result<Self, ConfigError> {
         let core::CidrRange { address_prefix, prefix_len } = proto;
-        Self::from_parts(address_prefix, prefix_len.map_or(0, |len| len.value))
-    }
-
-    /// Compiles `xds.core.v3.CidrRange`.
-    pub fn compile_xds(proto: &xds::CidrRange) -> Result<Self, ConfigError> {
-        let xds::CidrRange { address_prefix, prefix_len } = proto;
-        Self::from_parts(address_prefix, prefix_len.map_or(0, |len| len.value))
-    }
-
-    fn from_parts(address: &str, len: u32) -> Result<Self, ConfigError> {
-        let address: IpAddr = address
-            .parse()
-            .map_err(|_| ConfigError::field("address_prefix", format!("malformed IP address: {address}")))?;
+        let address: IpAddr = address_prefix.parse().map_err(|_| {
+            ConfigError::field("address_prefix", format!("malformed IP address: {address_prefix}"))
+        })?;
+        let len = prefix_len.map_or(0, |len| len.value);
         Ok(Self::new(address, u8::try_from(len).unwrap_or(u8::MAX)))
     }
 
@@ -77,12 +67,6 @@ impl CidrList {
     /// Compiles `repeated envoy.config.core.v3.CidrRange`.
     pub fn compile(protos: &[core::CidrRange], field: &str) -> Result<Self, ConfigError> {
         let compile = |(index, proto)| Cidr::compile(proto).at(|| format!("{field}[{index}]"));
-        Ok(Self::new(protos.iter().enumerate().map(compile).collect::<Result<Vec<_>, _>>()?))
-    }
-
-    /// Compiles `repeated xds.core.v3.CidrRange`.
-    pub fn compile_xds(protos: &[xds::CidrRange], field: &str) -> Result<Self, ConfigError> {
-        let compile = |(index, proto)| Cidr::compile_xds(proto).at(|| format!("{field}[{index}]"));
         Ok(Self::new(protos.iter().enumerate().map(compile).collect::<Result<Vec<_>, _>>()?))
     }
 

@@ -8,6 +8,7 @@ use waystation_filter_api::filter_state::FilterState;
 use waystation_schema::{At, ConfigError};
 
 use crate::cidr::CidrList;
+use crate::messages::envoy_twin;
 use crate::string::StringMatcher;
 
 /// Compiled `envoy.type.matcher.v3.FilterStateMatcher`: looks at an object's serialised form.
@@ -37,7 +38,8 @@ impl FilterStateMatcher {
                 Condition::Text(StringMatcher::compile(text).at(|| "string_match")?)
             }
             Some(Matcher::AddressMatch(address)) => {
-                let ranges = CidrList::compile_xds(&address.ranges, "ranges").at(|| "address_match")?;
+                let ranges = address.ranges.iter().map(envoy_twin).collect::<Vec<_>>();
+                let ranges = CidrList::compile(&ranges, "ranges").at(|| "address_match")?;
                 Condition::Address(ranges, address.invert_match)
             }
         };

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use envoy_types::pb::envoy::extensions::matching::common_inputs as common;
 use envoy_types::pb::envoy::r#type::matcher::v3 as http;
 use envoy_types::pb::google::protobuf::Any;
-use prost::{Message, Name};
+use prost::Name;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::connection::{Certificate, ConnectionInfo};
 use waystation_filter_api::stream::StreamInfo;
 use waystation_filter_api::value::Value;
+use waystation_filter_api::wire::{type_name, unpack};
 use waystation_http::{HeaderName, Headers, Known};
 use waystation_schema::{At, ConfigError};
 
@@ -184,18 +185,18 @@ impl Input {
         };
         let is = |full_name: String| name == full_name;
         Ok(if is(http::HttpRequestHeaderMatchInput::full_name()) {
-            let name = header(&decode::<http::HttpRequestHeaderMatchInput>(any)?.header_name)?;
+            let name = header(&unpack::<http::HttpRequestHeaderMatchInput>(any)?.header_name)?;
             // A request's `host` header is its authority.
             let is_host = name.as_name().known() == Some(Known::Host);
             Self::RequestHeader(if is_host { Known::Authority.into() } else { name })
         } else if is(http::HttpRequestTrailerMatchInput::full_name()) {
-            Self::RequestTrailer(header(&decode::<http::HttpRequestTrailerMatchInput>(any)?.header_name)?)
+            Self::RequestTrailer(header(&unpack::<http::HttpRequestTrailerMatchInput>(any)?.header_name)?)
         } else if is(http::HttpResponseHeaderMatchInput::full_name()) {
-            Self::ResponseHeader(header(&decode::<http::HttpResponseHeaderMatchInput>(any)?.header_name)?)
+            Self::ResponseHeader(header(&unpack::<http::HttpResponseHeaderMatchInput>(any)?.header_name)?)
         } else if is(http::HttpResponseTrailerMatchInput::full_name()) {
-            Self::ResponseTrailer(header(&decode::<http::HttpResponseTrailerMatchInput>(any)?.header_name)?)
+            Self::ResponseTrailer(header(&unpack::<http::HttpResponseTrailerMatchInput>(any)?.header_name)?)
         } else if is(http::HttpRequestQueryParamMatchInput::full_name()) {
-            Self::QueryParam(decode::<http::HttpRequestQueryParamMatchInput>(any)?.query_param.into())
+            Self::QueryParam(unpack::<http::HttpRequestQueryParamMatchInput>(any)?.query_param.into())
         } else if is(http::HttpResponseStatusCodeMatchInput::full_name()) {
             Self::StatusCode
         } else if is(http::HttpResponseStatusCodeClassMatchInput::full_name()) {
@@ -221,13 +222,13 @@ impl Input {
         } else if is(network::ApplicationProtocolInput::full_name()) {
             Self::ApplicationProtocol
         } else if is(network::FilterStateInput::full_name()) {
-            let network::FilterStateInput { key, field } = decode(any)?;
+            let network::FilterStateInput { key, field } = unpack(any)?;
             if key.is_empty() {
                 return Err(ConfigError::field("key", "must not be empty"));
             }
             Self::FilterState { key: key.into(), field: field.into() }
         } else if is(network::DynamicMetadataInput::full_name()) {
-            Self::DynamicMetadata(metadata_path(&decode(any)?)?)
+            Self::DynamicMetadata(metadata_path(&unpack(any)?)?)
         } else if is(ssl::UriSanInput::full_name()) {
             Self::UriSan
         } else if is(ssl::DnsSanInput::full_name()) {
@@ -235,7 +236,7 @@ impl Input {
         } else if is(ssl::SubjectInput::full_name()) {
             Self::Subject
         } else if is(common::environment_variable::v3::Config::full_name()) {
-            let name = decode::<common::environment_variable::v3::Config>(any)?.name;
+            let name = unpack::<common::environment_variable::v3::Config>(any)?.name;
             if name.is_empty() || name.contains(['=', '\0']) {
                 return Err(ConfigError::field("name", "is not the name of an environment variable"));
             }
@@ -316,15 +317,6 @@ impl Input {
             _ => Data::Missing,
         }
     }
-}
-
-/// The message's full name, without the type URL's domain.
-pub(crate) fn type_name(any: &Any) -> &str {
-    any.type_url.rsplit('/').next().unwrap_or_default()
-}
-
-pub(crate) fn decode<M: Message + Default>(any: &Any) -> Result<M, ConfigError> {
-    M::decode(any.value.as_slice()).map_err(|error| ConfigError::new(error.to_string()))
 }
 
 fn metadata_path(proto: &common::network::v3::DynamicMetadataInput) -> Result<MetadataPath, ConfigError> {

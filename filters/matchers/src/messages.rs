@@ -1,7 +1,15 @@
-//! Messages of `xds.type.matcher.v3` that `envoy-types` does not carry.
+//! Messages of the `xds` package: those that are Envoy's under another name, and those of `xds.type.matcher.v3` that
+//! `envoy-types` does not carry.
 
-use envoy_types::pb::xds::core::v3::CidrRange;
+use envoy_types::pb::envoy::config::core::v3::CidrRange;
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::OnMatch;
+use prost::Message;
+
+/// Envoy's message of the same fields: what the `xds` package copied from Envoy (`StringMatcher`, `CidrRange`) is the
+/// same on the wire.
+pub(crate) fn envoy_twin<X: Message, E: Message + Default>(proto: &X) -> E {
+    E::decode(&*proto.encode_to_vec()).expect("the fields of both have the same numbers and types")
+}
 
 /// `xds.type.matcher.v3.IPMatcher`.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fmt;
 
 use envoy_types::pb::envoy::r#type::matcher::v3 as pb;
-use envoy_types::pb::xds::r#type::matcher::v3 as xds;
 use regex::bytes;
 use regex_syntax::hir::literal::Extractor;
 use waystation_schema::{At, ConfigError};
@@ -28,12 +27,6 @@ impl Regex {
     /// in any case.
     pub fn compile(proto: &pb::RegexMatcher) -> Result<Self, ConfigError> {
         let pb::RegexMatcher { regex, engine_type: _ } = proto;
-        Self::new(regex).at(|| "regex")
-    }
-
-    /// Compiles the same of the `xds` package.
-    pub fn compile_xds(proto: &xds::RegexMatcher) -> Result<Self, ConfigError> {
-        let xds::RegexMatcher { regex, engine_type: _ } = proto;
         Self::new(regex).at(|| "regex")
     }
 

@@ -5,6 +5,7 @@ use envoy_types::pb::xds::r#type::matcher::v3 as xds;
 use memchr::memmem;
 use waystation_schema::{At, ConfigError};
 
+use crate::messages::envoy_twin;
 use crate::regex::Regex;
 
 /// Compiled `envoy.type.matcher.v3.StringMatcher`, on bytes. Case is ASCII case, as in Envoy.
@@ -45,20 +46,7 @@ impl StringMatcher {
 
     /// Compiles the same of the `xds` package.
     pub fn compile_xds(proto: &xds::StringMatcher) -> Result<Self, ConfigError> {
-        use xds::string_matcher::MatchPattern;
-        let xds::StringMatcher { ignore_case, match_pattern } = proto;
-        let pattern = match match_pattern {
-            None => return Err(ConfigError::field("match_pattern", "is required")),
-            Some(MatchPattern::Exact(text)) => Pattern::Exact(text.as_bytes().into()),
-            Some(MatchPattern::Prefix(text)) => Pattern::Prefix(text.as_bytes().into()),
-            Some(MatchPattern::Suffix(text)) => Pattern::Suffix(text.as_bytes().into()),
-            Some(MatchPattern::Contains(text)) => contains(text, *ignore_case),
-            Some(MatchPattern::SafeRegex(regex)) => {
-                regex_pattern(Regex::compile_xds(regex).at(|| "safe_regex")?, *ignore_case)?
-            }
-            Some(MatchPattern::Custom(custom)) => return Err(unsupported_custom(custom)),
-        };
-        Ok(Self { pattern, ignore_case: *ignore_case })
+        Self::compile(&envoy_twin(proto))
     }
 
     /// Compiles a `ListStringMatcher`.

@@ -8,11 +8,12 @@ use envoy_types::pb::xds::core::v3::TypedExtensionConfig;
 use envoy_types::pb::xds::r#type::matcher::v3 as pb;
 use prost::Name;
 use waystation_filter_api::runtime::{Runtime, RuntimeFraction};
+use waystation_filter_api::wire::{type_name, unpack};
 use waystation_schema::{At, ConfigError};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::cidr::{Cidr, CidrList, CidrMap};
-use crate::inputs::{Data, Input, InputScope, Inputs, decode, type_name};
+use crate::inputs::{Data, Input, InputScope, Inputs};
 use crate::messages::{IpMatcher, ServerNameMatcher};
 use crate::prefix_map::PrefixMap;
 use crate::string::StringMatcher;
@@ -442,19 +443,19 @@ fn compile_input_matcher(
     let is = |full_name: String| name == full_name;
     let compiled = if is(input::ip::v3::Ip::full_name()) {
         // `stat_prefix` counts unparsable inputs in Envoy; an input that is no address does not match here.
-        let input::ip::v3::Ip { cidr_ranges, stat_prefix: _ } = decode(any)?;
+        let input::ip::v3::Ip { cidr_ranges, stat_prefix: _ } = unpack(any)?;
         Ok(InputMatcher::Ip(CidrList::compile(&cidr_ranges, "cidr_ranges").at(|| "typed_config")?))
     } else if is(input::metadata::v3::Metadata::full_name()) {
-        let input::metadata::v3::Metadata { value, invert } = decode(any)?;
+        let input::metadata::v3::Metadata { value, invert } = unpack(any)?;
         let value = value.ok_or_else(|| ConfigError::field("value", "is required"))?;
         ValueMatcher::compile(&value).at(|| "value").map(|value| InputMatcher::Metadata(value, invert))
     } else if is(input::runtime_fraction::v3::RuntimeFraction::full_name()) {
-        let input::runtime_fraction::v3::RuntimeFraction { runtime_fraction, seed } = decode(any)?;
+        let input::runtime_fraction::v3::RuntimeFraction { runtime_fraction, seed } = unpack(any)?;
         let fraction =
             runtime_fraction.ok_or_else(|| ConfigError::field("runtime_fraction", "is required"))?;
         Ok(InputMatcher::RuntimeFraction { fraction: runtime.fractional_percent(&fraction), seed })
     } else if is(input::consistent_hashing::v3::ConsistentHashing::full_name()) {
-        let input::consistent_hashing::v3::ConsistentHashing { threshold, modulo, seed } = decode(any)?;
+        let input::consistent_hashing::v3::ConsistentHashing { threshold, modulo, seed } = unpack(any)?;
         if modulo == 0 {
             return Err(ConfigError::field("modulo", "must be greater than 0"));
         }
@@ -508,8 +509,8 @@ fn compile_custom_tree<A>(
 ) -> Result<Kind<A>, ConfigError> {
     let any = proto.typed_config.as_ref().ok_or_else(|| ConfigError::new("is required"))?;
     match type_name(any) {
-        "xds.type.matcher.v3.IPMatcher" => compile_ip_tree(input, &decode(any)?, cx, depth),
-        "xds.type.matcher.v3.ServerNameMatcher" => compile_domain_tree(input, &decode(any)?, cx, depth),
+        "xds.type.matcher.v3.IPMatcher" => compile_ip_tree(input, &unpack(any)?, cx, depth),
+        "xds.type.matcher.v3.ServerNameMatcher" => compile_domain_tree(input, &unpack(any)?, cx, depth),
         name => Err(ConfigError::new(format!("not supported: custom matcher {name}"))),
     }
 }
@@ -528,7 +529,7 @@ fn compile_ip_tree<A>(
         let on_match = on_match.and_then(|on_match| OnMatch::compile(on_match, cx, depth).at(|| "on_match"));
         branches.push(on_match.at(segment)?);
         for (number, range) in matcher.ranges.iter().enumerate() {
-            let range = Cidr::compile_xds(range).at(|| format!("ranges[{number}]")).at(segment)?;
+            let range = Cidr::compile(range).at(|| format!("ranges[{number}]")).at(segment)?;
             ranges.push((range, (index as u32, matcher.exclusive)));
         }
     }

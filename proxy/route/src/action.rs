@@ -6,6 +6,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::RoutingPriority;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use pb::route_action::{ClusterNotFoundResponseCode, InternalRedirectAction};
+use waystation_filter_api::wire::{duration, refuse};
 use waystation_http::Headers;
 use waystation_schema::{At, ConfigError};
 
@@ -15,7 +16,6 @@ use crate::filter_config::FilterConfigs;
 use crate::hash::HashPolicy;
 use crate::matching::PathPattern;
 use crate::policy::{HedgePolicy, InternalRedirectPolicy, MaxStreamDuration, MirrorPolicy, UpgradeConfig};
-use crate::proto::{duration, refuse};
 use crate::redirect::Redirect;
 use crate::retry::{self, RetryPolicy};
 use crate::rewrite::{HostRewrite, PathRewrite};

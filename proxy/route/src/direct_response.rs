@@ -4,6 +4,7 @@ use bytes::Bytes;
 use core::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use waystation_filter_api::data_source::{self, Data};
 use waystation_schema::{At, ConfigError};
 
 /// Compiled `DirectResponseAction`.
@@ -39,34 +40,20 @@ fn read(source: &core::DataSource, max: usize) -> Result<Bytes, ConfigError> {
         let reason = "not supported: the body is read when the route configuration is loaded";
         return Err(ConfigError::field("watched_directory", reason));
     }
-    let body: Vec<u8> = match specifier {
-        None => return Err(ConfigError::field("specifier", "is required")),
-        Some(Specifier::InlineString(text)) => text.clone().into_bytes(),
-        Some(Specifier::InlineBytes(bytes)) => bytes.to_vec(),
-        Some(Specifier::EnvironmentVariable(name)) => match std::env::var(name) {
-            Ok(value) => value.into_bytes(),
-            Err(_) => {
-                let reason = format!("Environment variable doesn't exist: {name}");
-                return Err(ConfigError::field("environment_variable", reason));
-            }
-        },
-        Some(Specifier::Filename(path)) => {
-            read_file(path, max).map_err(|reason| ConfigError::field("filename", reason))?
-        }
+    // The size is looked at first, so that a huge file is never in memory.
+    if let Some(Specifier::Filename(path)) = specifier
+        && let Ok(file) = std::fs::metadata(path)
+        && file.len() > max as u64
+    {
+        return Err(ConfigError::field("filename", too_long(file.len() as usize, max)));
+    }
+    let Some(Data { bytes: body, .. }) = data_source::read(Some(source))? else {
+        return Err(ConfigError::field("specifier", "is required"));
     };
     if body.len() > max {
         return Err(ConfigError::new(too_long(body.len(), max)));
     }
     Ok(body.into())
-}
-
-/// The size is looked at first, so that a huge file is never in memory.
-fn read_file(path: &str, max: usize) -> Result<Vec<u8>, String> {
-    let size = std::fs::metadata(path).map_err(|error| format!("{path}: {error}"))?.len();
-    if size > max as u64 {
-        return Err(too_long(size as usize, max));
-    }
-    std::fs::read(path).map_err(|error| format!("{path}: {error}"))
 }
 
 fn too_long(size: usize, max: usize) -> String {

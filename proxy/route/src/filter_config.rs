@@ -6,9 +6,9 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
 use waystation_filter_api::http::FilterConfig;
+use waystation_filter_api::wire::{type_name, unpack};
 use waystation_schema::{At, ConfigError};
 
-use crate::proto::{type_name, unpack};
 use crate::table::CompileContext;
 
 /// A filter's place in the table's per-filter configuration: found once per filter chain with

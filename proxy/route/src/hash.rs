@@ -7,13 +7,13 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use pb::route_action::hash_policy::PolicySpecifier;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::stream::StreamInfo;
+use waystation_filter_api::wire::duration;
 use waystation_http::{HeaderName, Headers};
 use waystation_matchers::{Substitution, cookie_value, query_parameter};
 use waystation_schema::{At, ConfigError};
 use xxhash_rust::xxh64::{Xxh64, xxh64};
 
 use crate::cluster::header;
-use crate::proto::duration;
 
 /// One compiled `HashPolicy`.
 #[derive(Debug)]

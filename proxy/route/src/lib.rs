@@ -27,7 +27,6 @@ mod index;
 mod matching;
 mod mutations;
 mod policy;
-mod proto;
 mod redirect;
 mod retry;
 mod rewrite;

@@ -5,6 +5,7 @@ use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemp
 use pb::route_match::PathSpecifier;
 use waystation_filter_api::runtime::RuntimeFraction;
 use waystation_filter_api::stream::StreamInfo;
+use waystation_filter_api::wire::{type_name, unpack};
 use waystation_http::{Headers, Known};
 use waystation_matchers::{
     CookieMatcher, FilterStateMatcher, HeaderMatcher, MetadataMatcher, QueryParameterMatcher, Regex,
@@ -12,7 +13,6 @@ use waystation_matchers::{
 };
 use waystation_schema::{At, ConfigError};
 
-use crate::proto::{type_name, unpack};
 use crate::table::CompileContext;
 use crate::uri_template::UriTemplate;
 

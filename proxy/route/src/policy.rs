@@ -6,11 +6,11 @@ use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::extensions::internal_redirect as redirect;
 use waystation_filter_api::runtime::{Fraction, RuntimeFraction};
+use waystation_filter_api::wire::{duration, refuse, type_name, unpack};
 use waystation_http::{HeaderName, Headers};
 use waystation_schema::{At, ConfigError};
 
 use crate::cluster::{ClusterCell, ClusterRef, header};
-use crate::proto::{duration, refuse, type_name, unpack};
 use crate::table::Compiler;
 
 /// Compiled `RequestMirrorPolicy`.

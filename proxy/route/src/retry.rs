@@ -7,12 +7,12 @@ use envoy_types::pb::envoy::extensions::retry;
 use envoy_types::pb::google::protobuf::Any;
 use pb::retry_policy::{ResetHeaderFormat, retry_host_predicate, retry_priority};
 use waystation_filter_api::value::{Metadata, Struct, Value};
+use waystation_filter_api::wire::{duration, refuse, type_name, unpack};
 use waystation_http::{HeaderName, Headers, Known};
 use waystation_matchers::{HeaderMatcher, all_match};
 use waystation_schema::{At, ConfigError};
 
 use crate::cluster::{criteria, header};
-use crate::proto::{duration, refuse, type_name, unpack};
 
 /// Conditions to retry on: a set of bits.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

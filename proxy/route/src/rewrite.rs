@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemp
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use pb::route_action::HostRewriteSpecifier;
 use waystation_filter_api::stream::StreamInfo;
+use waystation_filter_api::wire::{type_name, unpack};
 use waystation_format::{AccessLogType, FormatContext, Formatter};
 use waystation_http::{HeaderName, Headers, Known};
 use waystation_matchers::{Substitution, without_query};
@@ -16,7 +17,6 @@ use waystation_schema::{At, ConfigError};
 
 use crate::cluster::header;
 use crate::matching::PathPattern;
-use crate::proto::{type_name, unpack};
 use crate::uri_template::UriRewrite;
 
 /// A compiled path rewrite.

@@ -11,6 +11,7 @@ use waystation_filter_api::http::FilterConfig;
 use waystation_filter_api::runtime::Runtime;
 use waystation_filter_api::stream::{RouteView, StreamInfo};
 use waystation_filter_api::value::Metadata;
+use waystation_filter_api::wire::refuse;
 use waystation_http::{HeaderName, Headers, Known};
 use waystation_schema::{At, ConfigError};
 
@@ -19,7 +20,6 @@ use crate::filter_config::{FilterConfigs, FilterNames, FilterSlot};
 use crate::matching::Request;
 use crate::mutations::Mutations;
 use crate::policy::MirrorPolicy;
-use crate::proto::refuse;
 use crate::redirect::port_start;
 use crate::route::Route;
 use crate::virtual_host::{Domains, RequireTls, VirtualHost, segment};

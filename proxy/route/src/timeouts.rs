@@ -6,7 +6,6 @@ use waystation_http::{Headers, Known};
 
 use crate::action::RouteAction;
 use crate::matching::is_grpc;
-use crate::proto::millis;
 
 /// The timeouts of the router; zero is none.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -176,4 +175,9 @@ fn legacy_grpc_timeout(action: &RouteAction, headers: &Headers, max: Duration) -
 
 fn milliseconds(value: &[u8]) -> Option<Duration> {
     str::from_utf8(value).ok()?.trim_ascii().parse().ok().map(Duration::from_millis)
+}
+
+/// Whole milliseconds, as the headers have them.
+fn millis(value: Duration) -> u64 {
+    u64::try_from(value.as_millis()).unwrap_or(u64::MAX)
 }

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
+use waystation_filter_api::wire;
 use waystation_schema::{At as _, ConfigError};
 use waystation_xds::{
     BackoffSpec, GrpcService, GrpcSource, PathSource, Protocol, RateLimit, RestSource, Source,
 };
-
-use crate::convert;
 
 /// Envoy's default for `initial_fetch_timeout`.
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -19,8 +18,11 @@ const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 #[expect(deprecated, reason = "old configurations still name it")]
 pub fn compile(proto: &core::ConfigSource) -> Result<(Source, Option<Duration>), ConfigError> {
     use core::config_source::ConfigSourceSpecifier as Specifier;
-    let timeout = convert::timeout(proto.initial_fetch_timeout.as_ref(), Some(INITIAL_FETCH_TIMEOUT))
-        .at(|| "initial_fetch_timeout")?;
+    let timeout = wire::timeout(
+        "initial_fetch_timeout",
+        proto.initial_fetch_timeout.as_ref(),
+        Some(INITIAL_FETCH_TIMEOUT),
+    )?;
     refuse_v2(proto.resource_api_version, "resource_api_version")?;
     if !proto.authorities.is_empty() {
         return Err(ConfigError::field("authorities", "xdstp authorities are not supported"));
@@ -55,8 +57,8 @@ pub fn api_source(api: &core::ApiConfigSource) -> Result<Source, ConfigError> {
                 [cluster] => cluster.as_str().into(),
                 _ => return Err(ConfigError::field("cluster_names", "REST needs exactly one cluster")),
             };
-            let refresh_delay = convert::duration(api.refresh_delay.as_ref()).at(|| "refresh_delay")?;
-            let request_timeout = convert::duration(api.request_timeout.as_ref()).at(|| "request_timeout")?;
+            let refresh_delay = wire::duration("refresh_delay", api.refresh_delay.as_ref())?;
+            let request_timeout = wire::duration("request_timeout", api.request_timeout.as_ref())?;
             Ok(Source::Rest(Arc::new(RestSource {
                 target,
                 refresh_delay: refresh_delay
@@ -126,8 +128,8 @@ fn grpc_service(proto: &core::GrpcService, backoff: &mut BackoffSpec) -> Result<
             }
             if let Some(retry) = envoy.retry_policy.as_ref().and_then(|policy| policy.retry_back_off.as_ref())
             {
-                let base = convert::duration(retry.base_interval.as_ref()).at(|| "base_interval")?;
-                let max = convert::duration(retry.max_interval.as_ref()).at(|| "max_interval")?;
+                let base = wire::duration("base_interval", retry.base_interval.as_ref())?;
+                let max = wire::duration("max_interval", retry.max_interval.as_ref())?;
                 backoff.base = base.unwrap_or(backoff.base);
                 // Envoy: ten times the base when no maximum is set.
                 backoff.max = max.unwrap_or(backoff.base * 10);
@@ -149,7 +151,7 @@ fn grpc_service(proto: &core::GrpcService, backoff: &mut BackoffSpec) -> Result<
         }
         None => return Err(ConfigError::new("names no target")),
     };
-    service.timeout = convert::timeout(proto.timeout.as_ref(), None).at(|| "timeout")?;
+    service.timeout = wire::timeout("timeout", proto.timeout.as_ref(), None)?;
     for header in &proto.initial_metadata {
         let value = if header.value.is_empty() {
             String::from_utf8_lossy(&header.raw_value).into_owned()

@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use waystation_filter_api::cell::{Cell, CellTable};
 use waystation_filter_api::http::NodeInfo;
 use waystation_filter_api::runtime::Runtime;
+use waystation_filter_api::wire;
 use waystation_format::AccessLogSinks;
 use waystation_route::RouteTable;
 use waystation_schema::ConfigError;
@@ -223,7 +224,7 @@ pub struct CompileContext<'a> {
 impl<'a> CompileContext<'a> {
     /// A context with no needs yet.
     pub fn new(shared: &'a Arc<Shared>) -> Self {
-        let buffer_limit = std::cell::Cell::new(crate::convert::buffer_limit(None));
+        let buffer_limit = std::cell::Cell::new(wire::buffer_limit(None));
         Self { shared, needs: RefCell::default(), buffer_limit }
     }
 

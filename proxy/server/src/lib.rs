@@ -16,7 +16,6 @@ pub mod cli;
 pub mod config_source;
 pub mod context;
 pub mod control;
-pub mod convert;
 pub mod dns;
 pub mod drain;
 pub mod duplex;

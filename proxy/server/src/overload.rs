@@ -10,10 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use envoy_types::pb::envoy::config::overload::v3 as pb;
 use envoy_types::pb::envoy::extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig;
 use waystation_filter_api::runtime::{Runtime, RuntimeInteger};
+use waystation_filter_api::wire::{type_name, unpack};
 use waystation_schema::{At as _, ConfigError};
 use waystation_stats::{Scope, stats_group};
-
-use crate::listener::config::{decode, type_name};
 
 /// The monitor that is known by name; Envoy knows it by no other.
 const DOWNSTREAM_CONNECTIONS: &str = "envoy.resource_monitors.global_downstream_max_connections";
@@ -66,7 +65,7 @@ fn downstream_connections(monitor: &pb::ResourceMonitor) -> Result<u64, ConfigEr
     };
     match type_name(any) {
         "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig" => {
-            let proto: DownstreamConnectionsConfig = decode(any)?;
+            let proto: DownstreamConnectionsConfig = unpack(any)?;
             u64::try_from(proto.max_active_downstream_connections).ok().filter(|limit| *limit > 0).ok_or_else(
                 || ConfigError::field("max_active_downstream_connections", "must be greater than 0"),
             )

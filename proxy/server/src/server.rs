@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use tokio::sync::mpsc;
-use waystation_schema::At as _;
+use waystation_filter_api::wire;
 
 use crate::bootstrap::Bootstrap;
 use crate::cli::options::{Mode, Options};
@@ -72,10 +72,10 @@ impl Server {
         if let Some(version) = &bootstrap.proto.stats_server_version_override {
             stats.set_version(version.value);
         }
-        let flush_interval = crate::convert::duration(bootstrap.proto.stats_flush_interval.as_ref())
-            .at(|| "stats_flush_interval")
-            .map_err(|error| error.to_string())?
-            .unwrap_or(STATS_FLUSH_INTERVAL);
+        let flush_interval =
+            wire::duration("stats_flush_interval", bootstrap.proto.stats_flush_interval.as_ref())
+                .map_err(|error| error.to_string())?
+                .unwrap_or(STATS_FLUSH_INTERVAL);
         let configuration = Configuration::load(
             bootstrap,
             Arc::clone(&options),

@@ -13,6 +13,7 @@ use waystation_filter_api::connection::ConnectionInfo;
 use waystation_filter_api::flags::ResponseFlag;
 use waystation_filter_api::stream::StreamInfo;
 use waystation_filter_api::value::Metadata;
+use waystation_filter_api::wire;
 use waystation_format::{AccessLog, AccessLogType, FormatContext};
 use waystation_schema::{At as _, ConfigError};
 use waystation_stats::stats_group;
@@ -21,7 +22,6 @@ use waystation_upstream::{Cluster, MetadataMatch, PickContext};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::context::CompileContext;
-use crate::convert;
 use crate::drain::DrainHandle;
 use crate::duplex::{self, End, Limits};
 use crate::pool::connect::{ConnectError, ConnectOptions, connect};
@@ -139,10 +139,11 @@ impl TcpProxy {
         Ok(Self {
             total_weight: targets.iter().map(|target| target.weight).sum(),
             targets,
-            idle_timeout: convert::timeout(proto.idle_timeout.as_ref(), Some(IDLE_TIMEOUT))
-                .at(|| "idle_timeout")?,
-            max_duration: convert::duration(proto.max_downstream_connection_duration.as_ref())
-                .at(|| "max_downstream_connection_duration")?,
+            idle_timeout: wire::timeout("idle_timeout", proto.idle_timeout.as_ref(), Some(IDLE_TIMEOUT))?,
+            max_duration: wire::duration(
+                "max_downstream_connection_duration",
+                proto.max_downstream_connection_duration.as_ref(),
+            )?,
             max_duration_jitter: proto
                 .max_downstream_connection_duration_jitter_percentage
                 .as_ref()
@@ -155,7 +156,7 @@ impl TcpProxy {
             access_log,
             log_on_connect: proto.flush_access_log_on_connected
                 || options.is_some_and(|options| options.flush_access_log_on_connected),
-            log_interval: convert::duration(interval).at(|| "access_log_flush_interval")?,
+            log_interval: wire::duration("access_log_flush_interval", interval)?,
             stats: stats.group(),
         })
     }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use waystation_filter_api::wire::{type_name, unpack};
 use waystation_schema::{At as _, ConfigError};
 use waystation_stats::Scope;
 use waystation_tls::ClientContext;
 use waystation_upstream::cluster::TransportFactory;
 
 use crate::context::CompileContext;
-use crate::listener::config::{decode, type_name};
 use crate::pool::connect::UpstreamSocket;
 
 /// Compiles a cluster's transport socket; statistics go below `scope` (`cluster.<name>.`).
@@ -29,7 +29,7 @@ pub fn compile(
     let compile = || match type_name(any) {
         "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(UpstreamSocket::Plain),
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
-            let proto: tls::UpstreamTlsContext = decode(any)?;
+            let proto: tls::UpstreamTlsContext = unpack(any)?;
             let tls = ClientContext::compile(&proto, context, scope)?;
             Ok(UpstreamSocket::Tls(Box::new(tls)))
         }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use rustls::{CommonState, KeyLog, NoKeyLog, SupportedCipherSuite};
 use waystation_filter_api::cell::Cell;
 use waystation_filter_api::connection::{Certificate, TlsInfo};
+use waystation_filter_api::wire::refuse;
 use waystation_schema::{At as _, ConfigError};
 
 use crate::Secrets;
@@ -74,24 +75,21 @@ impl Common {
             key_log,
             validation_context_type,
         } = proto;
-        let refused = |field, set: bool, why: &str| {
-            if set { Err(ConfigError::field(field, format!("not supported: {why}"))) } else { Ok(()) }
-        };
         let providers = "certificate providers";
-        refused("tls_certificate_provider_instance", tls_certificate_provider_instance.is_some(), providers)?;
-        refused(
+        refuse("tls_certificate_provider_instance", tls_certificate_provider_instance.is_some(), providers)?;
+        refuse(
             "tls_certificate_certificate_provider",
             tls_certificate_certificate_provider.is_some(),
             providers,
         )?;
-        refused(
+        refuse(
             "tls_certificate_certificate_provider_instance",
             tls_certificate_certificate_provider_instance.is_some(),
             providers,
         )?;
         let selectors = "certificate selector extensions";
-        refused("custom_tls_certificate_selector", custom_tls_certificate_selector.is_some(), selectors)?;
-        refused("custom_handshaker", custom_handshaker.is_some(), "handshakes are those of rustls")?;
+        refuse("custom_tls_certificate_selector", custom_tls_certificate_selector.is_some(), selectors)?;
+        refuse("custom_handshaker", custom_handshaker.is_some(), "handshakes are those of rustls")?;
 
         let identities = if tls_certificates.is_empty() {
             for (index, config) in tls_certificate_sds_secret_configs.iter().enumerate() {

@@ -9,10 +9,11 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use waystation_filter_api::connection::Certificate;
+use waystation_filter_api::data_source;
+use waystation_filter_api::wire::refuse;
 use waystation_schema::{At as _, ConfigError};
 use x509_parser::extensions::GeneralName;
 
-use crate::data_source;
 use crate::x509;
 
 /// What Envoy calls a certificate outside of any named secret, and an authority likewise, in
@@ -48,20 +49,17 @@ impl Identity {
             signed_certificate_timestamp,
             tls_params,
         } = proto;
-        let refused = |field, set: bool, why: &str| {
-            if set { Err(ConfigError::field(field, format!("not supported: {why}"))) } else { Ok(()) }
-        };
-        refused("pkcs12", pkcs12.is_some(), "give the chain and the key in PEM")?;
-        refused("private_key_provider", private_key_provider.is_some(), "keys are used in the process")?;
-        refused("password", password.is_some(), "encrypted private keys; give the key unencrypted")?;
-        refused(
+        refuse("pkcs12", pkcs12.is_some(), "give the chain and the key in PEM")?;
+        refuse("private_key_provider", private_key_provider.is_some(), "keys are used in the process")?;
+        refuse("password", password.is_some(), "encrypted private keys; give the key unencrypted")?;
+        refuse(
             "signed_certificate_timestamp",
             !signed_certificate_timestamp.is_empty(),
             "rustls sends no certificate timestamps",
         )?;
-        refused("tls_params", tls_params.is_some(), "parameters are those of the TLS context")?;
+        refuse("tls_params", tls_params.is_some(), "parameters are those of the TLS context")?;
 
-        let chain = data_source::read(certificate_chain.as_ref()).at(|| "certificate_chain")?;
+        let chain = data_source::read_filled(certificate_chain.as_ref()).at(|| "certificate_chain")?;
         let chain = chain.ok_or_else(|| {
             ConfigError::field("certificate_chain", "is required: No certificate chain was found")
         })?;
@@ -72,7 +70,7 @@ impl Identity {
                     format!("Failed to load certificate chain from {}", chain.origin),
                 )
             })?;
-        let key = data_source::read(private_key.as_ref()).at(|| "private_key")?;
+        let key = data_source::read_filled(private_key.as_ref()).at(|| "private_key")?;
         let key = key.ok_or_else(|| {
             ConfigError::field(
                 "private_key",
@@ -88,7 +86,8 @@ impl Identity {
 
         let mut certified = CertifiedKey::new(certificates, key);
         certified.keys_match().map_err(|_| cause(&"KEY_VALUES_MISMATCH"))?;
-        certified.ocsp = data_source::read(ocsp_staple.as_ref()).at(|| "ocsp_staple")?.map(|data| data.bytes);
+        certified.ocsp =
+            data_source::read_filled(ocsp_staple.as_ref()).at(|| "ocsp_staple")?.map(|data| data.bytes);
 
         let unreadable = || ConfigError::field("certificate_chain", "the certificate cannot be read");
         let leaf = x509::parse(certified.cert.first().ok_or_else(unreadable)?).ok_or_else(unreadable)?;

@@ -11,7 +11,6 @@
 
 mod client;
 mod common;
-mod data_source;
 mod follow;
 mod identity;
 mod parameters;

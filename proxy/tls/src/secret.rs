@@ -8,9 +8,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use envoy_types::pb::envoy::admin::v3 as admin;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use prost::Message as _;
+use waystation_filter_api::data_source;
 use waystation_schema::{At as _, ConfigError};
 
-use crate::data_source;
 use crate::identity::Identity;
 use crate::session::TicketKeys;
 use crate::validation::{Trust, Validation};
@@ -138,11 +138,11 @@ impl Kind {
 impl GenericSecret {
     fn compile(proto: &pb::GenericSecret) -> Result<Self, ConfigError> {
         let pb::GenericSecret { secret, secrets } = proto;
-        let secret = data_source::read(secret.as_ref()).at(|| "secret")?.unwrap_or_default().bytes;
+        let secret = data_source::read_filled(secret.as_ref()).at(|| "secret")?.unwrap_or_default().bytes;
         let secrets = secrets
             .iter()
             .map(|(name, source)| {
-                let data = data_source::read(Some(source)).at(|| format!("secrets[{name}]"))?;
+                let data = data_source::read_filled(Some(source)).at(|| format!("secrets[{name}]"))?;
                 Ok((name.clone(), data.unwrap_or_default().bytes))
             })
             .collect::<Result<_, ConfigError>>()?;

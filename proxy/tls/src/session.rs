@@ -13,9 +13,8 @@ use aws_lc_rs::{hmac, iv};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use parking_lot::Mutex;
 use rustls::server::{ProducesTickets, StoresServerSessions};
+use waystation_filter_api::data_source;
 use waystation_schema::{At as _, ConfigError};
-
-use crate::data_source;
 
 /// How long a session can be resumed when nothing is configured: Envoy's default.
 pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(7200);
@@ -50,7 +49,7 @@ impl TicketKeys {
             return Err(ConfigError::field("keys", "value must contain at least 1 item"));
         }
         let compile = |(index, source)| -> Result<Arc<TicketKey>, ConfigError> {
-            let data = data_source::read(Some(source))?.unwrap_or_default();
+            let data = data_source::read_filled(Some(source))?.unwrap_or_default();
             let key = TicketKey::new(&data.bytes);
             key.map(Arc::new).at(|| format!("keys[{index}]"))
         };

@@ -12,11 +12,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor};
+use waystation_filter_api::data_source::{self, Data};
+use waystation_filter_api::wire::refuse;
 use waystation_schema::{At as _, ConfigError};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::prelude::X509Certificate;
 
-use crate::data_source::{self, Data};
 use crate::identity::{UNNAMED_CA, certificates};
 use san::SanMatcher;
 use spiffe::TrustDomains;
@@ -109,15 +110,12 @@ impl Validation {
             max_verify_depth,
             suppress_client_ca_list,
         } = proto;
-        let refused = |field, set: bool, why: &str| {
-            if set { Err(ConfigError::field(field, format!("not supported: {why}"))) } else { Ok(()) }
-        };
-        refused(
+        refuse(
             "ca_certificate_provider_instance",
             ca_certificate_provider_instance.is_some(),
             "certificate providers",
         )?;
-        refused(
+        refuse(
             "require_signed_certificate_timestamp",
             require_signed_certificate_timestamp.as_ref().is_some_and(|flag| flag.value),
             "rustls verifies no certificate timestamps",
@@ -141,16 +139,16 @@ impl Validation {
             }
         }
 
-        let ca = match data_source::read(trusted_ca.as_ref()).at(|| "trusted_ca")? {
+        let ca = match data_source::read_filled(trusted_ca.as_ref()).at(|| "trusted_ca")? {
             Some(data) => Some(data),
             None if system_root_certs.is_some() => Some(system_roots().at(|| "system_root_certs")?),
             None => None,
         };
-        let crl = data_source::read(crl.as_ref()).at(|| "crl")?;
+        let crl = data_source::read_filled(crl.as_ref()).at(|| "crl")?;
         let trust = match custom_validator_config {
             Some(extension) => {
                 let domains = TrustDomains::compile(extension).at(|| "custom_validator_config")?;
-                refused("crl", crl.is_some(), "the SPIFFE validator has no revocation lists")?;
+                refuse("crl", crl.is_some(), "the SPIFFE validator has no revocation lists")?;
                 Some(Trust::Spiffe(domains))
             }
             None => match ca {

@@ -11,10 +11,10 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf as wkt;
 use waystation_filter_api::runtime::{Runtime, RuntimeDouble, RuntimeInteger};
+use waystation_filter_api::wire::{refuse, u32_value};
 use waystation_schema::{At, ConfigError};
 use waystation_stats::{GaugeRef, Scope};
 
-use crate::proto::{refuse, u32_value};
 use crate::stats::{ClusterStats, RemainingStats};
 
 /// `envoy.config.core.v3.RoutingPriority`.

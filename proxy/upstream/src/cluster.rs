@@ -31,7 +31,7 @@ mod transport;
 pub use connection::{BindOptions, ConnectionOptions, SocketOption, SocketState, TcpKeepalive};
 pub use endpoints::{Applied, Endpoints};
 pub use http::{
-    HeaderCase, Http1Options, Http2Options, HttpOptions, Keepalive, Underscores, UpstreamProtocol,
+    Http1Options, Http2Options, HttpOptions, Keepalive, UpstreamProtocol, header_case, underscores,
 };
 pub use transport::TransportSockets;
 
@@ -79,7 +79,7 @@ pub struct Cluster {
     /// How long a connection may take, TLS handshake included.
     pub connect_timeout: Duration,
     /// `per_connection_buffer_limit_bytes`.
-    pub buffer_limit: u32,
+    pub buffer_limit: usize,
     /// HTTP options.
     pub http: Arc<HttpOptions>,
     /// `TcpProtocolOptions.idle_timeout` of pooled TCP connections; `None` is never.

@@ -20,8 +20,8 @@ pub mod discovery;
 pub mod host;
 pub mod host_set;
 pub mod load_balancer;
-mod proto;
 pub mod stats;
+mod target;
 
 use waystation_filter_api::cell::CellTable;
 

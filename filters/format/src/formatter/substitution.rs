@@ -1,9 +1,10 @@
 //! `SubstitutionFormatString`: text or JSON with command operators.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3::substitution_format_string::Format;
 use envoy_types::pb::google::protobuf as wkt;
+use waystation_filter_api::data_source;
+use waystation_filter_api::wire::type_name;
 use waystation_schema::{At, ConfigError};
 
 use super::operator::{Operator, Written};
@@ -249,30 +250,20 @@ fn quote_from(out: &mut Vec<u8>, start: usize) {
 
 /// The text of a data source, read once, as Envoy does.
 fn read_source(source: &core::DataSource) -> Result<String, ConfigError> {
-    let core::DataSource { watched_directory, specifier } = source;
-    if watched_directory.is_some() {
+    if source.watched_directory.is_some() {
         return Err(ConfigError::field("watched_directory", "not supported: a format is read once"));
     }
-    let utf8 = |bytes| String::from_utf8(bytes).map_err(|_| ConfigError::new("is not UTF-8"));
-    match specifier {
-        Some(Specifier::InlineString(text)) => Ok(text.clone()),
-        Some(Specifier::InlineBytes(bytes)) => utf8(bytes.clone()).at(|| "inline_bytes"),
-        Some(Specifier::Filename(path)) => std::fs::read(path)
-            .map_err(|error| ConfigError::new(format!("unable to read file {path}: {error}")))
-            .and_then(utf8)
-            .at(|| "filename"),
-        Some(Specifier::EnvironmentVariable(name)) => std::env::var(name)
-            .map_err(|error| ConfigError::field("environment_variable", format!("{name}: {error}"))),
-        None => Err(ConfigError::field("specifier", "is required")),
-    }
+    let Some(data) = data_source::read(Some(source))? else {
+        return Err(ConfigError::field("specifier", "is required"));
+    };
+    String::from_utf8(data.bytes).map_err(|_| ConfigError::new("is not UTF-8"))
 }
 
 fn compile_extensions(formatters: &[core::TypedExtensionConfig]) -> Result<Extensions, ConfigError> {
     let mut extensions = Extensions::default();
     for (index, formatter) in formatters.iter().enumerate() {
         let core::TypedExtensionConfig { name: _, typed_config } = formatter;
-        let url = typed_config.as_ref().map_or("", |any| &any.type_url);
-        match url.strip_prefix("type.googleapis.com/").unwrap_or(url) {
+        match typed_config.as_ref().map_or("", type_name) {
             "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery" => {
                 extensions.req_without_query = true;
             }

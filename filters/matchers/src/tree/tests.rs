@@ -1,5 +1,6 @@
 use std::time::Instant;
 
+use envoy_types::pb::envoy::config::core::v3::CidrRange;
 use envoy_types::pb::envoy::extensions::matching::common_inputs::network::v3::{
     ServerNameInput, SourceIpInput,
 };
@@ -8,7 +9,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{
     HttpRequestHeaderMatchInput, HttpResponseStatusCodeMatchInput,
 };
 use envoy_types::pb::google::protobuf::Any;
-use envoy_types::pb::xds::core::v3::{CidrRange, TypedExtensionConfig};
+use envoy_types::pb::xds::core::v3::TypedExtensionConfig;
 use envoy_types::pb::xds::r#type::matcher::v3 as pb;
 use pb::matcher::matcher_list::predicate::{MatchType, PredicateList, SinglePredicate, single_predicate};
 use pb::matcher::matcher_list::{FieldMatcher, Predicate};

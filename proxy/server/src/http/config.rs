@@ -13,7 +13,9 @@ use pb::http_connection_manager as hcm;
 use pb::scoped_routes::ConfigSpecifier;
 use prost::Message as _;
 use waystation_filter_api::cell::{Cell, CellTable};
+use waystation_filter_api::data_source;
 use waystation_filter_api::http::HttpFilterFactory;
+use waystation_filter_api::wire::{self, bool_value};
 use waystation_format::{AccessLog, HeaderMutationList, HeaderMutations, SubstitutionFormat};
 use waystation_http::{EscapedSlashes, PathOptions, h1};
 use waystation_matchers::{CidrList, StringMatcher};
@@ -26,7 +28,6 @@ use super::filters::{self, FilterEntry, RouterConfig};
 use super::forwarding::{Internal, Trust};
 use super::stats::Stats;
 use crate::context::CompileContext;
-use crate::convert;
 use crate::manager::routes;
 use crate::manager::scopes::{self, ScopeMap};
 
@@ -252,7 +253,7 @@ impl Hcm {
         refuse("forward_proto_config", forward_proto_config.is_some())?;
         refuse(
             "stream_error_on_invalid_http_message",
-            boolean(stream_error_on_invalid_http_message.as_ref(), false),
+            bool_value(stream_error_on_invalid_http_message.as_ref(), false),
         )?;
         let options = access_log_options.as_ref();
         let interval = options.and_then(|options| options.access_log_flush_interval.as_ref());
@@ -278,7 +279,7 @@ impl Hcm {
             common.max_connection_duration_jitter.as_ref().is_some_and(|percent| percent.value > 0.0);
         refuse("common_http_protocol_options.max_connection_duration_jitter", refuse_jitter)?;
         let duration = |field: &'static str, value: Option<&wkt::Duration>, default: Option<Duration>| {
-            convert::timeout(value, default).at(|| field)
+            wire::timeout(field, value, default)
         };
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         let stream_idle = duration("stream_idle_timeout", stream_idle_timeout.as_ref(), seconds(300))?;
@@ -306,18 +307,18 @@ impl Hcm {
             delayed_close: duration("delayed_close_timeout", delayed_close_timeout.as_ref(), seconds(1))?,
         };
         let node = &shared.node;
-        let add_agent = boolean(add_user_agent.as_ref(), false);
+        let add_agent = bool_value(add_user_agent.as_ref(), false);
         if add_agent && node.cluster.is_empty() {
             return Err(ConfigError::field("add_user_agent", "needs the node's cluster"));
         }
         let trust = Trust {
-            use_remote_address: boolean(use_remote_address.as_ref(), false),
+            use_remote_address: bool_value(use_remote_address.as_ref(), false),
             trusted_hops: *xff_num_trusted_hops,
             skip_xff_append: *skip_xff_append,
             append_port: *append_x_forwarded_port,
             detection: extensions::detection(
                 original_ip_detection_extensions,
-                boolean(use_remote_address.as_ref(), false),
+                bool_value(use_remote_address.as_ref(), false),
                 *xff_num_trusted_hops,
             )?,
             internal: match internal_address_config {
@@ -393,7 +394,7 @@ impl Hcm {
             request_id: extensions::request_id(
                 request_id_extension.as_ref(),
                 RequestId {
-                    generate: boolean(generate_request_id.as_ref(), true),
+                    generate: bool_value(generate_request_id.as_ref(), true),
                     preserve_external: *preserve_external_request_id,
                     always_in_response: *always_set_request_id_in_response,
                 },
@@ -415,7 +416,7 @@ impl Hcm {
                 .map(|(index, config)| upgrade(config).at(|| format!("upgrade_configs[{index}]")))
                 .collect::<Result<_, _>>()?,
             paths: PathOptions {
-                normalize: boolean(normalize_path.as_ref(), false),
+                normalize: bool_value(normalize_path.as_ref(), false),
                 merge_slashes: *merge_slashes,
                 escaped_slashes: match proto.path_with_escaped_slashes_action() {
                     hcm::PathWithEscapedSlashesAction::ImplementationSpecificDefault
@@ -536,10 +537,6 @@ pub(crate) fn refuse_unsupported(table: &RouteTable) -> Result<(), ConfigError> 
     Ok(())
 }
 
-pub(super) fn boolean(value: Option<&wkt::BoolValue>, default: bool) -> bool {
-    value.map_or(default, |value| value.value)
-}
-
 fn scheme(proto: Option<&core::SchemeHeaderTransformation>) -> Result<Option<&'static str>, ConfigError> {
     use core::scheme_header_transformation::Transformation;
     let Some(proto) = proto else { return Ok(None) };
@@ -567,7 +564,7 @@ fn cert_details(proto: Option<&hcm::SetCurrentClientCertDetails>) -> Result<Deta
     Ok(Details {
         cert: *cert,
         chain: *chain,
-        subject: boolean(subject.as_ref(), false),
+        subject: bool_value(subject.as_ref(), false),
         uri: *uri,
         dns: *dns,
     })
@@ -578,7 +575,7 @@ fn upgrade(proto: &hcm::UpgradeConfig) -> Result<(Box<str>, bool), ConfigError> 
     if !filters.is_empty() {
         return Err(ConfigError::field("filters", "upgrades go through the connection manager's filters"));
     }
-    Ok((upgrade_type.to_ascii_lowercase().into(), boolean(enabled.as_ref(), true)))
+    Ok((upgrade_type.to_ascii_lowercase().into(), bool_value(enabled.as_ref(), true)))
 }
 
 fn local_replies(proto: &pb::LocalReplyConfig, cx: &CompileContext<'_>) -> Result<LocalReplies, ConfigError> {
@@ -599,7 +596,7 @@ fn local_replies(proto: &pb::LocalReplyConfig, cx: &CompileContext<'_>) -> Resul
             filter: waystation_format::AccessLogFilter::compile(filter, &cx.shared.runtime)
                 .at(|| "filter")?,
             status: status.transpose()?,
-            body: body.as_ref().map(|body| convert::data_source(Some(body)).at(|| "body")).transpose()?,
+            body: data_source::read(body.as_ref()).at(|| "body")?.map(|data| data.bytes),
             format: format(body_format_override.as_ref(), "body_format_override")?,
             headers: HeaderMutations::compile(headers_to_add, &[]).at(|| "headers_to_add")?,
         })

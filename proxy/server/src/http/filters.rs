@@ -8,14 +8,13 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 use pb::http_filter::ConfigType;
 use waystation_filter_api::http::{FactoryContext, FilterConfig, HttpFilterExtension, HttpFilterFactory};
+use waystation_filter_api::wire::{bool_value, type_name, unpack};
 use waystation_http::Known;
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
 
 use self::discovered::DiscoveredFilter;
-use super::config::boolean;
 use crate::context::{CompileContext, Shared};
-use crate::listener::config::{decode, type_name};
 
 pub(crate) mod discovered;
 mod header_mutation;
@@ -99,7 +98,7 @@ fn compile_one(
         return Err(ConfigError::new(reason));
     }
     if terminal {
-        *router = compile_router(&decode(any)?).at(|| "typed_config")?;
+        *router = compile_router(&unpack(any)?).at(|| "typed_config")?;
         return Ok(None);
     }
     let Some(extension) = EXTENSIONS.iter().find(|extension| extension.type_name == type_name(any)) else {
@@ -156,14 +155,14 @@ fn compile_router(proto: &Router) -> Result<RouterConfig, ConfigError> {
         ("upstream_log", !upstream_log.is_empty()),
         ("suppress_grpc_request_failure_code_stats", *suppress_grpc_request_failure_code_stats),
         ("upstream_http_filters", !upstream_http_filters.is_empty()),
-        ("reject_connect_request_early_data", boolean(reject_connect_request_early_data.as_ref(), false)),
+        ("reject_connect_request_early_data", bool_value(reject_connect_request_early_data.as_ref(), false)),
     ] {
         if set {
             return Err(ConfigError::field(field, "is not supported in this version"));
         }
     }
     Ok(RouterConfig {
-        dynamic_stats: boolean(dynamic_stats.as_ref(), true),
+        dynamic_stats: bool_value(dynamic_stats.as_ref(), true),
         suppress_envoy_headers: *suppress_envoy_headers,
         strict_headers: (0..)
             .zip(STRICT_HEADERS)

@@ -7,11 +7,12 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
-use envoy_types::pb::google::protobuf::Any;
 use prost::Message as _;
 use waystation_filter_api::address::Address;
+use waystation_filter_api::data_source;
 use waystation_filter_api::runtime::RuntimeInteger;
 use waystation_filter_api::value::Metadata;
+use waystation_filter_api::wire::{self, type_name, unpack};
 use waystation_format::AccessLog;
 use waystation_listener_filters::ListenerFilter;
 use waystation_schema::{At as _, ConfigError};
@@ -24,12 +25,9 @@ use super::chain_match::{ChainTable, segment};
 use super::stats::{ListenerStats, WorkerListenerStats};
 use crate::address::{self, SocketOption};
 use crate::context::{CompileContext, Need};
-use crate::convert;
 use crate::http::Hcm;
 use crate::overload::Admission;
 use crate::tcp_proxy::TcpProxy;
-
-const TYPE_PREFIX: &str = "type.googleapis.com/";
 
 const TLS_INSPECTOR: &str = "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
 
@@ -178,7 +176,7 @@ impl Listener {
         if proto.filter_chains.is_empty() && proto.default_filter_chain.is_none() {
             return Err(ConfigError::field("filter_chains", "no filter chains specified"));
         }
-        let buffer_limit = convert::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref());
+        let buffer_limit = wire::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref());
         context.set_buffer_limit(buffer_limit);
         // Chains have the limit compiled in.
         let previous = previous.filter(|previous| previous.buffer_limit == buffer_limit);
@@ -208,8 +206,7 @@ impl Listener {
         };
         let limit_key = format!("envoy.resource_limits.listener.{name}.connection_limit");
         let worker_scope = |worker: u32| scope.scope(&format!("worker_{worker}"));
-        let timeout = convert::duration(proto.listener_filters_timeout.as_ref())
-            .at(|| "listener_filters_timeout")?
+        let timeout = wire::duration("listener_filters_timeout", proto.listener_filters_timeout.as_ref())?
             .unwrap_or(Duration::from_secs(15));
         let is_pipe = addresses.iter().any(|address| address.address.ip().is_none());
         Ok(Self {
@@ -399,8 +396,10 @@ impl FilterChain {
             }
         };
         let filters = network_filters(&proto.filters, scope, &context)?;
-        let connect_timeout = convert::duration(proto.transport_socket_connect_timeout.as_ref())
-            .at(|| "transport_socket_connect_timeout")?;
+        let connect_timeout = wire::duration(
+            "transport_socket_connect_timeout",
+            proto.transport_socket_connect_timeout.as_ref(),
+        )?;
         Ok(Arc::new(Self {
             name: proto.name.as_str().into(),
             hash,
@@ -423,7 +422,7 @@ fn transport_socket(
     };
     match type_name(any) {
         "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => {
-            let proto: tls::DownstreamTlsContext = decode(any)?;
+            let proto: tls::DownstreamTlsContext = unpack(any)?;
             ServerContext::compile(&proto, context, scope).map(Some)
         }
         "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(None),
@@ -454,30 +453,20 @@ fn network_filters(
     };
     let compile = || match type_name(any) {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
-            Hcm::compile(&decode(any)?, scope, context).map(|manager| NetworkFilter::Http(Arc::new(manager)))
+            Hcm::compile(&unpack(any)?, scope, context).map(|manager| NetworkFilter::Http(Arc::new(manager)))
         }
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
-            TcpProxy::compile(&decode(any)?, context).map(|proxy| NetworkFilter::Tcp(Arc::new(proxy)))
+            TcpProxy::compile(&unpack(any)?, context).map(|proxy| NetworkFilter::Tcp(Arc::new(proxy)))
         }
         "envoy.extensions.filters.network.echo.v3.Echo" => Ok(NetworkFilter::Echo),
         "envoy.extensions.filters.network.direct_response.v3.Config" => {
-            let proto: network::direct_response::v3::Config = decode(any)?;
-            let body = convert::data_source(proto.response.as_ref()).at(|| "response")?;
-            Ok(NetworkFilter::DirectResponse(body.into()))
+            let proto: network::direct_response::v3::Config = unpack(any)?;
+            let body = data_source::read(proto.response.as_ref()).at(|| "response")?.unwrap_or_default();
+            Ok(NetworkFilter::DirectResponse(body.bytes.into()))
         }
         other => Err(ConfigError::new(format!("unknown network filter type '{other}'"))),
     };
     compile().at(|| "typed_config").at(|| named("filters", &terminal.name, 0))
-}
-
-/// The message name of an `Any`.
-pub fn type_name(any: &Any) -> &str {
-    any.type_url.strip_prefix(TYPE_PREFIX).unwrap_or(&any.type_url)
-}
-
-/// Decodes an `Any` whose type URL was looked at.
-pub fn decode<M: prost::Message + Default>(any: &Any) -> Result<M, ConfigError> {
-    M::decode(&*any.value).map_err(|error| ConfigError::new(format!("malformed {}: {error}", any.type_url)))
 }
 
 fn named(list: &str, name: &str, index: usize) -> String {

@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_pb;
 use prost::Message as _;
 use waystation_filter_api::cell::Cell;
+use waystation_filter_api::wire;
 use waystation_schema::{At as _, ConfigError, Message, Policy, check};
 use waystation_stats::stats_group;
 use waystation_upstream::cluster::{self, Cluster, Discovery, Environment};
@@ -22,7 +23,6 @@ use super::needs::Needs;
 use crate::admin::config_dump::ResourceDump;
 use crate::config_source;
 use crate::context::{CompileContext, Need, Shared};
-use crate::convert;
 use crate::dns::{DnsEvent, DnsTasks};
 use crate::upstream_socket;
 
@@ -355,8 +355,10 @@ impl Clusters {
                     .map_err(|error| ConfigError::new(error.to_string()))?;
                 let applied = cluster.apply_eds(&proto, now)?;
                 let policy = proto.policy.as_ref();
-                stale_after =
-                    convert::duration(policy.and_then(|policy| policy.endpoint_stale_after.as_ref()))?;
+                stale_after = wire::duration(
+                    "policy.endpoint_stale_after",
+                    policy.and_then(|policy| policy.endpoint_stale_after.as_ref()),
+                )?;
                 Ok::<_, ConfigError>(applied)
             };
             match apply() {

@@ -4,13 +4,13 @@ use std::fmt;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
-use prost::Message as _;
+use waystation_filter_api::data_source;
+use waystation_filter_api::wire::{type_name, unpack};
 use waystation_schema::{At as _, ConfigError};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::X509Certificate;
 
 use super::{Authorities, Refusal};
-use crate::data_source;
 use crate::x509;
 
 /// Authorities by trust domain.
@@ -21,13 +21,12 @@ impl TrustDomains {
     pub(crate) fn compile(extension: &core::TypedExtensionConfig) -> Result<Self, ConfigError> {
         let core::TypedExtensionConfig { name, typed_config } = extension;
         let any = typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
-        let type_name = any.type_url.rsplit('/').next().unwrap_or_default();
+        let type_name = type_name(any);
         if type_name != "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig" {
             let reason = format!("not supported: certificate validator `{name}` ({type_name})");
             return Err(ConfigError::field("typed_config", reason));
         }
-        let config = pb::SpiffeCertValidatorConfig::decode(any.value.as_slice())
-            .map_err(|error| ConfigError::field("typed_config", error.to_string()))?;
+        let config = unpack(any).at(|| "typed_config")?;
         Self::compile_config(&config).at(|| "typed_config")
     }
 
@@ -55,7 +54,7 @@ impl TrustDomains {
                 )
                 .at(at()));
             }
-            let bundle = data_source::read(trust_bundle.as_ref()).at(|| "trust_bundle").at(at)?;
+            let bundle = data_source::read_filled(trust_bundle.as_ref()).at(|| "trust_bundle").at(at)?;
             let bundle =
                 bundle.ok_or_else(|| ConfigError::field("trust_bundle", "value is required").at(at()))?;
             let authorities = Authorities::compile(&bundle).at(|| "trust_bundle").at(at)?;

@@ -59,7 +59,7 @@ fn certificates() {
         watched_directory: None,
     };
     let proto = pb::TlsCertificate { certificate_chain: Some(missing), ..good() };
-    assert_eq!(secret_path(Type::TlsCertificate(proto)), "tls_certificate.certificate_chain");
+    assert_eq!(secret_path(Type::TlsCertificate(proto)), "tls_certificate.certificate_chain.filename");
 }
 
 #[test]

@@ -9,17 +9,14 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::extensions::clusters as cluster_types;
 use envoy_types::pb::envoy::extensions::upstreams;
 use waystation_filter_api::value::Metadata;
+use waystation_filter_api::wire::{self, bool_value, duration, positive, refuse, type_name, unpack};
 use waystation_schema::{At, ConfigError};
 
 use super::{Cluster, CompileContext, Discovery, EdsSettings, Endpoints, TransportSockets, connection, http};
 use crate::admission::Admission;
 use crate::discovery::{Assignment, DnsSettings, OriginalDst};
 use crate::load_balancer::LbPolicy;
-use crate::proto::{bool_value, duration, positive, refuse, type_name, u32_value, unpack};
 use crate::stats::{ClusterStats, cluster_scope};
-
-/// Envoy's default of `per_connection_buffer_limit_bytes`.
-const BUFFER_LIMIT: u32 = 1 << 20;
 
 pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cluster, ConfigError> {
     if proto.name.is_empty() {
@@ -43,7 +40,7 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
         added_via_api: cx.added_via_api,
         connect_timeout: positive("connect_timeout", proto.connect_timeout.as_ref())?
             .unwrap_or(Duration::from_secs(5)),
-        buffer_limit: u32_value(proto.per_connection_buffer_limit_bytes.as_ref()).unwrap_or(BUFFER_LIMIT),
+        buffer_limit: wire::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref()),
         http: http::compile(proto, options.http.as_ref())?,
         tcp_idle_timeout: options.tcp_idle_timeout,
         connection: connection::compile(

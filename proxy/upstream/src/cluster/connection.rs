@@ -8,9 +8,10 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use waystation_filter_api::address::Address;
+use waystation_filter_api::wire::refuse;
 use waystation_schema::{At, ConfigError};
 
-use crate::proto::{Target, refuse, socket_target};
+use crate::target::{Target, socket_target};
 
 /// What is done to the socket of an upstream connection.
 #[derive(Clone, Debug, Default, PartialEq)]

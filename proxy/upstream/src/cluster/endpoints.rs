@@ -19,8 +19,8 @@ use crate::host::{Health, Host, HostState, Locality};
 use crate::host_set::{AssignmentPolicy, HostSet, LocalityHosts, Snapshot};
 use crate::load_balancer::build::{Builder, LocalZones};
 use crate::load_balancer::policy::{HashPolicy, Kind, TableKind};
-use crate::proto::Target;
 use crate::stats::{MaglevStats, RingHashStats};
+use crate::target::Target;
 
 /// What an update did.
 #[derive(Debug, Default)]

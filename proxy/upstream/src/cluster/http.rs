@@ -8,9 +8,9 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
+use waystation_filter_api::wire::{bool_value, duration, positive, refuse, type_name, u32_value};
+use waystation_http::h1::{HeaderCase, Underscores};
 use waystation_schema::{At, ConfigError};
-
-use crate::proto::{bool_value, duration, positive, refuse, type_name, u32_value};
 
 /// How HTTP is spoken to a cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,30 +56,6 @@ pub enum UpstreamProtocol {
     UseDownstream,
     /// What ALPN gives: HTTP/2 or HTTP/1.1.
     Auto,
-}
-
-/// `headers_with_underscores_action`.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Underscores {
-    /// They pass.
-    #[default]
-    Allow,
-    /// The message is refused.
-    Reject,
-    /// They are dropped.
-    Drop,
-}
-
-/// How HTTP/1 header names are written.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum HeaderCase {
-    /// Lower case.
-    #[default]
-    Lower,
-    /// `Content-Type`.
-    Proper,
-    /// As the message had them that was received (`preserve_case`).
-    Preserve,
 }
 
 /// `Http1ProtocolOptions` of an upstream.
@@ -307,7 +283,6 @@ fn from_typed(proto: &upstream::HttpProtocolOptions) -> Result<HttpOptions, Conf
 
 impl HttpOptions {
     fn common(&mut self, proto: &core::HttpProtocolOptions) -> Result<(), ConfigError> {
-        use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
         let core::HttpProtocolOptions {
             idle_timeout,
             max_connection_duration,
@@ -337,12 +312,7 @@ impl HttpOptions {
         }
         self.max_stream_duration =
             duration("max_stream_duration", max_stream_duration.as_ref())?.filter(|value| !value.is_zero());
-        self.underscores = match Action::try_from(*headers_with_underscores_action) {
-            Ok(Action::Allow) => Underscores::Allow,
-            Ok(Action::RejectRequest) => Underscores::Reject,
-            Ok(Action::DropHeader) => Underscores::Drop,
-            Err(_) => return Err(ConfigError::field("headers_with_underscores_action", "unknown value")),
-        };
+        self.underscores = underscores(*headers_with_underscores_action)?;
         self.max_requests_per_connection =
             u32_value(max_requests_per_connection.as_ref()).filter(|max| *max > 0);
         Ok(())
@@ -373,7 +343,6 @@ impl HttpOptions {
 }
 
 fn http1_options(proto: &core::Http1ProtocolOptions) -> Result<Http1Options, ConfigError> {
-    use core::http1_protocol_options::header_key_format::HeaderFormat;
     let core::Http1ProtocolOptions {
         // Of requests: it has no meaning for an upstream.
         allow_absolute_url: _,
@@ -393,27 +362,53 @@ fn http1_options(proto: &core::Http1ProtocolOptions) -> Result<Http1Options, Con
         // Of requests.
         ignore_http_11_upgrade: _,
     } = proto;
-    let header_case = match header_key_format.as_ref().and_then(|format| format.header_format.as_ref()) {
-        None => HeaderCase::Lower,
-        Some(HeaderFormat::ProperCaseWords(_)) => HeaderCase::Proper,
-        Some(HeaderFormat::StatefulFormatter(formatter)) => {
-            let name = formatter.typed_config.as_ref().map_or("", type_name);
-            if !name.ends_with("preserve_case.v3.PreserveCaseFormatterConfig") {
-                return Err(ConfigError::field(
-                    "header_key_format.stateful_formatter",
-                    "not supported: only preserve_case",
-                ));
-            }
-            HeaderCase::Preserve
-        }
-    };
     Ok(Http1Options {
-        header_case,
+        header_case: header_case(header_key_format.as_ref())?,
         accept_http_10: *accept_http_10,
         enable_trailers: *enable_trailers,
         allow_chunked_length: *allow_chunked_length,
         send_fully_qualified_url: *send_fully_qualified_url,
     })
+}
+
+/// What becomes of header names with underscores (`headers_with_underscores_action`), from both sides.
+///
+/// # Errors
+/// When the number is of no action.
+pub fn underscores(action: i32) -> Result<Underscores, ConfigError> {
+    use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
+    match Action::try_from(action) {
+        Ok(Action::Allow) => Ok(Underscores::Allow),
+        Ok(Action::RejectRequest) => Ok(Underscores::Reject),
+        Ok(Action::DropHeader) => Ok(Underscores::Drop),
+        Err(_) => Err(ConfigError::field("headers_with_underscores_action", "unknown value")),
+    }
+}
+
+/// How header names are spelled on the wire (`header_key_format`), towards both sides.
+///
+/// # Errors
+/// When the stateful formatter is not `preserve_case`.
+pub fn header_case(
+    proto: Option<&core::http1_protocol_options::HeaderKeyFormat>,
+) -> Result<HeaderCase, ConfigError> {
+    use core::http1_protocol_options::header_key_format::HeaderFormat;
+    let (formatter, name) = match proto.and_then(|format| format.header_format.as_ref()) {
+        None => return Ok(HeaderCase::Lower),
+        Some(HeaderFormat::ProperCaseWords(_)) => return Ok(HeaderCase::Proper),
+        Some(HeaderFormat::StatefulFormatter(formatter)) => {
+            (formatter, formatter.typed_config.as_ref().map_or("", type_name))
+        }
+    };
+    match name {
+        "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig" => {
+            Ok(HeaderCase::Preserve)
+        }
+        _ => Err(ConfigError::field(
+            "header_key_format.stateful_formatter",
+            format!("not supported: header formatter {} ({name})", formatter.name),
+        )),
+    }
 }
 
 fn http2_options(proto: &core::Http2ProtocolOptions) -> Result<Http2Options, ConfigError> {

@@ -11,11 +11,12 @@ use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::runtime::Fraction;
 use waystation_filter_api::value::Metadata;
+use waystation_filter_api::wire::{positive, refuse, u32_value};
 use waystation_schema::{At, ConfigError};
 
 use crate::host::{HealthCheckTarget, HostDetails, Locality};
 use crate::host_set::{AssignmentPolicy, DropOverload};
-use crate::proto::{Target, positive, refuse, resolved, target, u32_value};
+use crate::target::{Target, resolved, target};
 
 /// The endpoints of a cluster as they are configured, before names are resolved.
 #[derive(Clone, Debug, Default)]

@@ -13,11 +13,12 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::clusters::dns::v3 as dns_pb;
 use envoy_types::pb::envoy::extensions::network::dns_resolver as resolver_pb;
 use waystation_filter_api::address::Address;
+use waystation_filter_api::wire::{duration, positive, refuse, type_name, unpack};
 use waystation_schema::{At, ConfigError};
 
 use super::assignment::{Assignment, LocalityAssignment};
 use crate::host::HostDetails;
-use crate::proto::{Target, duration, positive, refuse, resolved, type_name, unpack};
+use crate::target::{Target, resolved};
 
 /// A DNS cluster's settings.
 #[derive(Debug)]

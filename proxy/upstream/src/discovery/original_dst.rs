@@ -10,12 +10,12 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::r#type::metadata::v3 as metadata_pb;
 use parking_lot::Mutex;
 use waystation_filter_api::address::Address;
+use waystation_filter_api::wire::u32_value;
 use waystation_schema::{At, ConfigError};
 
 use crate::cluster::Cluster;
 use crate::host::{Host, HostState, Locality, UsedMark};
 use crate::load_balancer::{NoHost, PickContext};
-use crate::proto::u32_value;
 
 /// Hosts at once; a request to one more address finds no host until the next clean-up.
 const MAX_HOSTS: usize = 65_536;

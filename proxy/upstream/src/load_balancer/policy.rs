@@ -11,10 +11,10 @@ use envoy_types::pb::google::protobuf as wkt;
 use waystation_filter_api::runtime::{
     Denominator, Fraction, Runtime, RuntimeDouble, RuntimeFraction, RuntimeInteger,
 };
+use waystation_filter_api::wire::{positive, refuse, type_name, u32_value, unpack};
 use waystation_schema::{At, ConfigError};
 
 use super::subset::SubsetConfig;
-use crate::proto::{positive, refuse, type_name, u32_value, unpack};
 
 /// How hosts of a cluster are chosen.
 #[derive(Debug)]

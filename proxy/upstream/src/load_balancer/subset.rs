@@ -8,11 +8,11 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::subset::v3 as typed;
 use smallvec::SmallVec;
 use waystation_filter_api::value::{Struct, Value, struct_from_proto};
+use waystation_filter_api::wire::refuse;
 use waystation_schema::{At, ConfigError};
 
 use super::build::PriorityLb;
 use crate::host::Host;
-use crate::proto::refuse;
 
 /// What a route asks of endpoints: its `metadata_match` of the namespace `envoy.lb`, in the order of keys.
 #[derive(Clone, Debug, Default, PartialEq)]

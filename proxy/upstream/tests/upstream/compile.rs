@@ -8,7 +8,8 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::google::protobuf as wkt;
 use prost::Message as _;
-use waystation_upstream::cluster::{Discovery, HeaderCase, Underscores, UpstreamProtocol};
+use waystation_http::h1::{HeaderCase, Underscores};
+use waystation_upstream::cluster::{Discovery, UpstreamProtocol};
 
 use crate::support::{Rig, cluster, compile, endpoint, locality, object, seconds, with_metadata};
 

@@ -6,14 +6,14 @@ use ext::filters::network::http_connection_manager::v3::RequestIdExtension;
 use ext::http::early_header_mutation::header_mutation::v3::HeaderMutation;
 use ext::http::original_ip_detection::{custom_header::v3::CustomHeaderConfig, xff::v3::XffConfig};
 use ext::request_id::uuid::v3::UuidRequestIdConfig;
+use waystation_filter_api::wire::{bool_value, type_name, unpack};
 use waystation_format::HeaderMutationList;
 use waystation_http::HeaderName;
 use waystation_matchers::CidrList;
 use waystation_schema::{At, ConfigError};
 
-use super::{RequestId, boolean};
+use super::RequestId;
 use crate::http::forwarding::Detection;
-use crate::listener::config::{decode, type_name};
 
 /// `original_ip_detection_extensions`; without any, XFF as Envoy reads it by default.
 pub(super) fn detection(
@@ -44,16 +44,16 @@ pub(super) fn detection(
             proto.typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
         match type_name(any) {
             "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig" => {
-                let XffConfig { xff_num_trusted_hops, xff_trusted_cidrs, skip_xff_append } = decode(any)?;
+                let XffConfig { xff_num_trusted_hops, xff_trusted_cidrs, skip_xff_append } = unpack(any)?;
                 let trusted = xff_trusted_cidrs
                     .as_ref()
                     .map(|list| CidrList::compile(&list.cidrs, "cidrs").at(|| "xff_trusted_cidrs"))
                     .transpose()?;
-                let skip_append = boolean(skip_xff_append.as_ref(), true);
+                let skip_append = bool_value(skip_xff_append.as_ref(), true);
                 Ok(Detection::Xff { hops: xff_num_trusted_hops, trusted, skip_append })
             }
             "envoy.extensions.http.original_ip_detection.custom_header.v3.CustomHeaderConfig" => {
-                let config: CustomHeaderConfig = decode(any)?;
+                let config: CustomHeaderConfig = unpack(any)?;
                 let name = HeaderName::parse(&config.header_name)
                     .map_err(|error| ConfigError::field("header_name", error.to_string()))?;
                 let reject = config.reject_with_status.map(|status| {
@@ -85,7 +85,7 @@ pub(super) fn early_mutations(
             proto.typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
         match type_name(any) {
             "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation" => {
-                let config: HeaderMutation = decode(any)?;
+                let config: HeaderMutation = unpack(any)?;
                 HeaderMutationList::compile(&config.mutations).at(|| "mutations")
             }
             other => Err(ConfigError::new(format!("unknown early header mutation type '{other}'"))),
@@ -107,7 +107,7 @@ pub(super) fn request_id(
     match type_name(any) {
         "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => {
             let UuidRequestIdConfig { pack_trace_reason: _, use_request_id_for_trace_sampling: _ } =
-                decode(any)?;
+                unpack(any)?;
             Ok(base)
         }
         other => Err(ConfigError::new(format!("unknown request id type '{other}'"))),

@@ -2,28 +2,22 @@
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf as wkt;
+use waystation_filter_api::wire::{self, bool_value, u32_value};
 use waystation_http::h1;
 use waystation_schema::{At, ConfigError};
+use waystation_upstream::cluster::{header_case, underscores};
 
-use super::{Http2Options, boolean, ignored_upgrades};
-use crate::convert;
-
-const PRESERVE_CASE: &str = "type.googleapis.com/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig";
+use super::{Http2Options, ignored_upgrades};
 
 pub(super) fn http1(
     proto: Option<&core::Http1ProtocolOptions>,
     common: &core::HttpProtocolOptions,
     max_headers_kb: u32,
 ) -> Result<h1::Config, ConfigError> {
-    use core::http_protocol_options::HeadersWithUnderscoresAction as Underscores;
     let base = h1::Config {
         max_headers: common.max_headers_count.as_ref().map_or(100, |count| count.value),
         max_head_bytes: max_headers_kb.saturating_mul(1024),
-        underscores: match common.headers_with_underscores_action() {
-            Underscores::Allow => h1::Underscores::Allow,
-            Underscores::RejectRequest => h1::Underscores::Reject,
-            Underscores::DropHeader => h1::Underscores::Drop,
-        },
+        underscores: underscores(common.headers_with_underscores_action)?,
         ..h1::Config::default()
     };
     match proto {
@@ -33,7 +27,6 @@ pub(super) fn http1(
 }
 
 fn http1_options(proto: &core::Http1ProtocolOptions, base: h1::Config) -> Result<h1::Config, ConfigError> {
-    use core::http1_protocol_options::header_key_format::HeaderFormat;
     #[expect(deprecated, reason = "named to show that it is ignored")]
     let core::Http1ProtocolOptions {
         allow_absolute_url,
@@ -50,25 +43,14 @@ fn http1_options(proto: &core::Http1ProtocolOptions, base: h1::Config) -> Result
         allow_custom_methods,
         ignore_http_11_upgrade,
     } = proto;
-    if boolean(override_stream_error_on_invalid_http_message.as_ref(), false) {
+    if bool_value(override_stream_error_on_invalid_http_message.as_ref(), false) {
         return Err(ConfigError::field(
             "override_stream_error_on_invalid_http_message",
             "is not supported: an invalid HTTP/1 message always closes its connection",
         ));
     }
-    let header_case = match header_key_format.as_ref().and_then(|format| format.header_format.as_ref()) {
-        None => h1::HeaderCase::Lower,
-        Some(HeaderFormat::StatefulFormatter(formatter)) => {
-            let url = formatter.typed_config.as_ref().map_or("", |any| any.type_url.as_str());
-            if url != PRESERVE_CASE {
-                return Err(ConfigError::field("header_key_format.stateful_formatter", "is not known"));
-            }
-            h1::HeaderCase::Preserve
-        }
-        Some(HeaderFormat::ProperCaseWords(_)) => h1::HeaderCase::Proper,
-    };
     Ok(h1::Config {
-        allow_absolute_url: boolean(allow_absolute_url.as_ref(), true),
+        allow_absolute_url: bool_value(allow_absolute_url.as_ref(), true),
         accept_http_10: *accept_http_10,
         default_host_for_http_10: Some(default_host_for_http_10.as_str())
             .filter(|host| !host.is_empty())
@@ -76,7 +58,7 @@ fn http1_options(proto: &core::Http1ProtocolOptions, base: h1::Config) -> Result
         enable_trailers: *enable_trailers,
         allow_chunked_length: *allow_chunked_length,
         allow_custom_methods: *allow_custom_methods,
-        header_case,
+        header_case: header_case(header_key_format.as_ref())?,
         ignored_upgrades: ignored_upgrades(ignore_http_11_upgrade)?,
         ..base
     })
@@ -124,17 +106,21 @@ pub(super) fn http2(proto: Option<&core::Http2ProtocolOptions>) -> Result<Http2O
             ));
         }
     }
-    let number = |value: Option<&wkt::UInt32Value>, default: u32| value.map_or(default, |value| value.value);
+    let number = |value: Option<&wkt::UInt32Value>, default: u32| u32_value(value).unwrap_or(default);
     let keepalive = connection_keepalive.as_ref();
-    let duration =
-        |value: Option<&wkt::Duration>| convert::timeout(value, None).at(|| "connection_keepalive");
+    let duration = |field: &str, value: Option<&wkt::Duration>| {
+        wire::timeout(field, value, None).at(|| "connection_keepalive")
+    };
     Ok(Http2Options {
         hpack_table_size: number(hpack_table_size.as_ref(), 4096),
         max_concurrent_streams: number(max_concurrent_streams.as_ref(), 1024),
         initial_stream_window_size: number(initial_stream_window_size.as_ref(), 16 << 20),
         initial_connection_window_size: number(initial_connection_window_size.as_ref(), 24 << 20),
         allow_connect: *allow_connect,
-        keepalive_interval: duration(keepalive.and_then(|keepalive| keepalive.interval.as_ref()))?,
-        keepalive_timeout: duration(keepalive.and_then(|keepalive| keepalive.timeout.as_ref()))?,
+        keepalive_interval: duration(
+            "interval",
+            keepalive.and_then(|keepalive| keepalive.interval.as_ref()),
+        )?,
+        keepalive_timeout: duration("timeout", keepalive.and_then(|keepalive| keepalive.timeout.as_ref()))?,
     })
 }

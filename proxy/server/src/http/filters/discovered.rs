@@ -12,13 +12,13 @@ use waystation_filter_api::flags::ResponseFlag;
 use waystation_filter_api::http::{
     FactoryContext, FilterConfig, Flow, HttpFilter, HttpFilterFactory, LocalReply, Phases, StreamCx,
 };
+use waystation_filter_api::wire::{message_name, type_name};
 use waystation_http::Headers;
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
 
 use super::{EXTENSIONS, ROUTER};
 use crate::context::Shared;
-use crate::listener::config::type_name;
 
 /// A filter of a chain that is configured by ECDS.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl DiscoveredFilter {
         }
         let mut type_names = Vec::with_capacity(type_urls.len());
         for url in type_urls {
-            let type_name = url.strip_prefix("type.googleapis.com/").unwrap_or(url);
+            let type_name = message_name(url);
             if type_name == ROUTER {
                 return Err(ConfigError::field("type_urls", "the router cannot be discovered"));
             }

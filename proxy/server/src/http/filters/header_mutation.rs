@@ -8,6 +8,7 @@ use waystation_filter_api::http::{
     FactoryContext, FilterConfig, Flow, HttpFilter, HttpFilterExtension, HttpFilterFactory, Phases, StreamCx,
 };
 use waystation_filter_api::stream::StreamInfo;
+use waystation_filter_api::wire::decode;
 use waystation_format::{AccessLogType, FormatContext, HeaderMutationList};
 use waystation_http::Headers;
 use waystation_schema::{At, ConfigError};
@@ -49,10 +50,6 @@ fn compile(wire: &[u8], _cx: &FactoryContext<'_>) -> Result<Arc<dyn HttpFilterFa
 fn compile_route(wire: &[u8], _cx: &FactoryContext<'_>) -> Result<FilterConfig, ConfigError> {
     let pb::HeaderMutationPerRoute { mutations } = decode(wire)?;
     Ok(Arc::new(Mutations::compile(&mutations.unwrap_or_default()).at(|| "mutations")?))
-}
-
-fn decode<M: prost::Message + Default>(wire: &[u8]) -> Result<M, ConfigError> {
-    M::decode(wire).map_err(|error| ConfigError::new(error.to_string()))
 }
 
 impl Mutations {

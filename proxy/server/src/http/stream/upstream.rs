@@ -12,7 +12,7 @@ use waystation_http::h1::{self, Received};
 use waystation_tls::ClientOptions;
 use waystation_upstream::Priority;
 use waystation_upstream::admission::Resource;
-use waystation_upstream::cluster::{ClusterRef, HeaderCase, HttpOptions, Underscores, UpstreamProtocol};
+use waystation_upstream::cluster::{ClusterRef, HttpOptions, UpstreamProtocol};
 
 use crate::http::end::ResetReason;
 use crate::pool::http1::Http1;
@@ -391,16 +391,8 @@ fn http1_config(http: &HttpOptions) -> Arc<h1::Config> {
         accept_http_10: true,
         enable_trailers: http.http1.enable_trailers,
         allow_chunked_length: http.http1.allow_chunked_length,
-        underscores: match http.underscores {
-            Underscores::Allow => h1::Underscores::Allow,
-            Underscores::Reject => h1::Underscores::Reject,
-            Underscores::Drop => h1::Underscores::Drop,
-        },
-        header_case: match http.http1.header_case {
-            HeaderCase::Lower => h1::HeaderCase::Lower,
-            HeaderCase::Preserve => h1::HeaderCase::Preserve,
-            HeaderCase::Proper => h1::HeaderCase::Proper,
-        },
+        underscores: http.underscores,
+        header_case: http.http1.header_case,
         ..h1::Config::default()
     })
 }

@@ -1,55 +1,9 @@
-//! Readers for the small protobuf types that every converter meets.
-
-use std::time::Duration;
+//! Addresses of endpoints, compiled.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::google::protobuf as wkt;
 use waystation_filter_api::address::Address;
+use waystation_filter_api::wire::refuse;
 use waystation_schema::{At, ConfigError};
-
-/// A duration that must not be negative.
-pub(crate) fn duration(field: &str, value: Option<&wkt::Duration>) -> Result<Option<Duration>, ConfigError> {
-    value
-        .map(|value| match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
-            (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Ok(Duration::new(seconds, nanos)),
-            _ => Err(ConfigError::field(field, "duration out of range")),
-        })
-        .transpose()
-}
-
-/// A duration that must be positive.
-pub(crate) fn positive(field: &str, value: Option<&wkt::Duration>) -> Result<Option<Duration>, ConfigError> {
-    match duration(field, value)? {
-        Some(Duration::ZERO) => Err(ConfigError::field(field, "must be positive")),
-        other => Ok(other),
-    }
-}
-
-/// The value of a wrapped `uint32`.
-pub(crate) fn u32_value(value: Option<&wkt::UInt32Value>) -> Option<u32> {
-    value.map(|value| value.value)
-}
-
-/// The value of a wrapped `bool`.
-pub(crate) fn bool_value(value: Option<&wkt::BoolValue>, default: bool) -> bool {
-    value.map_or(default, |value| value.value)
-}
-
-/// Refuses a field that is set but not supported.
-pub(crate) fn refuse(field: &str, set: bool, why: &str) -> Result<(), ConfigError> {
-    if set { Err(ConfigError::field(field, format!("not supported: {why}"))) } else { Ok(()) }
-}
-
-/// Decodes the message in an `Any` whose type was already looked at.
-pub(crate) fn unpack<M: prost::Message + Default>(any: &wkt::Any) -> Result<M, ConfigError> {
-    M::decode(any.value.as_slice())
-        .map_err(|error| ConfigError::new(format!("cannot decode {}: {error}", any.type_url)))
-}
-
-/// The message name of a type URL.
-pub(crate) fn type_name(any: &wkt::Any) -> &str {
-    any.type_url.rsplit('/').next().unwrap_or_default()
-}
 
 /// Where an endpoint is: an address, or a name that DNS resolves.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
