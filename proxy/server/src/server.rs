@@ -16,6 +16,7 @@ use crate::cli::options::{Mode, Options};
 use crate::context::{ServerState, Shared};
 use crate::control::{Job, MainThread};
 use crate::manager::configuration::Configuration;
+use crate::manager::listeners::Graceful;
 use crate::server_stats::ServerStats;
 use crate::signals::{Signal, Signals};
 use crate::workers::Workers;
@@ -228,11 +229,10 @@ impl Server {
     }
 
     /// `/drain_listeners`.
-    pub fn drain_listeners(&mut self, skip_exit: bool, inbound_only: bool) {
-        if skip_exit {
-            self.configuration.drain_connections(inbound_only);
-        } else {
-            self.configuration.stop_listeners(inbound_only, false);
+    pub fn drain_listeners(&mut self, inbound_only: bool, graceful: Option<Graceful>) {
+        match graceful {
+            None => self.configuration.stop_listeners(inbound_only, false),
+            Some(how) => self.configuration.drain_connections(inbound_only, how),
         }
     }
 }

@@ -22,7 +22,6 @@ use waystation_upstream::{Cluster, MetadataMatch, PickContext};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::context::CompileContext;
-use crate::drain::DrainHandle;
 use crate::duplex::{self, End, Limits};
 use crate::pool::connect::{ConnectError, ConnectOptions, connect};
 use crate::transport::Transport;
@@ -214,10 +213,7 @@ pub async fn serve(
     proxy: &TcpProxy,
     mut transport: Transport,
     connection: ConnectionInfo,
-    drain: DrainHandle,
 ) {
-    // Established TCP sessions outlive a drain: the listener's removal ends them.
-    drop(drain);
     proxy.stats.downstream_cx_total().inc();
     let start = connection.start;
     let now = Instant::now();

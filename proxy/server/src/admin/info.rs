@@ -14,6 +14,7 @@ use waystation_schema::JsonStyle;
 use super::{Admin, Body, Query, json, ok, shutting_down, text};
 use crate::cli::options::{Mode, Options};
 use crate::context::ServerState;
+use crate::manager::listeners::Graceful;
 use crate::version;
 
 /// Snake case, indented by one space, primitive fields always printed: Envoy's style for its own messages.
@@ -45,13 +46,14 @@ pub(super) async fn quit(admin: &Admin) -> Response<Body> {
 }
 
 pub(super) async fn drain_listeners(admin: &Admin, query: &Query) -> Response<Body> {
-    let graceful = query.has("graceful");
-    let skip_exit = query.has("skip_exit");
-    if skip_exit && !graceful {
-        return text(StatusCode::BAD_REQUEST, "skip_exit requires graceful\n");
-    }
     let inbound_only = query.has("inboundonly");
-    match admin.main.ask(move |server| server.drain_listeners(skip_exit, inbound_only)).await {
+    // Envoy takes `skip_exit` alone for a graceful drain, too.
+    let graceful = match (query.has("graceful"), query.has("skip_exit")) {
+        (_, true) => Some(Graceful::SkipExit),
+        (true, false) => Some(Graceful::ThenStop),
+        (false, false) => None,
+    };
+    match admin.main.ask(move |server| server.drain_listeners(inbound_only, graceful)).await {
         Some(()) => ok(),
         None => shutting_down(),
     }

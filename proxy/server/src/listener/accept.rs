@@ -1,19 +1,17 @@
 //! Accepting on one worker: from the socket to the filter chain.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
-use socket2::{SockRef, Socket as RawSocket};
+use socket2::SockRef;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::timeout;
 use tokio_rustls::rustls::server::Acceptor;
@@ -25,11 +23,12 @@ use waystation_filter_api::stream::StreamInfo;
 use waystation_format::{AccessLogType, FormatContext};
 use waystation_listener_filters::Verdict;
 
+use super::active::{Active, ChainState};
 use super::chain_match::Facts;
 use super::config::{FilterChain, Listener, NetworkFilter};
+use super::load::Place;
+use super::sockets::Sockets;
 use crate::address;
-use crate::context::Shared;
-use crate::drain::DrainHandle;
 use crate::manager::listeners::Order;
 use crate::transport::{Socket, Transport};
 use crate::worker::Worker;
@@ -48,7 +47,14 @@ pub struct Handover {
     listener: u64,
     stream: std::net::TcpStream,
     peer: SocketAddr,
-    turn: Turn,
+    admitted: Admitted,
+}
+
+/// What a connection holds of the limits, as long as it is open.
+#[derive(Debug)]
+struct Admitted {
+    _connection: overload::Connection,
+    place: Place,
 }
 
 /// The listeners of one worker.
@@ -57,27 +63,6 @@ pub struct Listeners {
     worker: Rc<Worker>,
     handovers: Arc<[Sender<Handover>]>,
     active: Rc<RefCell<HashMap<u64, Rc<Active>>>>,
-}
-
-/// One listener on one worker.
-#[derive(Debug)]
-struct Active {
-    id: u64,
-    listener: RefCell<Arc<Listener>>,
-    drain: DrainHandle,
-    /// One drain state for each chain, so that an update drains only those that are gone.
-    chains: RefCell<Vec<ChainState>>,
-    stopped: Notify,
-    is_stopped: Cell<bool>,
-    closed: Notify,
-    is_closed: Cell<bool>,
-}
-
-/// What a worker keeps for each filter chain.
-#[derive(Clone, Debug)]
-struct ChainState {
-    chain: Arc<FilterChain>,
-    drain: DrainHandle,
 }
 
 impl Listeners {
@@ -102,35 +87,15 @@ impl Listeners {
     fn obey(&self, order: Order) {
         match order {
             Order::Start { id, listener, sockets } => {
-                let drain = |listener: &Listener| drain_handle(listener, &self.worker.shared);
-                let chains =
-                    listener.all_chains().map(|chain| ChainState::new(chain, drain(&listener))).collect();
-                let active = Rc::new(Active {
-                    id,
-                    listener: RefCell::new(Arc::clone(&listener)),
-                    drain: drain(&listener),
-                    chains: RefCell::new(chains),
-                    stopped: Notify::new(),
-                    is_stopped: Cell::new(false),
-                    closed: Notify::new(),
-                    is_closed: Cell::new(false),
-                });
+                let active = Rc::new(Active::new(id, listener, &self.worker.shared));
                 self.active.borrow_mut().insert(id, Rc::clone(&active));
-                let sockets = match sockets.for_worker(self.worker.index) {
-                    Ok(sockets) => sockets,
-                    Err(error) => {
-                        tracing::error!(
-                            target: "conn_handler",
-                            "listener '{}' cannot use its sockets: {error}", listener.name
-                        );
-                        return;
-                    }
-                };
-                for socket in sockets {
+                for index in 0..sockets.len() {
                     let (listeners, active) = (self.handle(), Rc::clone(&active));
+                    let sockets = Arc::clone(&sockets);
                     tokio::task::spawn_local(async move {
-                        if let Err(error) = listeners.accept_on(socket, &active).await {
-                            tracing::error!(target: "conn_handler", "a listener ended: {error}");
+                        if let Err(error) = listeners.accept_on(sockets, index, &active).await {
+                            let name = &active.listener().name;
+                            tracing::error!(target: "conn_handler", "listener '{name}' cannot accept: {error}");
                         }
                     });
                 }
@@ -145,12 +110,16 @@ impl Listeners {
                     if stop {
                         active.stop();
                     }
-                    active.drain_all(over);
+                    active.drain(over);
+                }
+            }
+            Order::CloseChains { id, chains } => {
+                if let Some(active) = self.find(id) {
+                    active.close_chains(&chains);
                 }
             }
             Order::Remove { id } => {
                 if let Some(active) = self.active.borrow_mut().remove(&id) {
-                    active.stop();
                     active.close();
                 }
             }
@@ -169,13 +138,16 @@ impl Listeners {
         self.active.borrow().get(&id).cloned()
     }
 
-    async fn accept_on(&self, socket: RawSocket, active: &Rc<Active>) -> io::Result<()> {
+    /// Accepts on the socket of one address. The main thread sees by `sockets` when no worker holds them any more, so the
+    /// duplicate that is used here goes first.
+    async fn accept_on(&self, sockets: Arc<Sockets>, index: usize, active: &Rc<Active>) -> io::Result<()> {
+        let (address, socket) = sockets.of_worker(index, self.worker.index)?;
         if socket.local_addr()?.as_socket().is_some() {
             let listener = TcpListener::from_std(socket.into())?;
             loop {
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,
-                    () = active.until_stopped() => return Ok(()),
+                    () = active.stopped.until_raised() => return Ok(()),
                 };
                 match accepted {
                     Ok((stream, peer)) => self.accepted(active, stream, peer),
@@ -183,21 +155,19 @@ impl Listeners {
                 }
             }
         }
-        let path = match &active.listener.borrow().addresses[0].address {
-            Address::Pipe(path) => Arc::clone(path),
-            other => other.to_string().into(),
-        };
         let listener = UnixListener::from_std(socket.into())?;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = active.until_stopped() => return Ok(()),
+                () = active.stopped.until_raised() => return Ok(()),
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let local = Address::Pipe(Arc::clone(&path));
-                    let remote = Address::Pipe(Arc::from(""));
-                    self.spawn(active, Socket::unix(stream), local, remote, None);
+                    // A client has no name of its own: Envoy gives it that of the socket.
+                    let (local, remote) = (address.clone(), address.clone());
+                    if let Some(admitted) = self.admit(&active.listener(), self.worker.index as usize) {
+                        self.spawn(active, Socket::unix(stream), local, remote, admitted);
+                    }
                 }
                 Err(error) => accept_failed(&error).await,
             }
@@ -205,42 +175,54 @@ impl Listeners {
     }
 
     fn accepted(&self, active: &Rc<Active>, stream: TcpStream, peer: SocketAddr) {
-        let listener = Arc::clone(&active.listener.borrow());
+        let listener = active.listener();
         if let Some(keepalive) = &listener.tcp_keepalive {
             // Fails only on a socket that is already dead.
             let _ = SockRef::from(&stream).set_tcp_keepalive(keepalive);
         }
-        let turn = listener.exact_balance.then(|| Turn::take(&listener, self.worker.index as usize));
-        match turn {
-            Some(turn) if turn.worker != self.worker.index as usize => {
-                let queue = &self.handovers[turn.worker];
-                // Fails only on a socket that is already dead.
-                let Ok(stream) = stream.into_std() else { return };
-                // A worker that is so far behind takes no more: the connection is dropped, and counted.
-                if queue.try_send(Handover { listener: active.id, stream, peer, turn }).is_err() {
-                    listener.stats.downstream_cx_overflow().inc();
-                }
-            }
-            turn => self.serve_tcp(active, stream, peer, turn),
+        let own = self.worker.index as usize;
+        let chosen = if listener.exact_balance { listener.load.least(own) } else { own };
+        let Some(admitted) = self.admit(&listener, chosen) else { return };
+        if chosen == own {
+            return self.serve_tcp(active, stream, peer, admitted);
+        }
+        // Fails only on a socket that is already dead.
+        let Ok(stream) = stream.into_std() else { return };
+        // A worker that is so far behind takes no more: the connection is dropped, and counted.
+        if self.handovers[chosen].try_send(Handover { listener: active.id, stream, peer, admitted }).is_err()
+        {
+            listener.stats.downstream_cx_overflow().inc();
         }
     }
 
     fn take_over(&self, handover: Handover) {
-        let Some(active) = self.find(handover.listener) else {
-            return;
-        };
+        // It has gone since.
+        let Some(active) = self.find(handover.listener) else { return };
         match TcpStream::from_std(handover.stream) {
-            Ok(stream) => self.serve_tcp(&active, stream, handover.peer, Some(handover.turn)),
+            Ok(stream) => self.serve_tcp(&active, stream, handover.peer, handover.admitted),
             Err(error) => tracing::warn!(target: "conn_handler", "cannot take a connection over: {error}"),
         }
     }
 
-    fn serve_tcp(&self, active: &Rc<Active>, stream: TcpStream, peer: SocketAddr, turn: Option<Turn>) {
+    /// Asks the limits of the process and of the listener for a connection that `worker` is to serve.
+    fn admit(&self, listener: &Listener, worker: usize) -> Option<Admitted> {
+        let Some(connection) = self.worker.shared.downstream.admit(listener.admission) else {
+            listener.stats.downstream_global_cx_overflow().inc();
+            return None;
+        };
+        if listener.load.total() >= listener.connection_limit.get() {
+            listener.stats.downstream_cx_overflow().inc();
+            return None;
+        }
+        Some(Admitted { _connection: connection, place: Place::take(&listener.load, worker) })
+    }
+
+    fn serve_tcp(&self, active: &Rc<Active>, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
         let Ok(local) = stream.local_addr() else {
             // The peer is gone already.
             return;
         };
-        self.spawn(active, Socket::tcp(stream), Address::Ip(local), Address::Ip(unmapped(peer)), turn);
+        self.spawn(active, Socket::tcp(stream), Address::Ip(local), Address::Ip(unmapped(peer)), admitted);
     }
 
     fn spawn(
@@ -249,63 +231,43 @@ impl Listeners {
         socket: Socket,
         local: Address,
         remote: Address,
-        turn: Option<Turn>,
+        admitted: Admitted,
     ) {
-        let listener = Arc::clone(&active.listener.borrow());
-        let index = self.worker.index as usize;
-        let Some(connection) = self.worker.shared.downstream.admit(listener.admission) else {
-            listener.stats.downstream_global_cx_overflow().inc();
-            return;
-        };
-        let open = listener.stats.downstream_cx_active().value();
-        if open >= listener.connection_limit.get() {
-            listener.stats.downstream_cx_overflow().inc();
-            return;
-        }
-        listener.stats.downstream_cx_total().inc();
-        listener.stats.downstream_cx_active().inc();
-        if let Some(worker) = listener.worker_stats.get(index) {
-            worker.downstream_cx_total().inc();
-            worker.downstream_cx_active().inc();
-        }
-        let mut info = ConnectionInfo::new(self.worker.connection_id(), Instant::now(), local, remote);
-        info.listener = Arc::clone(&listener.name);
-        let guard = Guard {
-            listener: Arc::clone(&listener),
-            index,
-            start: info.start,
-            _connection: connection,
-            _turn: turn,
-        };
+        let info = ConnectionInfo::new(self.worker.connection_id(), Instant::now(), local, remote);
         let (listeners, active) = (self.handle(), Rc::clone(active));
-        tokio::task::spawn_local(async move {
-            let _guard = guard;
-            tokio::select! {
-                () = listeners.serve(&active, &listener, socket, info) => {}
-                () = active.until_closed() => {}
-            }
-        });
+        tokio::task::spawn_local(async move { listeners.serve(active, socket, info, admitted).await });
     }
 
-    /// Listener filters, filter chain, handshake, network filter.
+    /// Listener filters, filter chain, network filter. What ends a connection is the end of the listener that it has got
+    /// to, and from the filter chain on that of the chain.
     async fn serve(
         &self,
-        active: &Rc<Active>,
-        listener: &Arc<Listener>,
-        socket: Socket,
+        mut active: Rc<Active>,
+        mut socket: Socket,
         mut info: ConnectionInfo,
+        mut admitted: Admitted,
     ) {
-        let Some(socket) = self.inspect(listener, socket, &mut info).await else {
-            return;
+        let mut is_redirected = false;
+        let listener = loop {
+            let listener = active.listener();
+            info.listener = Arc::clone(&listener.name);
+            let inspected = tokio::select! {
+                inspected = self.inspect(&listener, socket, &mut info) => inspected,
+                () = active.closed.until_raised() => return,
+            };
+            let Some(inspected) = inspected else { return };
+            socket = inspected;
+            // A connection that was meant for another address belongs to the listener of that address, if there is one,
+            // with its listener filters.
+            let may_redirect = listener.use_original_dst && info.local_address_restored && !is_redirected;
+            let other = may_redirect.then(|| self.listener_of(&info.local_address)).flatten();
+            match other.filter(|other| !Rc::ptr_eq(other, &active)) {
+                Some(other) => active = other,
+                None => break listener,
+            }
+            is_redirected = true;
+            admitted.place = Place::take(&active.listener().load, admitted.place.worker);
         };
-        // A connection that was meant for another address belongs to the listener of that address, if there is one.
-        let redirected = if listener.use_original_dst && info.local_address_restored {
-            self.listener_of(&info.local_address).filter(|other| !Rc::ptr_eq(other, active))
-        } else {
-            None
-        };
-        let active = redirected.as_ref().unwrap_or(active);
-        let listener = Arc::clone(&active.listener.borrow());
         let facts = Facts {
             destination: info.local_address.ip().map(|address| (address.ip(), address.port())),
             server_name: info.requested_server_name.as_deref().unwrap_or_default(),
@@ -314,25 +276,38 @@ impl Listeners {
             direct_source: info.direct_remote_address.ip().map(|address| address.ip()),
             source: info.remote_address.ip().map(|address| (address.ip(), address.port())),
         };
-        let chain = match listener.matching.find(&facts) {
-            Some(index) => listener.chains.get(index),
-            None => listener.default_chain.as_ref(),
-        };
-        let Some(chain) = chain else {
+        let Some(state) = active.chain_of(&facts) else {
             listener.stats.no_filter_chain_match().inc();
             self.log_unserved(&listener, info, Some(ResponseFlag::NoRouteFound), "filter_chain_not_found");
             return;
         };
+        drop(active);
+        let _served = Served::new(&listener, self.worker.index as usize, info.start);
+        tokio::select! {
+            () = self.serve_chain(&listener, &state, socket, info) => {}
+            () = state.closed.until_raised() => {}
+        }
+        drop(admitted);
+    }
+
+    /// Handshake and network filter.
+    async fn serve_chain(
+        &self,
+        listener: &Listener,
+        state: &ChainState,
+        socket: Socket,
+        mut info: ConnectionInfo,
+    ) {
+        let ChainState { chain, drain, .. } = state;
         info.filter_chain = Arc::clone(&chain.name);
-        let drain = active.drain_of(chain);
         let transport = match &chain.tls {
             None => Transport::Plain(socket),
             Some(context) => {
-                match Box::pin(self.handshake(&listener, chain, context, socket, &mut info)).await {
+                match Box::pin(self.handshake(listener, chain, context, socket, &mut info)).await {
                     Ok(transport) => transport,
                     Err(reason) => {
                         *info.transport_failure_reason.borrow_mut() = Some(reason.into());
-                        self.log_unserved(&listener, info, None, "");
+                        self.log_unserved(listener, info, None, "");
                         return;
                     }
                 }
@@ -342,11 +317,10 @@ impl Listeners {
         match &chain.filters {
             NetworkFilter::Http(manager) => {
                 let manager = Held::new(Arc::clone(manager));
-                http::serve_connection(worker, manager, transport, Rc::new(info), drain).await;
+                http::serve_connection(worker, manager, transport, Rc::new(info), drain.clone()).await;
             }
-            NetworkFilter::Tcp(proxy) => {
-                Box::pin(tcp_proxy::serve(worker, proxy, transport, info, drain)).await
-            }
+            // Established TCP sessions outlive a drain: its end ends them.
+            NetworkFilter::Tcp(proxy) => Box::pin(tcp_proxy::serve(worker, proxy, transport, info)).await,
             NetworkFilter::Echo => network::echo(transport).await,
             NetworkFilter::DirectResponse(body) => network::direct_response(transport, body).await,
             NetworkFilter::None => {}
@@ -426,9 +400,9 @@ impl Listeners {
     fn listener_of(&self, address: &Address) -> Option<Rc<Active>> {
         let wanted = address.ip()?;
         let active = self.active.borrow();
-        let running = || active.values().filter(|active| !active.is_stopped.get());
+        let running = || active.values().filter(|active| !active.stopped.is_raised());
         let bound_to = |active: &&Rc<Active>, exact: bool| {
-            active.listener.borrow().addresses.iter().filter_map(|listen| listen.address.ip()).any(|bound| {
+            active.listener().addresses.iter().filter_map(|listen| listen.address.ip()).any(|bound| {
                 bound.port() == wanted.port()
                     && if exact { bound.ip() == wanted.ip() } else { bound.ip().is_unspecified() }
             })
@@ -517,82 +491,27 @@ async fn inspect_all(
     Ok(())
 }
 
-/// `drain_type: MODIFY_ONLY` listeners do not react to the health check.
-fn drain_handle(listener: &Listener, shared: &Arc<Shared>) -> DrainHandle {
-    if listener.modify_only_drain { DrainHandle::new() } else { DrainHandle::with_health_check(shared) }
-}
-
-impl ChainState {
-    fn new(chain: &Arc<FilterChain>, drain: DrainHandle) -> Self {
-        Self { chain: Arc::clone(chain), drain }
-    }
-}
-
-impl Active {
-    fn update(&self, listener: Arc<Listener>, over: Duration, shared: &Arc<Shared>) {
-        let mut chains = self.chains.borrow_mut();
-        let mut next = Vec::new();
-        for chain in listener.all_chains() {
-            let kept = chains.iter().position(|known| Arc::ptr_eq(&known.chain, chain));
-            let fresh = || ChainState::new(chain, drain_handle(&listener, shared));
-            next.push(kept.map_or_else(fresh, |at| chains.swap_remove(at)));
-        }
-        let now = Instant::now();
-        for gone in chains.drain(..) {
-            gone.drain.start(now, over);
-        }
-        *chains = next;
-        *self.listener.borrow_mut() = listener;
-    }
-
-    fn drain_of(&self, chain: &Arc<FilterChain>) -> DrainHandle {
-        let chains = self.chains.borrow();
-        let own = chains.iter().find(|known| Arc::ptr_eq(&known.chain, chain));
-        own.map_or_else(|| self.drain.clone(), |known| known.drain.clone())
-    }
-
-    fn drain_all(&self, over: Duration) {
-        let now = Instant::now();
-        self.drain.start(now, over);
-        for state in self.chains.borrow().iter() {
-            state.drain.start(now, over);
-        }
-    }
-
-    fn stop(&self) {
-        self.is_stopped.set(true);
-        self.stopped.notify_waiters();
-    }
-
-    fn close(&self) {
-        self.is_closed.set(true);
-        self.closed.notify_waiters();
-    }
-
-    async fn until_stopped(&self) {
-        if !self.is_stopped.get() {
-            self.stopped.notified().await;
-        }
-    }
-
-    async fn until_closed(&self) {
-        if !self.is_closed.get() {
-            self.closed.notified().await;
-        }
-    }
-}
-
-/// Counts a connection as closed when it ends, however that happens.
+/// A connection that a listener serves: counted as closed when it ends, however that happens.
 #[derive(Debug)]
-struct Guard {
+struct Served {
     listener: Arc<Listener>,
     index: usize,
     start: Instant,
-    _connection: overload::Connection,
-    _turn: Option<Turn>,
 }
 
-impl Drop for Guard {
+impl Served {
+    fn new(listener: &Arc<Listener>, index: usize, start: Instant) -> Self {
+        listener.stats.downstream_cx_total().inc();
+        listener.stats.downstream_cx_active().inc();
+        if let Some(worker) = listener.worker_stats.get(index) {
+            worker.downstream_cx_total().inc();
+            worker.downstream_cx_active().inc();
+        }
+        Self { listener: Arc::clone(listener), index, start }
+    }
+}
+
+impl Drop for Served {
     fn drop(&mut self) {
         let stats = &self.listener.stats;
         stats.downstream_cx_active().dec();
@@ -605,59 +524,11 @@ impl Drop for Guard {
     }
 }
 
-/// A connection's place in the `exact_balance` of its listener, given back when it ends.
-#[derive(Debug)]
-struct Turn {
-    listener: Arc<Listener>,
-    worker: usize,
-}
-
-impl Turn {
-    fn take(listener: &Arc<Listener>, own: usize) -> Self {
-        Self { worker: listener.balance.choose(own), listener: Arc::clone(listener) }
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.listener.balance.release(self.worker);
-    }
-}
-
 struct Decrement<F: Fn()>(F);
 
 impl<F: Fn()> Drop for Decrement<F> {
     fn drop(&mut self) {
         (self.0)();
-    }
-}
-
-/// Open connections of a listener by worker, for `exact_balance`.
-#[derive(Debug)]
-pub struct Balance(Box<[AtomicUsize]>);
-
-impl Balance {
-    /// No connections.
-    pub fn new(workers: u32) -> Self {
-        Self((0..workers).map(|_| AtomicUsize::new(0)).collect())
-    }
-
-    /// Counts a connection on the worker with the fewest; `own` wins a tie.
-    fn choose(&self, own: usize) -> usize {
-        let mut best = own;
-        let mut least = self.0[own].load(Ordering::Relaxed);
-        for (index, count) in self.0.iter().enumerate() {
-            let count = count.load(Ordering::Relaxed);
-            if count < least {
-                (best, least) = (index, count);
-            }
-        }
-        self.0[best].fetch_add(1, Ordering::Relaxed);
-        best
-    }
-
-    fn release(&self, index: usize) {
-        self.0[index].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -675,17 +546,4 @@ async fn accept_failed(error: &io::Error) {
 /// An IPv4 peer of a dual-stack socket, without the IPv6 wrapping.
 fn unmapped(peer: SocketAddr) -> SocketAddr {
     SocketAddr::new(peer.ip().to_canonical(), peer.port())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Balance;
-
-    #[test]
-    fn the_least_loaded_worker_is_chosen_and_ties_stay() {
-        let balance = Balance::new(3);
-        assert_eq!([balance.choose(1), balance.choose(1), balance.choose(1)], [1, 0, 2]);
-        balance.release(2);
-        assert_eq!(balance.choose(1), 2);
-    }
 }

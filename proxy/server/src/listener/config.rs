@@ -20,8 +20,8 @@ use waystation_stats::Scope;
 use waystation_tls::ServerContext;
 use xxhash_rust::xxh64::xxh64;
 
-use super::accept::Balance;
 use super::chain_match::{ChainTable, segment};
+use super::load::Load;
 use super::stats::{ListenerStats, WorkerListenerStats};
 use crate::address::{self, SocketOption};
 use crate::context::{CompileContext, Need};
@@ -42,8 +42,8 @@ pub struct Listener {
     pub reuse_port: bool,
     /// Whether connections are spread exactly over the workers.
     pub exact_balance: bool,
-    /// The spread.
-    pub balance: Balance,
+    /// Its open connections; an in-place update goes on with those of the listener that it updates.
+    pub load: Arc<Load>,
     /// `false`: the listener only takes connections handed over by `use_original_dst`.
     pub bind_to_port: bool,
     /// Whether connections are handed to the listener that matches their original destination.
@@ -178,6 +178,11 @@ impl Listener {
         }
         let buffer_limit = wire::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref());
         context.set_buffer_limit(buffer_limit);
+        let frame_hash = frame_hash(proto);
+        let load = match previous.filter(|previous| previous.frame_hash == frame_hash) {
+            Some(updated) => Arc::clone(&updated.load),
+            None => Arc::new(Load::new(concurrency)),
+        };
         // Chains have the limit compiled in.
         let previous = previous.filter(|previous| previous.buffer_limit == buffer_limit);
         let chain = |chain: &pb::FilterChain| FilterChain::compile(chain, previous, &scope, context);
@@ -210,7 +215,7 @@ impl Listener {
             .unwrap_or(Duration::from_secs(15));
         let is_pipe = addresses.iter().any(|address| address.address.ip().is_none());
         Ok(Self {
-            frame_hash: frame_hash(proto),
+            frame_hash,
             stats: scope.group::<ListenerStats>(),
             worker_stats: (0..concurrency)
                 .map(|worker| worker_scope(worker).group::<WorkerListenerStats>())
@@ -221,7 +226,7 @@ impl Listener {
                 true => Admission::Exempt,
                 false => Admission::Limited,
             },
-            balance: Balance::new(concurrency),
+            load,
             bind_to_port: proto.bind_to_port.as_ref().is_none_or(|flag| flag.value),
             use_original_dst: proto.use_original_dst.as_ref().is_some_and(|flag| flag.value),
             backlog: proto
@@ -378,9 +383,8 @@ impl FilterChain {
         scope: &Scope,
         outer: &CompileContext<'_>,
     ) -> Result<Arc<Self>, ConfigError> {
-        // What selects the chain is not part of it: a chain that is only matched differently stays the same.
-        let own = pb::FilterChain { filter_chain_match: None, ..proto.clone() };
-        let hash = xxh64(&own.encode_to_vec(), 0);
+        // What selects the chain is part of it: connections of a chain that is matched differently drain, as in Envoy.
+        let hash = xxh64(&proto.encode_to_vec(), 0);
         let same = |chain: &&Arc<Self>| chain.hash == hash && *chain.name == *proto.name;
         if let Some(kept) = previous.and_then(|listener| listener.all_chains().find(same)) {
             return Ok(Arc::clone(kept));

@@ -51,10 +51,20 @@ impl Sockets {
             })
     }
 
-    /// Duplicates for one worker.
-    pub fn for_worker(&self, worker: u32) -> io::Result<Vec<Socket>> {
-        let worker = worker as usize;
-        self.per_address.iter().map(|(_, sockets)| sockets[worker % sockets.len()].try_clone()).collect()
+    /// How many addresses there are.
+    pub fn len(&self) -> usize {
+        self.per_address.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.per_address.is_empty()
+    }
+
+    /// A duplicate of one worker's socket of the address with this index, and the address.
+    pub fn of_worker(&self, index: usize, worker: u32) -> io::Result<(Address, Socket)> {
+        let (wanted, sockets) = &self.per_address[index];
+        Ok((wanted.address.clone(), sockets[worker as usize % sockets.len()].try_clone()?))
     }
 
     /// The addresses they are bound to.

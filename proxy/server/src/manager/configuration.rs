@@ -22,7 +22,7 @@ use waystation_xds::{Client, Event, Interest, ResourceType, SubId, SubscriptionS
 
 use super::clusters::Clusters;
 use super::dump::Dumped;
-use super::listeners::{Listeners, Order};
+use super::listeners::{Graceful, Listeners, Order};
 use super::needs::{Needs, Slot};
 use super::subscription_stats::Counters;
 use crate::admin::config_dump::{ConfigSnapshot, ResourceDump, ScopesDump};
@@ -334,9 +334,9 @@ impl Configuration {
         self.orders.extend(orders);
     }
 
-    /// Drains connections and goes on accepting.
-    pub fn drain_connections(&mut self, inbound_only: bool) {
-        let orders = self.listeners.drain_connections(inbound_only);
+    /// Drains connections and goes on accepting until the drain time is over, or for ever.
+    pub fn drain_connections(&mut self, inbound_only: bool, how: Graceful) {
+        let orders = self.listeners.drain_connections(Instant::now(), inbound_only, how);
         self.orders.extend(orders);
     }
 
@@ -385,11 +385,8 @@ impl Configuration {
 
     /// Names and bound addresses.
     pub fn listener_addresses(&self) -> Vec<(String, Vec<Address>)> {
-        let active = self.listeners.active().filter_map(|running| {
-            let sockets = running.sockets.as_ref()?;
-            Some((running.listener.name.to_string(), sockets.local_addresses()))
-        });
-        active.collect()
+        let active = self.listeners.active();
+        active.map(|running| (running.listener.name.to_string(), running.addresses.clone())).collect()
     }
 
     /// What start-up or an update still waits for.

@@ -1,13 +1,14 @@
 //! Listeners: added, warmed, updated in place or replaced, drained, removed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use prost::Message as _;
+use waystation_filter_api::address::Address;
 use waystation_schema::ConfigError;
 use waystation_stats::stats_group;
 use waystation_xds::Client;
@@ -17,7 +18,7 @@ use super::dump::Dumped;
 use super::needs::Needs;
 use crate::admin::config_dump::{ResourceDump, ScopesDump};
 use crate::context::{CompileContext, Shared};
-use crate::listener::config::{Listener, NetworkFilter};
+use crate::listener::config::{FilterChain, Listener, NetworkFilter};
 use crate::listener::sockets::Sockets;
 
 stats_group! {
@@ -73,6 +74,13 @@ pub enum Order {
         /// The time over which connections are closed; zero is with their next response.
         over: Duration,
     },
+    /// Close what is left on these chains, which an update has taken away.
+    CloseChains {
+        /// The running listener.
+        id: u64,
+        /// The chains.
+        chains: Arc<[Arc<FilterChain>]>,
+    },
     /// Close what is left.
     Remove {
         /// The running listener.
@@ -89,6 +97,10 @@ pub struct Running {
     pub listener: Arc<Listener>,
     /// Its sockets; `None` with `bind_to_port: false`.
     pub sockets: Option<Arc<Sockets>>,
+    /// Where it listens, with the ports that it was given.
+    pub addresses: Vec<Address>,
+    /// It was stopped (`/drain_listeners`): it accepts no more and is not updated.
+    stopped: bool,
 }
 
 #[derive(Debug)]
@@ -113,12 +125,41 @@ struct Entry {
 /// A listener, or a set of filter chains, on its way out.
 #[derive(Debug)]
 struct Draining {
-    /// `None` when only filter chains of a listener that goes on are drained.
-    id: Option<u64>,
+    /// The running listener.
+    id: u64,
     until: Instant,
     listener: Arc<Listener>,
-    chains: i64,
-    dumped: Option<Dumped>,
+    what: Leaving,
+}
+
+#[derive(Debug)]
+enum Leaving {
+    /// All of it.
+    Listener {
+        /// Dead when every worker has closed them: until then nobody else can bind their addresses, but a listener that
+        /// wants to can have them.
+        sockets: Weak<Sockets>,
+        dumped: Option<Dumped>,
+    },
+    /// Chains of a listener that goes on.
+    Chains(Arc<[Arc<FilterChain>]>),
+}
+
+/// What follows on a drain by the operator.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Graceful {
+    /// The listeners stop (`/drain_listeners?graceful`).
+    ThenStop,
+    /// Nothing (`skip_exit`).
+    SkipExit,
+}
+
+/// A drain by the operator.
+#[derive(Clone, Copy, Debug)]
+struct GracefulDrain {
+    inbound_only: bool,
+    /// When the listeners stop; `None` for never (`skip_exit`).
+    stop_at: Option<Instant>,
 }
 
 /// All listeners.
@@ -130,6 +171,7 @@ pub struct Listeners {
     draining: Vec<Draining>,
     stats: ListenerManagerStats,
     next_id: u64,
+    graceful: Vec<GracefulDrain>,
     stopped: bool,
     /// Inbound listeners were stopped (`/drain_listeners?inboundonly`) and stay so.
     stopped_inbound: bool,
@@ -147,6 +189,7 @@ impl Listeners {
             entries: BTreeMap::new(),
             draining: Vec::new(),
             next_id: 1,
+            graceful: Vec::new(),
             stopped: false,
             stopped_inbound: false,
             drain_over: if shared.drain_immediately { Duration::ZERO } else { shared.drain_time },
@@ -224,6 +267,8 @@ impl Listeners {
         let previous = active.map(|running| &*running.listener);
         let listener = Listener::compile(proto, previous, &context, self.workers)?;
         let kept = active.and_then(|running| running.sockets.clone()).filter(|kept| kept.fit(&listener));
+        // Workers may not have closed the sockets of a listener that was removed a moment ago.
+        let kept = kept.or_else(|| self.leaving_sockets().find(|sockets| sockets.fit(&listener)));
         let sockets = match kept {
             _ if !listener.bind_to_port => None,
             Some(kept) => Some(kept),
@@ -234,6 +279,14 @@ impl Listeners {
         };
         needs.hold(&listener.needs, client)?;
         Ok((Arc::new(listener), sockets))
+    }
+
+    /// Sockets of draining listeners that are still open.
+    fn leaving_sockets(&self) -> impl Iterator<Item = Arc<Sockets>> {
+        self.draining.iter().rev().filter_map(|drain| match &drain.what {
+            Leaving::Listener { sockets, .. } => sockets.upgrade(),
+            Leaving::Chains(_) => None,
+        })
     }
 
     /// Starts, or updates, every listener whose needs have settled.
@@ -276,34 +329,31 @@ impl Listeners {
                 }
             };
             let replaced_in_place = in_place.is_some();
+            let until = now + self.shared.drain_time;
             match old {
                 Some(old) if replaced_in_place => {
                     let kept: HashSet<*const _> = listener.all_chains().map(Arc::as_ptr).collect();
                     let gone = old.listener.all_chains().filter(|chain| !kept.contains(&Arc::as_ptr(chain)));
-                    let chains = i64::try_from(gone.count()).unwrap_or(i64::MAX);
-                    self.stats.total_filter_chains_draining().add(chains.unsigned_abs());
-                    self.draining.push(Draining {
-                        id: None,
-                        until: now + self.shared.drain_time,
-                        listener: old.listener,
-                        chains,
-                        dumped: None,
-                    });
+                    let gone: Arc<[_]> = gone.cloned().collect();
+                    self.stats.total_filter_chains_draining().add(gone.len() as u64);
+                    let what = Leaving::Chains(gone);
+                    self.draining.push(Draining { id, until, listener: old.listener, what });
                 }
                 Some(old) => {
                     orders.push(Order::Drain { id: old.id, stop: true, over: self.drain_over });
                     self.stats.total_listeners_draining().add(1);
-                    self.draining.push(Draining {
-                        id: Some(old.id),
-                        until: now + self.shared.drain_time,
-                        listener: old.listener,
-                        chains: 0,
-                        dumped: old_dump,
-                    });
+                    self.draining.push(Draining::listener(old, until, old_dump));
                 }
                 None => self.stats.total_listeners_active().add(1),
             }
-            entry.active = Some(Running { id, listener, sockets });
+            if !replaced_in_place && self.graceful.iter().any(|drain| drain.concerns(&listener)) {
+                orders.push(Order::Drain { id, stop: false, over: self.drain_over });
+            }
+            let addresses = match &sockets {
+                Some(sockets) => sockets.local_addresses(),
+                None => listener.addresses.iter().map(|listen| listen.address.clone()).collect(),
+            };
+            entry.active = Some(Running { id, listener, sockets, addresses, stopped: false });
         }
         orders
     }
@@ -329,39 +379,39 @@ impl Listeners {
         self.stats.total_listeners_active().sub(1);
         self.stats.total_listeners_draining().add(1);
         let order = Order::Drain { id: active.id, stop: true, over: self.drain_over };
-        self.draining.push(Draining {
-            id: Some(active.id),
-            until: now + self.shared.drain_time,
-            listener: active.listener,
-            chains: 0,
-            dumped: entry.dumped,
-        });
+        self.draining.push(Draining::listener(active, now + self.shared.drain_time, entry.dumped));
         vec![order]
     }
 
     /// Ends the drains whose time is over.
     pub fn expire(&mut self, now: Instant, needs: &mut Needs, client: &mut Client) -> Vec<Order> {
         let mut orders = Vec::new();
-        let (over, still) =
-            std::mem::take(&mut self.draining).into_iter().partition(|drain| drain.until <= now);
-        self.draining = still;
-        let over: Vec<Draining> = over;
-        for drain in over {
+        for drain in self.draining.extract_if(.., |drain| drain.until <= now) {
             needs.release(&drain.listener.needs, client);
-            match drain.id {
-                Some(id) => {
+            let id = drain.id;
+            match drain.what {
+                Leaving::Listener { .. } => {
                     self.stats.total_listeners_draining().sub(1);
                     orders.push(Order::Remove { id });
                 }
-                None => self.stats.total_filter_chains_draining().sub(drain.chains.unsigned_abs()),
+                Leaving::Chains(chains) => {
+                    self.stats.total_filter_chains_draining().sub(chains.len() as u64);
+                    orders.push(Order::CloseChains { id, chains });
+                }
             }
+        }
+        let over: Vec<_> =
+            self.graceful.extract_if(.., |drain| drain.stop_at.is_some_and(|at| at <= now)).collect();
+        for drain in over {
+            orders.extend(self.stop(drain.inbound_only, false));
         }
         orders
     }
 
     /// When [`Self::expire`] has something to do.
     pub fn next_expiry(&self) -> Option<Instant> {
-        self.draining.iter().map(|drain| drain.until).min()
+        let drains = self.draining.iter().map(|drain| drain.until);
+        drains.chain(self.graceful.iter().filter_map(|drain| drain.stop_at)).min()
     }
 
     /// Stops accepting on all listeners, or on inbound ones only (`/drain_listeners`), and drains their connections:
@@ -374,20 +424,28 @@ impl Listeners {
             self.stopped = true;
         }
         let mut orders = Vec::new();
-        for entry in self.entries.values_mut() {
-            let stop = entry.active.as_ref().is_some_and(|active| !inbound_only || active.listener.inbound);
-            if stop && let Some(active) = entry.active.take() {
+        for active in self.entries.values_mut().filter_map(|entry| entry.active.as_mut()) {
+            if !active.stopped && (!inbound_only || active.listener.inbound) {
+                active.stopped = true;
+                // Only the workers' sockets: the address is free when they have closed them.
+                active.sockets = None;
                 self.stats.listener_stopped().inc();
-                self.stats.total_listeners_active().sub(1);
                 orders.push(Order::Drain { id: active.id, stop: true, over });
             }
         }
         orders
     }
 
-    /// Drains connections and goes on accepting (`/drain_listeners?graceful&skip_exit`).
-    pub fn drain_connections(&self, inbound_only: bool) -> Vec<Order> {
-        let chosen = self.active().filter(|active| !inbound_only || active.listener.inbound);
+    /// Drains connections and goes on accepting until the drain time is over, or for ever. A drain that goes on already is
+    /// not begun anew.
+    pub fn drain_connections(&mut self, now: Instant, inbound_only: bool, how: Graceful) -> Vec<Order> {
+        if self.graceful.iter().any(|drain| drain.inbound_only == inbound_only) {
+            return Vec::new();
+        }
+        let stop_at = (how == Graceful::ThenStop).then(|| now + self.shared.drain_time);
+        let drain = GracefulDrain { inbound_only, stop_at };
+        self.graceful.push(drain);
+        let chosen = self.active().filter(|active| !active.stopped && drain.concerns(&active.listener));
         chosen.map(|active| Order::Drain { id: active.id, stop: false, over: self.drain_over }).collect()
     }
 
@@ -467,16 +525,32 @@ impl Listeners {
                         .map(|warming| Dumped::accepted(warming.wire.clone(), Arc::clone(&warming.version))),
                     draining: None,
                 })
-                .chain(self.draining.iter().filter(|drain| drain.id.is_some()).map(|drain| ListenerDump {
-                    name: drain.listener.name.to_string(),
-                    dynamic: true,
-                    active: None,
-                    error: None,
-                    warming: None,
-                    draining: drain.dumped.clone(),
+                .chain(self.draining.iter().filter_map(|drain| match &drain.what {
+                    Leaving::Listener { dumped, .. } => Some(ListenerDump {
+                        name: drain.listener.name.to_string(),
+                        dynamic: true,
+                        active: None,
+                        error: None,
+                        warming: None,
+                        draining: dumped.clone(),
+                    }),
+                    Leaving::Chains(_) => None,
                 }))
                 .collect(),
         }
+    }
+}
+
+impl Draining {
+    fn listener(old: Running, until: Instant, dumped: Option<Dumped>) -> Self {
+        let sockets = old.sockets.as_ref().map_or_else(Weak::new, Arc::downgrade);
+        Self { id: old.id, until, listener: old.listener, what: Leaving::Listener { sockets, dumped } }
+    }
+}
+
+impl GracefulDrain {
+    fn concerns(self, listener: &Listener) -> bool {
+        !self.inbound_only || listener.inbound
     }
 }
 

@@ -1,0 +1,412 @@
+//! Listeners in process: the manager's orders, carried out by a worker on this thread, and raw clients. Time is what a test
+//! tells the manager.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
+use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use waystation::cli::options::{self, Command};
+use waystation::context::Shared;
+use waystation::listener::accept;
+use waystation::manager::listeners::{Graceful, Listeners, Order};
+use waystation::manager::needs::Needs;
+use waystation::worker::Worker;
+use waystation::xds_transport;
+use waystation_filter_api::cell::Cell;
+use waystation_filter_api::http::NodeInfo;
+use waystation_schema::{ConfigError, Message, TextOptions, yaml_to_wire};
+use waystation_stats::Store;
+use waystation_upstream::Cluster;
+use waystation_upstream::cluster::Environment;
+use waystation_xds::Client;
+
+/// Nothing here takes longer unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longer than `--drain-time-s`.
+const DRAINED: Duration = Duration::from_secs(601);
+
+const DIRECT: &str = "{name: d, typed_config: {'@type': type.googleapis.com/\
+    envoy.extensions.filters.network.direct_response.v3.Config, response: {inline_string: ";
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let bounded = async { tokio::time::timeout(PATIENCE, test).await.expect("the test hangs") };
+    LocalSet::new().block_on(&runtime, bounded);
+}
+
+fn parse<M: prost::Message + Default>(name: &str, yaml: &str) -> M {
+    let message = Message::find(name).unwrap();
+    let wire = yaml_to_wire(message, yaml, TextOptions::default());
+    M::decode(&*wire.unwrap_or_else(|error| panic!("{error}: {yaml}")).wire).unwrap()
+}
+
+/// A network filter that proxies to the upstream `up`.
+fn proxy(prefix: &str) -> String {
+    format!(
+        "{{name: p, typed_config: {{'@type': type.googleapis.com/\
+         envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: {prefix}, cluster: up}}}}"
+    )
+}
+
+/// A network filter that says `text`.
+fn says(text: &str) -> String {
+    format!("{DIRECT}{text}}}}}}}")
+}
+
+/// The manager on one side, a worker on the other.
+struct House {
+    shared: Arc<Shared>,
+    listeners: Listeners,
+    needs: Needs,
+    client: Client,
+    orders: mpsc::Sender<Order>,
+    now: Instant,
+    _cluster: Arc<Cell<Cluster>>,
+}
+
+impl House {
+    async fn new() -> Self {
+        let args = ["waystation".into(), "--config-yaml".into(), "{}".into()];
+        let options = match options::parse(args) {
+            Ok(Command::Run(options)) => options,
+            _ => panic!("the command line is valid"),
+        };
+        let shared = Shared::new(Store::default(), NodeInfo::default(), &options);
+        let (orders, to_obey) = mpsc::channel(64);
+        let (handover, handed) = mpsc::channel(64);
+        let worker = Worker::new(0, Arc::clone(&shared), Some(1));
+        let at_work = accept::Listeners::new(Rc::clone(&worker), vec![handover].into());
+        tokio::task::spawn_local(at_work.run(to_obey, handed));
+        let client = Client::new(
+            waystation_xds::Options { node: Default::default(), ads: None, seed: 1, unix_ms: 0 },
+            xds_transport::transport(&shared),
+        );
+        Self {
+            _cluster: cluster(&shared, echo().await),
+            listeners: Listeners::new(&shared, 1),
+            shared,
+            needs: Needs::default(),
+            client,
+            orders,
+            now: Instant::now(),
+        }
+    }
+
+    fn add(&mut self, yaml: &str) -> Result<(), ConfigError> {
+        let proto: ListenerProto = parse("envoy.config.listener.v3.Listener", yaml);
+        self.listeners.add(&proto, &Arc::from("1"), true, &mut self.needs, &mut self.client)
+    }
+
+    async fn send(&mut self, orders: Vec<Order>) {
+        for order in orders {
+            self.orders.send(order).await.unwrap();
+        }
+    }
+
+    /// Lets the worker do what the manager orders now.
+    async fn settle(&mut self) {
+        let orders = self.listeners.activate(self.now, &self.needs);
+        self.send(orders).await;
+        let orders = self.listeners.expire(self.now, &mut self.needs, &mut self.client);
+        self.send(orders).await;
+        while self.orders.capacity() < self.orders.max_capacity() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Adds a listener that is valid, and has it serve.
+    async fn serve(&mut self, yaml: &str) -> SocketAddr {
+        self.add(yaml).unwrap();
+        self.settle().await;
+        let name = yaml.split(&[':', ','][..]).nth(1).unwrap().trim();
+        let running = self.listeners.active().find(|running| *running.listener.name == *name).unwrap();
+        running.addresses[0].ip().unwrap()
+    }
+
+    fn remove(&mut self, name: &str) -> Vec<Order> {
+        self.listeners.remove(name, self.now, &mut self.needs, &mut self.client)
+    }
+
+    fn stat(&self, name: &str) -> u64 {
+        self.shared.stats.find(name).unwrap_or_default()
+    }
+}
+
+fn cluster(shared: &Arc<Shared>, upstream: SocketAddr) -> Arc<Cell<Cluster>> {
+    let yaml = format!(
+        "{{name: up, type: STATIC, connect_timeout: 1s, load_assignment: {{cluster_name: up, endpoints: [{{lb_endpoints: \
+         [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]}}}}",
+        upstream.port()
+    );
+    let proto: ClusterProto = parse("envoy.config.cluster.v3.Cluster", &yaml);
+    let environment = Environment::new(shared.runtime.clone());
+    let root = shared.stats.root();
+    let scope = root.scope("cluster").scope("up");
+    let context = waystation::context::CompileContext::new(shared);
+    let transport = |socket: &_| waystation::upstream_socket::compile(socket, &scope, &context);
+    let compiled = Cluster::compile(
+        &proto,
+        &waystation_upstream::CompileContext {
+            environment: &environment,
+            stats: &root,
+            transport: &transport,
+            added_via_api: false,
+            now: Instant::now(),
+        },
+    );
+    let cell = shared.clusters.cell("up");
+    cell.set(Some(Arc::new(compiled.unwrap())));
+    cell
+}
+
+async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::task::spawn_local(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::task::spawn_local(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    address
+}
+
+/// Whether bytes still come back.
+async fn is_echoed(stream: &mut TcpStream) -> bool {
+    let mut back = [0; 4];
+    stream.write_all(b"ping").await.is_ok() && stream.read_exact(&mut back).await.is_ok() && back == *b"ping"
+}
+
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    matches!(stream.read(&mut [0; 16]).await, Ok(0) | Err(_))
+}
+
+async fn what_is_said(address: SocketAddr) -> String {
+    let mut text = String::new();
+    TcpStream::connect(address).await.unwrap().read_to_string(&mut text).await.unwrap();
+    text
+}
+
+/// The worker closes its sockets a moment after the order; it always does.
+async fn until_refused(address: SocketAddr) {
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+}
+
+const ANY_PORT: &str = "socket_address: {address: 127.0.0.1, port_value: 0}";
+
+#[test]
+fn the_end_of_a_chains_drain_closes_its_sessions_and_no_others() {
+    run(async {
+        let mut house = House::new().await;
+        // Chain `a` is for clients at 127.0.0.1, chain `b` for the others.
+        let listener = |a: &str| {
+            let (pa, pb) = (proxy("a"), proxy("b"));
+            format!(
+                "{{name: l, address: {{{ANY_PORT}}}, filter_chains: [\
+                 {{name: a, {a}, filters: [{pa}]}}, {{name: b, filters: [{pb}]}}]}}"
+            )
+        };
+        let of_one =
+            "filter_chain_match: {source_prefix_ranges: [{address_prefix: 127.0.0.1, prefix_len: 32}]}";
+        let of_two =
+            "filter_chain_match: {source_prefix_ranges: [{address_prefix: 127.0.0.0, prefix_len: 31}]}";
+        let address = house.serve(&listener(of_one)).await;
+        let mut first = TcpStream::connect(address).await.unwrap();
+        assert!(is_echoed(&mut first).await);
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut other = socket.connect(address).await.unwrap();
+        assert!(is_echoed(&mut other).await);
+
+        // What it matches is part of a chain.
+        house.add(&listener(of_two)).unwrap();
+        house.settle().await;
+        assert_eq!(house.stat("listener_manager.listener_in_place_updated"), 1);
+        assert_eq!(house.stat("listener_manager.total_filter_chains_draining"), 1);
+        assert!(is_echoed(&mut first).await, "it goes on while it drains");
+        assert_eq!(house.listeners.active().next().unwrap().listener.load.total(), 2);
+
+        house.now += DRAINED;
+        house.settle().await;
+        assert_eq!(house.stat("listener_manager.total_filter_chains_draining"), 0);
+        assert!(is_closed(&mut first).await);
+        assert!(is_echoed(&mut other).await, "its chain has stayed");
+        assert_eq!(house.listeners.active().next().unwrap().listener.load.total(), 1);
+        let mut again = TcpStream::connect(address).await.unwrap();
+        assert!(is_echoed(&mut again).await);
+
+        // The same for all of it.
+        let orders = house.remove("l");
+        house.send(orders).await;
+        assert!(is_echoed(&mut other).await && is_echoed(&mut again).await);
+        house.now += DRAINED;
+        house.settle().await;
+        assert!(is_closed(&mut other).await && is_closed(&mut again).await);
+    });
+}
+
+#[test]
+fn a_redirected_connection_belongs_to_the_listener_that_serves_it() {
+    run(async {
+        let mut house = House::new().await;
+        let pp = "{name: pp, typed_config: {'@type': type.googleapis.com/\
+                  envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol}}";
+        let acceptor = format!(
+            "{{name: acceptor, address: {{{ANY_PORT}}}, stat_prefix: acceptor, use_original_dst: true, listener_filters: [{pp}], \
+             filter_chains: [{{filters: [{}]}}]}}",
+            proxy("a")
+        );
+        let server = format!(
+            "{{name: server, address: {{socket_address: {{address: 127.0.0.1, port_value: 9}}}}, stat_prefix: server, \
+             bind_to_port: false, filter_chains: [{{filters: [{}]}}]}}",
+            proxy("s")
+        );
+        house.serve(&server).await;
+        let address = house.serve(&acceptor).await;
+        let mut streams = Vec::new();
+        for port in [9, 10] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let header = format!("PROXY TCP4 192.0.2.1 127.0.0.1 1 {port}\r\n");
+            stream.write_all(header.as_bytes()).await.unwrap();
+            assert!(is_echoed(&mut stream).await);
+            streams.push(stream);
+        }
+        let [mut redirected, mut own] = <[TcpStream; 2]>::try_from(streams).unwrap();
+        // Each counts where it is served.
+        assert_eq!(house.stat("listener.server.downstream_cx_active"), 1);
+        assert_eq!(house.stat("listener.acceptor.downstream_cx_active"), 1);
+        assert_eq!(house.stat("listener.acceptor.downstream_cx_total"), 1);
+
+        let orders = house.remove("acceptor");
+        house.send(orders).await;
+        house.now += DRAINED;
+        house.settle().await;
+        assert!(is_closed(&mut own).await);
+        assert!(is_echoed(&mut redirected).await, "its listener has stayed");
+
+        let orders = house.remove("server");
+        house.send(orders).await;
+        assert!(is_echoed(&mut redirected).await);
+        house.now += DRAINED;
+        house.settle().await;
+        assert!(is_closed(&mut redirected).await);
+    });
+}
+
+#[test]
+fn a_graceful_drain_accepts_until_its_time_is_over() {
+    run(async {
+        let mut house = House::new().await;
+        let listener = |name: &str, direction: &str| {
+            format!(
+                "{{name: {name}, address: {{{ANY_PORT}}}, traffic_direction: {direction}, filter_chains: [{{filters: [{}]}}]}}",
+                says(name)
+            )
+        };
+        let inbound = house.serve(&listener("in", "INBOUND")).await;
+        let outbound = house.serve(&listener("out", "OUTBOUND")).await;
+
+        let orders = house.listeners.drain_connections(house.now, true, Graceful::ThenStop);
+        house.send(orders).await;
+        house.settle().await;
+        assert_eq!(what_is_said(inbound).await, "in");
+        // It is not begun anew.
+        house.now += Duration::from_secs(300);
+        assert!(house.listeners.drain_connections(house.now, true, Graceful::ThenStop).is_empty());
+        assert_eq!(house.stat("listener_manager.listener_stopped"), 0);
+        assert!(
+            house
+                .listeners
+                .next_expiry()
+                .is_some_and(|at| at <= house.now + DRAINED - Duration::from_secs(300))
+        );
+        house.now += Duration::from_secs(301);
+        house.settle().await;
+        until_refused(inbound).await;
+        assert_eq!(what_is_said(outbound).await, "out");
+        assert_eq!(house.stat("listener_manager.listener_stopped"), 1);
+        // Envoy goes on listing and counting it.
+        assert_eq!(house.stat("listener_manager.total_listeners_active"), 2);
+        assert_eq!(house.listeners.active().count(), 2);
+
+        let orders = house.listeners.drain_connections(house.now, false, Graceful::SkipExit);
+        house.send(orders).await;
+        house.now += DRAINED;
+        house.settle().await;
+        assert_eq!(what_is_said(outbound).await, "out");
+        let orders = house.listeners.stop(false, false);
+        house.send(orders).await;
+        until_refused(outbound).await;
+        assert_eq!(house.stat("listener_manager.listener_stopped"), 2);
+    });
+}
+
+#[test]
+fn an_address_goes_from_a_removed_listener_to_a_new_one() {
+    run(async {
+        let mut house = House::new().await;
+        let listener = |name: &str, port: u16| {
+            format!(
+                "{{name: {name}, enable_reuse_port: false, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, \
+                 filter_chains: [{{filters: [{}]}}]}}",
+                says(name)
+            )
+        };
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = house.serve(&listener("old", port)).await;
+        assert_eq!(what_is_said(address).await, "old");
+        // The worker has not been told of the removal.
+        let orders = house.remove("old");
+        house.add(&listener("new", port)).unwrap();
+        house.send(orders).await;
+        house.settle().await;
+        assert_eq!(what_is_said(address).await, "new");
+        // It has long been told.
+        let orders = house.remove("new");
+        house.send(orders).await;
+        until_refused(address).await;
+        house.serve(&listener("newest", port)).await;
+        assert_eq!(what_is_said(address).await, "newest");
+    });
+}
+
+#[test]
+fn a_pipe_among_the_additional_addresses_reports_its_own_path() {
+    run(async {
+        let mut house = House::new().await;
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let listener = format!(
+            "{{name: l, address: {{{ANY_PORT}}}, additional_addresses: [{{address: {{pipe: {{path: '{}'}}}}}}], filter_chains: [\
+             {{filters: [{{name: h, typed_config: {{'@type': type.googleapis.com/\
+             envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: h, \
+             route_config: {{virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200}}}}]}}], \
+             response_headers_to_add: [{{header: {{key: x, value: '%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS%'}}}}]}}, \
+             http_filters: [{{name: r, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}]}}]}}",
+            pipe.display(),
+        );
+        house.serve(&listener).await;
+        let mut stream = UnixStream::connect(&pipe).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let path = pipe.display();
+        assert!(answer.contains(&format!("\r\nx: {path} {path}\r\n")), "{answer}");
+        let listed = house.listeners.active().next().unwrap().addresses[1].to_string();
+        assert_eq!(listed, path.to_string());
+    });
+}
