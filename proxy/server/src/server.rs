@@ -17,12 +17,14 @@ use crate::context::{ServerState, Shared};
 use crate::control::{Job, MainThread};
 use crate::manager::configuration::Configuration;
 use crate::manager::listeners::Graceful;
+use crate::memory;
 use crate::server_stats::ServerStats;
 use crate::signals::{Signal, Signals};
 use crate::workers::Workers;
 
 /// How often the server's own gauges are renewed and interval histograms merged, when the bootstrap says nothing.
 const STATS_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+
 /// How far start-up has come.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Phase {
@@ -128,6 +130,7 @@ impl Server {
     /// Moves start-up on, and does what time has made due.
     fn progress(&mut self) {
         let now = Instant::now();
+        let before = self.phase;
         let configuration = &mut self.configuration;
         if self.phase == Phase::Runtime && !configuration.is_waiting() {
             self.phase = Phase::Clusters;
@@ -149,7 +152,6 @@ impl Server {
             self.phase = Phase::Live;
             configuration.listeners().stats().workers_started().set(1);
             self.shared.set_phase(ServerState::Live);
-            crate::memory::give_back();
             self.stats.initialized(self.shared.start.elapsed());
             if self.options.mode == Mode::InitOnly {
                 self.exit = Some(Exit::Now);
@@ -160,6 +162,10 @@ impl Server {
             configuration.activate_listeners(now);
         }
         self.workers.send(configuration.take_orders());
+        if self.phase != before && self.phase == Phase::Live {
+            memory::give_back();
+            memory::let_go_of_code();
+        }
     }
 
     fn next_due(&self) -> Option<Instant> {
@@ -178,6 +184,7 @@ impl Server {
             Some(Exit::Draining(until)) => Instant::now() >= until || self.workers.connections() == 0,
         }
     }
+
     fn on_signal(&mut self, signal: Signal) {
         match signal {
             Signal::Terminate(name) => {
