@@ -39,6 +39,8 @@ pub struct ConnectionInfo {
     pub listener: Arc<str>,
     /// The filter chain's name, empty when it has none.
     pub filter_chain: Arc<str>,
+    /// The TLVs of the PROXY header that may be passed on upstream.
+    pub proxy_protocol_tlvs: Vec<Tlv>,
     /// Metadata that listener filters or PROXY protocol TLVs set.
     pub metadata: RefCell<Metadata>,
     /// Filter state with the life of the connection.
@@ -67,12 +69,22 @@ impl ConnectionInfo {
             tls: None,
             listener: Arc::from(""),
             filter_chain: Arc::from(""),
+            proxy_protocol_tlvs: Vec::new(),
             metadata: RefCell::default(),
             filter_state: RefCell::default(),
             termination_details: RefCell::default(),
             transport_failure_reason: RefCell::default(),
         }
     }
+}
+
+/// A type-length-value of a PROXY protocol header.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Tlv {
+    /// Its type.
+    pub kind: u8,
+    /// Its value, below 64 KiB.
+    pub value: Box<[u8]>,
 }
 
 /// A finished TLS handshake, one side's view.

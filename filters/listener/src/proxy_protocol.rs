@@ -1,11 +1,13 @@
 //! `envoy.filters.listener.proxy_protocol`: the PROXY protocol, versions 1 and 2
 //! (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use envoy_types::pb::envoy::config::core::v3::proxy_protocol_pass_through_tl_vs::PassTlVsMatchType;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as pb;
 use waystation_filter_api::address::Address;
-use waystation_filter_api::connection::ConnectionInfo;
+use waystation_filter_api::connection::{ConnectionInfo, Tlv};
 use waystation_filter_api::value::Value;
 use waystation_schema::{At as _, ConfigError};
 use waystation_stats::{Scope, stats_group};
@@ -42,6 +44,8 @@ stats_group! {
 #[derive(Debug)]
 pub(crate) struct ProxyProtocol {
     rules: Vec<Rule>,
+    /// The TLVs that upstream may get: nothing, all (`Some(None)`), or some types.
+    passed: Option<Option<HashSet<u8>>>,
     optional: bool,
     allow_v1: bool,
     allow_v2: bool,
@@ -73,10 +77,6 @@ enum Parse<'a> {
 
 impl ProxyProtocol {
     pub(crate) fn compile(proto: &pb::ProxyProtocol, scope: &Scope) -> Result<Self, ConfigError> {
-        if proto.pass_through_tlvs.is_some() {
-            let reason = "TLVs are only passed on by the upstream PROXY protocol, which is not supported yet";
-            return Err(ConfigError::field("pass_through_tlvs", reason));
-        }
         if proto.tlv_location() != pb::proxy_protocol::TlvLocation::DynamicMetadata {
             return Err(ConfigError::field("tlv_location", "only DYNAMIC_METADATA is supported"));
         }
@@ -84,6 +84,12 @@ impl ProxyProtocol {
         for (i, rule) in proto.rules.iter().enumerate() {
             rules.push(Rule::compile(rule).at(|| format!("rules[{i}]"))?);
         }
+        let passed = proto.pass_through_tlvs.as_ref().map(|tlvs| match tlvs.match_type() {
+            PassTlVsMatchType::IncludeAll => None,
+            PassTlVsMatchType::Include => {
+                Some(tlvs.tlv_type.iter().filter_map(|kind| (*kind).try_into().ok()).collect())
+            }
+        });
         // `ProxyProtocolConfig.Version`: V1 is 0, V2 is 1.
         let allows = |version: i32| !proto.disallowed_versions.contains(&version);
         let scope = scope.scope("proxy_proto");
@@ -93,6 +99,7 @@ impl ProxyProtocol {
         };
         Ok(Self {
             rules,
+            passed,
             optional: proto.allow_requests_without_proxy_protocol,
             allow_v1: allows(0),
             allow_v2: allows(1),
@@ -154,6 +161,11 @@ impl ProxyProtocol {
                 return;
             };
             rest = &tail[length..];
+            if let Some(wanted) = &self.passed
+                && wanted.as_ref().is_none_or(|kinds| kinds.contains(kind))
+            {
+                info.proxy_protocol_tlvs.push(Tlv { kind: *kind, value: value.into() });
+            }
             for rule in self.rules.iter().filter(|rule| rule.tlv == *kind) {
                 // Envoy sanitises what is not UTF-8; the replacement character says where.
                 let text = String::from_utf8_lossy(value);
@@ -266,8 +278,9 @@ fn parse_v2(buffer: &[u8]) -> Parse<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ProxyProtocol, SIGNATURE};
+    use super::{ProxyProtocol, SIGNATURE, Tlv};
     use crate::Verdict;
+    use envoy_types::pb::envoy::config::core::v3 as core;
     use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as pb;
     use std::time::Instant;
     use waystation_filter_api::connection::ConnectionInfo;
@@ -340,6 +353,20 @@ mod tests {
         assert_eq!(info1.metadata.borrow().at(namespace, &["k"]), Some(&Value::String("hi".into())));
         let banned = filter(pb::ProxyProtocol { disallowed_versions: vec![1], ..Default::default() });
         assert!(matches!(banned.inspect(&bytes, false, &mut info()), Verdict::Reject(_)));
+        assert!(info1.proxy_protocol_tlvs.is_empty());
+        for (match_type, kinds, passed) in [(0, vec![], 1), (1, vec![0xE0], 1), (1, vec![0xE1], 0)] {
+            let passing = pb::ProxyProtocol {
+                pass_through_tlvs: Some(core::ProxyProtocolPassThroughTlVs { match_type, tlv_type: kinds }),
+                ..Default::default()
+            };
+            let mut info = info();
+            assert_eq!(
+                filter(passing).inspect(&bytes, false, &mut info),
+                Verdict::Done { consumed: bytes.len() }
+            );
+            let wanted = Tlv { kind: 0xE0, value: b"hi"[..].into() };
+            assert_eq!(info.proxy_protocol_tlvs, vec![wanted; passed]);
+        }
         let mut local = bytes.clone();
         local[12] = 0x20;
         let mut info2 = info();

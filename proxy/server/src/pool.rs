@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
+use waystation_filter_api::connection::ConnectionInfo;
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::{Cluster, Host, HostRef};
 
@@ -29,6 +30,8 @@ use http2::Http2;
 /// The connections of one worker to one host.
 pub struct HostPool {
     host: RefCell<Rc<HostRef>>,
+    /// The downstream connection whose requests alone it serves, if upstream is told of it.
+    downstream: Option<Rc<ConnectionInfo>>,
     /// Idle HTTP/1 connections, the one used last at the end.
     #[expect(
         clippy::vec_box,
@@ -62,9 +65,10 @@ pub(crate) struct Waiting<'a> {
 }
 
 impl HostPool {
-    pub(crate) fn new(host: Rc<HostRef>) -> Self {
+    pub(crate) fn new(host: Rc<HostRef>, downstream: Option<Rc<ConnectionInfo>>) -> Self {
         Self {
             host: RefCell::new(host),
+            downstream,
             idle: RefCell::default(),
             http2: RefCell::default(),
             http1_open: Cell::new(0),
@@ -78,6 +82,11 @@ impl HostPool {
     #[inline]
     pub fn host(&self) -> Rc<HostRef> {
         Rc::clone(&self.host.borrow())
+    }
+
+    /// The downstream connection that upstream is told of.
+    pub(crate) fn downstream(&self) -> Option<&ConnectionInfo> {
+        self.downstream.as_deref()
     }
 
     /// Takes over a new description of the same host.

@@ -176,6 +176,11 @@ pub const EXTENSIONS: &[Extension] = &[
         &["envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"],
     ),
     extension(
+        "envoy.transport_sockets.upstream",
+        "envoy.transport_sockets.upstream_proxy_protocol",
+        &["envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport"],
+    ),
+    extension(
         "envoy.upstream_options",
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         &["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"],

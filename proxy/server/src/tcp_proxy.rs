@@ -25,7 +25,7 @@ use crate::context::CompileContext;
 use crate::duplex::{self, End, Limits};
 use crate::pool::connect::{ConnectError, ConnectOptions, connect};
 use crate::transport::Transport;
-use crate::worker::Worker;
+use crate::worker::{Sharing, Worker};
 
 /// Envoy's default idle timeout of a session.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -263,13 +263,14 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
             }),
             ..PickContext::default()
         };
-        let Ok(pool) = local.pick(worker, &cluster, &pick, None, Instant::now()) else {
+        let Ok(pool) = local.pick(worker, &cluster, &pick, Sharing::default(), Instant::now()) else {
             cluster.stats.upstream_cx_none_healthy().inc();
             info.flags.set(ResponseFlag::NoHealthyUpstream);
             return;
         };
         let host = pool.host();
-        match connect(worker, &cluster, &host, ConnectOptions::default()).await {
+        let options = ConnectOptions { downstream: Some(&info.connection), ..ConnectOptions::default() };
+        match connect(worker, &cluster, &host, options).await {
             Ok((transport, facts, guard)) => {
                 info.upstream.host = Some(Rc::clone(&host) as _);
                 info.upstream.attempts = attempts + 1;

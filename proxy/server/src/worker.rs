@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
 use waystation_filter_api::cell::{self, Local};
+use waystation_filter_api::connection::ConnectionInfo;
 use waystation_filter_api::runtime::{Fraction, RuntimeFraction};
 use waystation_stats::{Histogram, ResponseCodes, Unit};
 use waystation_upstream::cluster::{ClusterRef, Discovery};
@@ -65,8 +66,26 @@ struct Date {
     text: [u8; 29],
 }
 
-/// Pools by host and TLS name.
-type NamedPools = HashMap<(u64, Box<str>), Rc<HostPool>>;
+/// Pools that are not everyone's.
+type NamedPools = HashMap<PoolKey, Rc<HostPool>>;
+
+#[derive(Eq, Hash, PartialEq)]
+struct PoolKey {
+    host: u64,
+    downstream: Option<u64>,
+    name: Option<Box<str>>,
+}
+
+/// With whom a request may share its connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sharing<'a> {
+    /// With those of the same TLS name (`auto_sni`, `auto_san_validation`): what was verified was that name.
+    pub name: Option<&'a str>,
+    /// With those of the same downstream connection, when the cluster asks for that.
+    pub downstream: Option<&'a Rc<ConnectionInfo>>,
+    /// Whether upstream may be told of the downstream connection.
+    pub stated: bool,
+}
 
 /// One worker's view of one cluster.
 pub struct LocalCluster {
@@ -272,23 +291,29 @@ impl LocalCluster {
         }
     }
 
-    /// Picks a host and gives its pool. Connections made for one TLS `name` (`auto_sni`, `auto_san_validation`) are never
-    /// used for another: what was verified was that name.
+    /// Picks a host and gives the pool of those that may share its connections.
     pub fn pick(
         &self,
         worker: &Worker,
         cluster: &Cluster,
         cx: &PickContext<'_>,
-        name: Option<&str>,
+        sharing: Sharing<'_>,
         now: Instant,
     ) -> Result<Rc<HostPool>, NoHost> {
         let mut view = self.view.borrow_mut();
         let host = worker.with_random(|random| cluster.pick(&mut view.lb, cx, random, now))?;
-        if let Some(name) = name {
+        let downstream = sharing.downstream.filter(|_| cluster.pool_per_downstream_connection);
+        if sharing.name.is_some() || downstream.is_some() {
             let mut named = self.named_pools.borrow_mut();
-            let pool = named
-                .entry((host.id(), name.into()))
-                .or_insert_with(|| Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host))))));
+            let key = PoolKey {
+                host: host.id(),
+                downstream: downstream.map(|info| info.id),
+                name: sharing.name.map(Into::into),
+            };
+            let pool = named.entry(key).or_insert_with(|| {
+                let stated = downstream.filter(|_| sharing.stated).cloned();
+                Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host))), stated))
+            });
             pool.update(host);
             return Ok(Rc::clone(pool));
         }
@@ -316,7 +341,7 @@ impl LocalCluster {
 
     #[cold]
     fn add_pool(&self, host: &Arc<Host>) -> Rc<HostPool> {
-        let pool = Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host)))));
+        let pool = Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host))), None));
         self.pools.borrow_mut().insert(host.id(), Rc::clone(&pool));
         pool
     }
@@ -345,7 +370,7 @@ impl LocalCluster {
         }
         let hosts: HashSet<u64> = snapshot.hosts().map(|host| host.id()).collect();
         self.pools.borrow_mut().retain(|id, _| hosts.contains(id));
-        self.named_pools.borrow_mut().retain(|(id, _), _| hosts.contains(id));
+        self.named_pools.borrow_mut().retain(|key, _| hosts.contains(&key.host));
     }
 }
 

@@ -88,7 +88,7 @@ pub struct Cluster {
     pub connection: Option<Box<ConnectionOptions>>,
     /// `common_lb_config.close_connections_on_host_set_change`.
     pub close_connections_on_host_set_change: bool,
-    /// `connection_pool_per_downstream_connection`.
+    /// `connection_pool_per_downstream_connection`, or a transport socket that makes it necessary.
     pub pool_per_downstream_connection: bool,
     /// `wait_for_warm_on_init`.
     pub wait_for_warm_on_init: bool,

@@ -144,6 +144,8 @@ pub struct Hcm {
     pub(crate) early_mutations: Vec<HeaderMutationList>,
     /// What a stream may buffer.
     pub(crate) buffer_limit: usize,
+    /// Whether upstream connections may state the downstream's addresses in a PROXY header.
+    pub(crate) add_proxy_protocol_state: bool,
     /// The inline route configuration, encoded.
     inline_routes: Option<(String, Bytes)>,
     /// The inline scopes, encoded, and their name.
@@ -228,7 +230,7 @@ impl Hcm {
             append_x_forwarded_port,
             append_local_overload,
             // PROXY protocol's state goes to filter state for transport sockets that are not there yet.
-            add_proxy_protocol_connection_state: _,
+            add_proxy_protocol_connection_state,
             forward_proto_config,
             route_specifier,
             strip_port_mode,
@@ -442,6 +444,7 @@ impl Hcm {
                 .transpose()?,
             early_mutations: extensions::early_mutations(early_header_mutation_extensions)?,
             buffer_limit: cx.buffer_limit(),
+            add_proxy_protocol_state: bool_value(add_proxy_protocol_connection_state.as_ref(), true),
             inline_routes: match route_specifier {
                 Some(hcm::RouteSpecifier::RouteConfig(config)) => {
                     Some((config.name.clone(), config.encode_to_vec().into()))

@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use waystation_filter_api::address::Address;
-use waystation_filter_api::connection::TlsInfo;
+use waystation_filter_api::connection::{ConnectionInfo, TlsInfo};
 use waystation_tls::{ClientContext, ClientOptions};
 use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::{ClusterRef, ConnectionOptions, SocketState};
@@ -17,6 +18,7 @@ use waystation_upstream::{HostRef, Permit, Priority};
 
 use crate::address::set_option;
 use crate::transport::{Socket, Transport};
+use crate::upstream_socket::proxy_protocol::ProxyProtocol;
 use crate::worker::Worker;
 
 /// What a cluster's transport socket factory must make (`TransportFactory` downcasts to it).
@@ -26,6 +28,8 @@ pub enum UpstreamSocket {
     Plain,
     /// `envoy.transport_sockets.tls`.
     Tls(Box<ClientContext>),
+    /// `envoy.transport_sockets.upstream_proxy_protocol` around another.
+    ProxyProtocol(Box<(ProxyProtocol, UpstreamSocket)>),
 }
 
 /// What a caller asks of a connection.
@@ -35,6 +39,8 @@ pub struct ConnectOptions<'a> {
     pub priority: Priority,
     /// Go past `max_connections`: the worker has none to the host yet, which would be unreachable otherwise.
     pub past_limit: bool,
+    /// The connection that it is made for, of which a PROXY header speaks.
+    pub downstream: Option<&'a ConnectionInfo>,
     /// SNI and SAN of this connection, and the ALPN list.
     pub tls: ClientOptions<'a>,
 }
@@ -297,15 +303,20 @@ async fn tcp(address: SocketAddr, options: Option<&ConnectionOptions>) -> io::Re
 }
 
 async fn secure(
-    socket: Socket,
+    mut socket: Socket,
     mut info: UpstreamConnInfo,
     host: &HostRef,
     options: ConnectOptions<'_>,
 ) -> Result<(Transport, UpstreamConnInfo), ConnectError> {
-    let tls = match host.transport().downcast_ref::<UpstreamSocket>() {
-        Some(UpstreamSocket::Tls(tls)) => tls,
-        Some(UpstreamSocket::Plain) | None => return Ok((Transport::Plain(socket), info)),
-    };
+    let mut transport = host.transport().downcast_ref::<UpstreamSocket>();
+    while let Some(UpstreamSocket::ProxyProtocol(outer)) = transport {
+        let (proxy_protocol, inner) = &**outer;
+        let ends = (info.local_address.as_ref(), &info.remote_address);
+        let header = proxy_protocol.header(options.downstream, ends);
+        socket.write_all(&header).await.map_err(|error| failed("delayed connect error", &error))?;
+        transport = Some(inner);
+    }
+    let Some(UpstreamSocket::Tls(tls)) = transport else { return Ok((Transport::Plain(socket), info)) };
     let mut wanted = options.tls;
     if wanted.server_name.is_none() && tls.auto_host_sni() {
         wanted.server_name = Some(host.hostname()).filter(|name| !name.is_empty());

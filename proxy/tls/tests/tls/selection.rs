@@ -210,3 +210,24 @@ fn session_secrets_are_logged_where_asked() {
     let logged = std::fs::read_to_string(path).unwrap();
     assert!(logged.lines().any(|line| line.starts_with("CLIENT_RANDOM ")), "{logged}");
 }
+
+#[test]
+fn the_server_chooses_the_cipher_unless_it_prefers_the_clients_order() {
+    let ciphers = ["ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"];
+    let with = |ciphers: [&str; 2], certificates: &[&Leaf]| pb::CommonTlsContext {
+        tls_params: Some(pb::TlsParameters {
+            tls_maximum_protocol_version: pb::tls_parameters::TlsProtocol::TlSv12 as i32,
+            cipher_suites: ciphers.map(String::from).to_vec(),
+            ..Default::default()
+        }),
+        ..common(certificates)
+    };
+    let own = Leaf::self_signed(&["server"]);
+    let world = World::default();
+    let client = world.client(&upstream(with([ciphers[1], ciphers[0]], &[])));
+    for (prefer_client_ciphers, chosen) in [(false, ciphers[0]), (true, ciphers[1])] {
+        let server = pb::DownstreamTlsContext { prefer_client_ciphers, ..downstream(with(ciphers, &[&own])) };
+        let outcome = shake_plainly(&world.server(&server), &client);
+        assert_eq!(outcome.server.unwrap().cipher, chosen);
+    }
+}

@@ -34,6 +34,7 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
     let sizes = track.is_some_and(|track| track.request_response_sizes);
     let policy = LbPolicy::compile(proto, runtime)?;
     let (discovery, assignment) = discovery(proto, &policy)?;
+    let sockets = TransportSockets::compile(proto, cx.transport, &scope)?;
     let cluster = Cluster {
         name: proto.name.as_str().into(),
         alt_stat_name: (!proto.alt_stat_name.is_empty()).then(|| proto.alt_stat_name.as_str().into()),
@@ -50,7 +51,8 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
         )?,
         close_connections_on_host_set_change: common
             .is_some_and(|common| common.close_connections_on_host_set_change),
-        pool_per_downstream_connection: proto.connection_pool_per_downstream_connection,
+        pool_per_downstream_connection: proto.connection_pool_per_downstream_connection
+            || sockets.state_downstream,
         wait_for_warm_on_init: bool_value(proto.wait_for_warm_on_init.as_ref(), true),
         admission: Arc::new(
             Admission::compile(proto.circuit_breakers.as_ref(), &proto.name, runtime, &scope, &stats)
@@ -66,7 +68,7 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
             .filter(|metadata| !metadata.is_empty())
             .map(Box::new),
         policy,
-        sockets: TransportSockets::compile(proto, cx.transport, &scope)?,
+        sockets,
         endpoints: Endpoints::empty(),
         environment: Arc::clone(cx.environment),
         discovery,

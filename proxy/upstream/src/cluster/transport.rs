@@ -5,6 +5,7 @@ use std::fmt;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use waystation_filter_api::value::{Metadata, Struct, Value, struct_from_proto};
+use waystation_filter_api::wire::type_name;
 use waystation_schema::{At, ConfigError};
 use waystation_stats::{Counter, Scope};
 
@@ -13,10 +14,16 @@ use super::{TransportCompiler, TransportFactory};
 /// The metadata namespace that `transport_socket_matches` look at.
 const NAMESPACE: &str = "envoy.transport_socket_match";
 
+const PROXY_PROTOCOL: &str =
+    "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+
 /// `transport_socket` and `transport_socket_matches`.
 pub struct TransportSockets {
     default: TransportFactory,
     matches: Box<[SocketMatch]>,
+    /// Whether a socket tells upstream whose connection it is made for (PROXY protocol), so that no other's requests can
+    /// share it.
+    pub(super) state_downstream: bool,
 }
 
 struct SocketMatch {
@@ -45,7 +52,13 @@ impl TransportSockets {
                 .at(|| format!("transport_socket_matches[{}]", entry.name))?;
             matches.push(compiled);
         }
-        Ok(Self { default, matches: matches.into() })
+        let of_matches =
+            proto.transport_socket_matches.iter().filter_map(|entry| entry.transport_socket.as_ref());
+        let state_downstream = proto.transport_socket.iter().chain(of_matches).any(|socket| {
+            matches!(&socket.config_type, Some(core::transport_socket::ConfigType::TypedConfig(any))
+                if type_name(any) == PROXY_PROTOCOL)
+        });
+        Ok(Self { default, matches: matches.into(), state_downstream })
     }
 
     /// The socket of an endpoint: the first entry whose criteria its metadata meets, then its locality's, then

@@ -18,7 +18,7 @@ use waystation_upstream::{Cluster, PickContext, Priority};
 use super::Stream;
 use super::upstream::{self, Carried, Event, RequestPermit, TlsNames, Upstream};
 use crate::http::downstream::Downstream;
-use crate::worker::Worker;
+use crate::worker::{Sharing, Worker};
 
 /// Where the request puts the copies of its body. Dropped before its end, it takes the mirror with it.
 pub(super) struct Feed {
@@ -207,7 +207,9 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
     let local = worker.cluster(cell);
     let Some(cluster) = local.get() else { return };
     let now = Instant::now();
-    let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), None, now) else { return };
+    let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), Sharing::default(), now) else {
+        return;
+    };
     let priority = Priority::Default;
     let stream = match upstream::ready(&pool, &cluster, Carried::Http(Protocol::Http11), now) {
         Some(stream) => Ok(stream),

@@ -162,6 +162,7 @@ pub(super) async fn acquire(
         let options = ConnectOptions {
             priority,
             past_limit: !pool.has_http1() && !pool.has_http2(),
+            downstream: pool.downstream(),
             tls: ClientOptions {
                 server_name: names.server_name.as_deref(),
                 verify_san: names.verify_san.as_deref(),

@@ -23,6 +23,7 @@ use crate::http::stream::exchange::{Attempt, Limits, Step};
 use crate::http::stream::upstream::{self, Carried, NoStream, RequestPermit, TlsNames, Upstream};
 use crate::http::timer::after;
 use crate::pool::HostPool;
+use crate::worker::Sharing;
 
 /// What one attempt has come to.
 pub(super) enum Attempted {
@@ -326,8 +327,12 @@ impl<D: Downstream> Stream<'_, D> {
             reselections: policy.map_or(0, |policy| policy.host_selection_attempts),
             ..PickContext::default()
         };
-        let name = self.tls_name(&routing.cluster.http);
-        routing.local.pick(&self.cx.worker, &routing.cluster, &cx, name, now).ok()
+        let sharing = Sharing {
+            name: self.tls_name(&routing.cluster.http),
+            downstream: Some(connection),
+            stated: self.cx.hcm.add_proxy_protocol_state,
+        };
+        routing.local.pick(&self.cx.worker, &routing.cluster, &cx, sharing, now).ok()
     }
 
     /// The name that the upstream's TLS takes from the request.
