@@ -3,6 +3,7 @@
 pub mod accept;
 mod active;
 pub mod chain_match;
+pub mod chain_select;
 pub mod config;
 pub mod load;
 pub mod sockets;

@@ -410,3 +410,29 @@ fn a_pipe_among_the_additional_addresses_reports_its_own_path() {
         assert_eq!(listed, path.to_string());
     });
 }
+
+#[test]
+fn chains_by_a_matcher_have_names_of_their_own() {
+    run(async {
+        let mut house = House::new().await;
+        let listener = |chains: &str| {
+            format!(
+                "{{name: l, address: {{{ANY_PORT}}}, filter_chain_matcher: {{on_no_match: {{action: {{name: x, typed_config: \
+                 {{'@type': type.googleapis.com/google.protobuf.StringValue, value: b}}}}}}}}, filter_chains: [{chains}]}}"
+            )
+        };
+        let chain =
+            |name: &str, says_what: &str| format!("{{name: '{name}', filters: [{}]}}", says(says_what));
+        let refused = |house: &mut House, second: &str| {
+            let error = house.add(&listener(&format!("{}, {}", chain("b", "one"), chain(second, "two"))));
+            error.unwrap_err().to_string()
+        };
+        let required = "filter_chains[1]: \"name\" field is required when using a listener matcher";
+        assert_eq!(refused(&mut house, ""), required);
+        let duplicated = "filter_chains[b]: \"name\" field is duplicated with value 'b'";
+        assert_eq!(refused(&mut house, "b"), duplicated);
+        let chains = format!("{}, {}", chain("a", "one"), chain("b", "two"));
+        let address = house.serve(&listener(&chains)).await;
+        assert_eq!(what_is_said(address).await, "two");
+    });
+}

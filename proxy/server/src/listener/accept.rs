@@ -24,7 +24,6 @@ use waystation_format::{AccessLogType, FormatContext};
 use waystation_listener_filters::Verdict;
 
 use super::active::{Active, ChainState};
-use super::chain_match::Facts;
 use super::config::{FilterChain, Listener, NetworkFilter};
 use super::load::Place;
 use super::sockets::Sockets;
@@ -268,15 +267,7 @@ impl Listeners {
             is_redirected = true;
             admitted.place = Place::take(&active.listener().load, admitted.place.worker);
         };
-        let facts = Facts {
-            destination: info.local_address.ip().map(|address| (address.ip(), address.port())),
-            server_name: info.requested_server_name.as_deref().unwrap_or_default(),
-            transport_protocol: info.transport_protocol,
-            application_protocols: &info.application_protocols,
-            direct_source: info.direct_remote_address.ip().map(|address| address.ip()),
-            source: info.remote_address.ip().map(|address| (address.ip(), address.port())),
-        };
-        let Some(state) = active.chain_of(&facts) else {
+        let Some(state) = active.chain_of(&info) else {
             listener.stats.no_filter_chain_match().inc();
             self.log_unserved(&listener, info, Some(ResponseFlag::NoRouteFound), "filter_chain_not_found");
             return;

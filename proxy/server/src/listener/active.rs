@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use waystation_filter_api::connection::ConnectionInfo;
 
-use super::chain_match::Facts;
+use super::chain_select::Selected;
 use super::config::{FilterChain, Listener};
 use crate::context::Shared;
 use crate::drain::DrainHandle;
@@ -82,13 +83,14 @@ impl Active {
     }
 
     /// The chain that takes a connection.
-    pub(super) fn chain_of(&self, facts: &Facts<'_>) -> Option<ChainState> {
+    pub(super) fn chain_of(&self, info: &ConnectionInfo) -> Option<ChainState> {
         let listener = self.listener.borrow();
         let chains = self.chains.borrow();
-        match listener.matching.find(facts) {
-            Some(index) => chains.get(index),
+        match listener.selector.select(info) {
+            Selected::Chain(index) => chains.get(index),
             // Behind all others.
-            None => listener.default_chain.as_ref().and_then(|_| chains.last()),
+            Selected::Default => listener.default_chain.as_ref().and_then(|_| chains.last()),
+            Selected::Nothing => None,
         }
         .cloned()
     }

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use ipnet::IpNet;
+use waystation_filter_api::connection::ConnectionInfo;
 use waystation_schema::{At as _, ConfigError};
 
 /// What is known of a connection when its chain is chosen.
@@ -29,7 +30,19 @@ pub struct Facts<'a> {
     pub source: Option<(IpAddr, u16)>,
 }
 
-impl Facts<'_> {
+impl<'a> Facts<'a> {
+    /// What is known of `info`.
+    pub fn of(info: &'a ConnectionInfo) -> Self {
+        Self {
+            destination: info.local_address.ip().map(|address| (address.ip(), address.port())),
+            server_name: info.requested_server_name.as_deref().unwrap_or_default(),
+            transport_protocol: info.transport_protocol,
+            application_protocols: &info.application_protocols,
+            direct_source: info.direct_remote_address.ip().map(|address| address.ip()),
+            source: info.remote_address.ip().map(|address| (address.ip(), address.port())),
+        }
+    }
+
     /// `SAME_IP_OR_LOOPBACK`: the connection comes from this host.
     fn is_same_ip_or_loopback(&self) -> bool {
         match (self.source, self.destination) {

@@ -20,7 +20,8 @@ use waystation_stats::Scope;
 use waystation_tls::ServerContext;
 use xxhash_rust::xxh64::xxh64;
 
-use super::chain_match::{ChainTable, segment};
+use super::chain_match::segment;
+use super::chain_select::ChainSelector;
 use super::load::Load;
 use super::stats::{ListenerStats, WorkerListenerStats};
 use crate::address::{self, SocketOption};
@@ -59,7 +60,7 @@ pub struct Listener {
     /// Filters that look at the first bytes.
     pub listener_filters: Vec<ListenerFilter>,
     /// Which chain takes a connection.
-    pub matching: ChainTable,
+    pub selector: ChainSelector,
     /// The chains.
     pub chains: Vec<Arc<FilterChain>>,
     /// The chain for connections that no other matches.
@@ -84,8 +85,8 @@ pub struct Listener {
     pub worker_stats: Vec<WorkerListenerStats>,
     /// Resources that must have arrived before it can serve.
     pub needs: Vec<Need>,
-    /// Hash of everything but filter chains: equal hashes allow an in-place update.
-    pub frame_hash: u64,
+    /// Hash of everything but filter chains and what selects among them: equal hashes allow an in-place update.
+    frame_hash: u64,
 }
 
 /// One address to listen on.
@@ -172,14 +173,16 @@ impl Listener {
             listener_filters.push(ListenerFilter::compile(TLS_INSPECTOR, &[], &shared.stats.root())?);
         }
 
-        let matching = ChainTable::compile(&proto.filter_chains)?;
+        let selector = ChainSelector::compile(proto, &shared.runtime)?;
         if proto.filter_chains.is_empty() && proto.default_filter_chain.is_none() {
             return Err(ConfigError::field("filter_chains", "no filter chains specified"));
         }
         let buffer_limit = wire::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref());
         context.set_buffer_limit(buffer_limit);
         let frame_hash = frame_hash(proto);
-        let load = match previous.filter(|previous| previous.frame_hash == frame_hash) {
+        // Envoy replaces a listener as a whole when only its default chain is left.
+        let updated = |previous: &&Self| previous.frame_hash == frame_hash && !proto.filter_chains.is_empty();
+        let load = match previous.filter(updated) {
             Some(updated) => Arc::clone(&updated.load),
             None => Arc::new(Load::new(concurrency)),
         };
@@ -238,7 +241,7 @@ impl Listener {
             listener_filters_timeout: Some(timeout).filter(|timeout| !timeout.is_zero()),
             continue_on_timeout: proto.continue_on_listener_filters_timeout,
             listener_filters,
-            matching,
+            selector,
             chains,
             default_chain,
             connection_limit: shared.runtime.integer(&limit_key, u64::MAX),
@@ -251,6 +254,11 @@ impl Listener {
             name,
             addresses,
         })
+    }
+
+    /// Whether it takes the place of `old` in place: with its sockets, and the connections of chains that both have.
+    pub fn updates(&self, old: &Self) -> bool {
+        Arc::ptr_eq(&self.load, &old.load)
     }
 
     /// All chains, the default one last.
@@ -282,11 +290,6 @@ fn reject_unsupported(proto: &pb::Listener) -> Result<(), ConfigError> {
     };
     refuse(proto.stats_matcher.is_some(), "stats_matcher", "not supported: set it in the bootstrap")?;
     refuse(proto.fcds_config.is_some(), "fcds_config", "filter chain discovery is not supported")?;
-    refuse(
-        proto.filter_chain_matcher.is_some(),
-        "filter_chain_matcher",
-        "not supported in this version: use filter_chain_match",
-    )?;
     refuse(
         proto.per_connection_buffer_high_watermark_timeout.is_some(),
         "per_connection_buffer_high_watermark_timeout",
@@ -479,6 +482,11 @@ fn named(list: &str, name: &str, index: usize) -> String {
 
 /// What must be equal for an update to keep the sockets and the connections of unchanged chains.
 fn frame_hash(proto: &pb::Listener) -> u64 {
-    let frame = pb::Listener { filter_chains: Vec::new(), default_filter_chain: None, ..proto.clone() };
+    let frame = pb::Listener {
+        filter_chains: Vec::new(),
+        default_filter_chain: None,
+        filter_chain_matcher: None,
+        ..proto.clone()
+    };
     xxh64(&frame.encode_to_vec(), 0)
 }

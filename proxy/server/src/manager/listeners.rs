@@ -309,7 +309,7 @@ impl Listeners {
             let old = entry.active.take();
             let old_dump = entry.dumped.replace(Dumped::accepted(wire, version));
             entry.hash = hash;
-            let in_place = old.as_ref().filter(|old| old.listener.frame_hash == listener.frame_hash);
+            let in_place = old.as_ref().filter(|old| listener.updates(&old.listener));
             let id = match in_place {
                 Some(old) => {
                     self.stats.listener_in_place_updated().inc();
