@@ -12,6 +12,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use waystation_http::Headers;
@@ -37,6 +38,10 @@ pub enum Flow {
     Reply(Box<LocalReply>),
     /// Wait for the future, then do as it says. For the rare phase that must ask somebody.
     Wait(LocalFuture<Flow>),
+    /// What the stream's route is taken from has changed: select the route anew, configure the filters behind this one
+    /// for it, and show this filter the head once more. Only `decode_headers` waits for this; elsewhere it is
+    /// [`Flow::Continue`].
+    Anew,
 }
 
 impl fmt::Debug for Flow {
@@ -46,6 +51,7 @@ impl fmt::Debug for Flow {
             Self::Pause(hold) => f.debug_tuple("Pause").field(hold).finish(),
             Self::Reply(reply) => f.debug_tuple("Reply").field(reply).finish(),
             Self::Wait(_) => f.write_str("Wait(..)"),
+            Self::Anew => f.write_str("Anew"),
         }
     }
 }
@@ -140,6 +146,8 @@ pub struct StreamCx<'a> {
     pub route_config: &'a [FilterConfig],
     /// Worker-local randomness.
     pub random: &'a mut fastrand::Rng,
+    /// Fetches what the stream's route lacks.
+    pub on_demand: &'a dyn OnDemand,
     resume: &'a Resume,
     clear_route: &'a mut bool,
 }
@@ -151,10 +159,11 @@ impl<'a> StreamCx<'a> {
         request: Option<&'a Headers>,
         route_config: &'a [FilterConfig],
         random: &'a mut fastrand::Rng,
+        on_demand: &'a dyn OnDemand,
         resume: &'a Resume,
         clear_route: &'a mut bool,
     ) -> Self {
-        Self { info, request, route_config, random, resume, clear_route }
+        Self { info, request, route_config, random, on_demand, resume, clear_route }
     }
 
     /// A handle that ends this filter's pause.
@@ -172,6 +181,27 @@ impl fmt::Debug for StreamCx<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StreamCx").field("info", &self.info).finish_non_exhaustive()
     }
+}
+
+/// Configuration that is fetched for the request that needs it (`envoy.filters.http.on_demand`).
+///
+/// Each method gives nothing when there is nothing to fetch, or when too many requests wait already. The future ends when
+/// what was asked for has arrived, does not exist, or did not come in time; dropping it gives up waiting.
+pub trait OnDemand {
+    /// Fetches the virtual host of `head` by VHDS, or the route configuration of its scope.
+    fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<()>>;
+
+    /// Fetches the cluster that the stream's route sends `head` to.
+    fn fetch_cluster(&self, source: &Arc<ClusterSource>, head: &Headers) -> Option<LocalFuture<()>>;
+}
+
+/// Where clusters that nobody has configured come from, and how long a request waits for one.
+#[derive(Debug)]
+pub struct ClusterSource {
+    /// The encoded `envoy.config.core.v3.ConfigSource`.
+    pub config: Bytes,
+    /// From the first request that asks for a name.
+    pub timeout: Duration,
 }
 
 /// Ends a filter's pause from outside the phase: a timer, a side call, a Wasm module's `continue`.

@@ -246,6 +246,11 @@ impl RouteTable {
         }
     }
 
+    /// Whether a virtual host has the request's domain.
+    pub fn has_virtual_host(&self, headers: &Headers) -> bool {
+        self.domains.find(self.host(headers)).is_some()
+    }
+
     /// The text that virtual hosts are chosen by.
     fn host<'a>(&self, headers: &'a Headers) -> &'a [u8] {
         let host = match &self.config.host_header {

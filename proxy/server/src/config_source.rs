@@ -43,6 +43,16 @@ pub fn compile(proto: &core::ConfigSource) -> Result<(Source, Option<Duration>),
     Ok((source, timeout))
 }
 
+/// Checks a source of clusters on demand. They are asked for one by one, which only the incremental protocol can do;
+/// whether the aggregated stream speaks it shows when it is asked.
+pub fn check_on_demand(proto: &core::ConfigSource) -> Result<(), ConfigError> {
+    match compile(proto)?.0 {
+        Source::Ads => Ok(()),
+        Source::Grpc(source) if source.protocol == Protocol::Delta => Ok(()),
+        _ => Err(ConfigError::new("clusters on demand need ads or api_type DELTA_GRPC")),
+    }
+}
+
 /// Compiles `ads_config` or an `api_config_source`.
 #[expect(deprecated, reason = "old configurations still name it")]
 pub fn api_source(api: &core::ApiConfigSource) -> Result<Source, ConfigError> {

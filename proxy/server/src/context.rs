@@ -21,6 +21,7 @@ use waystation_upstream::Cluster;
 use crate::cli::options::Options;
 use crate::http::filters::discovered::DiscoveredFilter;
 use crate::manager::scopes::ScopeMap;
+use crate::on_demand::OnDemand;
 use crate::overload::Connections;
 
 /// One per process, behind an `Arc`: read by every thread, changed only through its cells and atomics.
@@ -50,6 +51,8 @@ pub struct Shared {
     /// Whether the operator failed the health check (`/healthcheck/fail`).
     health_check_failed: AtomicBool,
     phase: AtomicU8,
+    /// What requests wait for.
+    pub on_demand: OnDemand,
     /// Downstream connections now open, and how many there may be.
     pub downstream: Arc<Connections>,
     next_connection: AtomicU64,
@@ -101,6 +104,7 @@ impl Shared {
             start: Instant::now(),
             health_check_failed: AtomicBool::new(false),
             phase: AtomicU8::new(ServerState::PreInitializing as u8),
+            on_demand: OnDemand::new(),
             next_connection: AtomicU64::new(0),
         })
     }

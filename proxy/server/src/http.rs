@@ -35,6 +35,7 @@ pub(crate) use config::refuse_unsupported;
 
 use crate::drain::DrainHandle;
 use crate::manager::scopes::ScopeMap;
+use crate::on_demand::Wanted;
 use crate::transport::Transport;
 use crate::worker::Worker;
 use config::Codec;
@@ -95,6 +96,22 @@ impl ConnCx {
         let fresh = Rc::new(Table { held: held.clone(), slots });
         *table = Some(Rc::clone(&fresh));
         Some(fresh)
+    }
+
+    /// What may give a request without a route one: the virtual host of its host, or the routes of its scope.
+    pub(crate) fn missing_route(&self, request: &Headers) -> Option<Wanted> {
+        if let Some(table) = self.table(request) {
+            if !table.held.is_on_demand() || table.held.has_virtual_host(request) {
+                return None;
+            }
+            let host = str::from_utf8(request.authority()?).ok()?.to_ascii_lowercase();
+            let routes = self.routes.borrow().local.as_ref().map(|local| Arc::clone(local.cell()))?;
+            return Some(Wanted::VirtualHost { routes, host: host.into() });
+        }
+        let config::Routes::Scoped { key, scopes } = &self.hcm.routes else { return None };
+        let key = key.key(request)?;
+        let known = scopes.with(|scopes| scopes.is_some_and(|scopes| scopes.find(&key).is_some()));
+        known.then(|| Wanted::Scope { scopes: Arc::clone(scopes), key })
     }
 }
 

@@ -25,6 +25,7 @@ pub mod log;
 pub mod manager;
 pub mod memory;
 pub mod network;
+pub mod on_demand;
 pub mod overload;
 pub mod pool;
 pub mod registry;

@@ -9,6 +9,7 @@ pub mod configuration;
 pub mod dump;
 pub mod listeners;
 pub mod needs;
+pub mod on_demand;
 pub mod routes;
 pub mod scopes;
 pub mod subscription_stats;

@@ -52,6 +52,14 @@ pub const EXTENSIONS: &[Extension] = &[
     ),
     extension(
         "envoy.filters.http",
+        "envoy.filters.http.on_demand",
+        &[
+            "envoy.extensions.filters.http.on_demand.v3.OnDemand",
+            "envoy.extensions.filters.http.on_demand.v3.PerRouteConfig",
+        ],
+    ),
+    extension(
+        "envoy.filters.http",
         "envoy.filters.http.router",
         &["envoy.extensions.filters.http.router.v3.Router"],
     ),

@@ -120,6 +120,7 @@ impl Server {
                 _ = flush.tick() => {
                     self.shared.stats.flush();
                     self.configuration.refresh_runtime();
+                    self.configuration.prune();
                     self.stats.renew(&self.shared);
                 }
                 () = until(due) => {}

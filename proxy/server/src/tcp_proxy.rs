@@ -7,10 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use envoy_types::pb::envoy::r#type::v3 as types;
+use prost::Message as _;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::cell::Cell;
 use waystation_filter_api::connection::ConnectionInfo;
 use waystation_filter_api::flags::ResponseFlag;
+use waystation_filter_api::http::ClusterSource;
 use waystation_filter_api::stream::StreamInfo;
 use waystation_filter_api::value::Metadata;
 use waystation_filter_api::wire;
@@ -21,8 +23,10 @@ use waystation_upstream::load_balancer::OriginalDestination;
 use waystation_upstream::{Cluster, MetadataMatch, PickContext};
 use xxhash_rust::xxh64::xxh64;
 
+use crate::config_source;
 use crate::context::CompileContext;
 use crate::duplex::{self, End, Limits};
+use crate::on_demand::{Answer, Wanted};
 use crate::pool::connect::{ConnectError, ConnectOptions, connect};
 use crate::transport::Transport;
 use crate::worker::{Sharing, Worker};
@@ -49,6 +53,23 @@ stats_group! {
     }
 }
 
+stats_group! {
+    /// `tcp.<stat_prefix>.`, when clusters are fetched on demand.
+    pub struct OnDemandStats {
+        counters {
+            on_demand_cluster_attempt,
+            on_demand_cluster_missing,
+            on_demand_cluster_success,
+            on_demand_cluster_timeout,
+        }
+        gauges {}
+        histograms {}
+    }
+}
+
+/// How long a connection waits for its cluster when the configuration does not say.
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A compiled `TcpProxy`.
 #[derive(Debug)]
 pub struct TcpProxy {
@@ -64,6 +85,7 @@ pub struct TcpProxy {
     access_log: Vec<AccessLog>,
     log_on_connect: bool,
     log_interval: Option<Duration>,
+    on_demand: Option<(Arc<ClusterSource>, OnDemandStats)>,
     stats: TcpStats,
 }
 
@@ -81,7 +103,6 @@ impl TcpProxy {
         let refuse = |set: bool, field: &str, reason: &str| {
             if set { Err(ConfigError::field(field, reason)) } else { Ok(()) }
         };
-        refuse(proto.on_demand.is_some(), "on_demand", "on-demand clusters are not supported for TCP")?;
         refuse(
             proto.tunneling_config.is_some(),
             "tunneling_config",
@@ -156,6 +177,9 @@ impl TcpProxy {
             log_on_connect: proto.flush_access_log_on_connected
                 || options.is_some_and(|options| options.flush_access_log_on_connected),
             log_interval: wire::duration("access_log_flush_interval", interval)?,
+            on_demand: on_demand(proto.on_demand.as_ref())
+                .at(|| "on_demand")?
+                .map(|source| (source, stats.group())),
             stats: stats.group(),
         })
     }
@@ -183,6 +207,20 @@ impl TcpProxy {
             log.log(&cx, random);
         }
     }
+}
+
+/// Where unknown clusters come from; without a source none are fetched.
+fn on_demand(proto: Option<&pb::tcp_proxy::OnDemand>) -> Result<Option<Arc<ClusterSource>>, ConfigError> {
+    let Some(pb::tcp_proxy::OnDemand { odcds_config, resources_locator, timeout }) = proto else {
+        return Ok(None);
+    };
+    if !resources_locator.is_empty() {
+        return Err(ConfigError::field("resources_locator", "xdstp resource names are not supported"));
+    }
+    let Some(source) = odcds_config else { return Ok(None) };
+    config_source::check_on_demand(source).at(|| "odcds_config")?;
+    let timeout = wire::duration("timeout", timeout.as_ref())?.unwrap_or(CLUSTER_TIMEOUT);
+    Ok(Some(Arc::new(ClusterSource { config: source.encode_to_vec().into(), timeout })))
 }
 
 /// The `envoy.lb` part of a metadata match.
@@ -244,6 +282,9 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
         return;
     };
     let local = worker.cluster(&target.cluster);
+    if let (None, Some((source, stats))) = (local.get(), &proxy.on_demand) {
+        discover(worker, source, stats, target.cluster.name()).await;
+    }
     let Some(cluster) = local.get() else {
         proxy.stats.downstream_cx_no_route().inc();
         info.flags.set(ResponseFlag::NoClusterFound);
@@ -318,6 +359,21 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
             guard.remote = true;
             info.flags.set(ResponseFlag::UpstreamRemoteReset);
         }
+    }
+}
+
+/// Waits until a cluster has been fetched. What the client sends meanwhile stays in its socket.
+async fn discover(worker: &Worker, source: &Arc<ClusterSource>, stats: &OnDemandStats, name: &str) {
+    stats.on_demand_cluster_attempt().inc();
+    let wanted = Wanted::Cluster { source: Arc::clone(source), name: name.into() };
+    let answer = match worker.shared.on_demand.ask(wanted) {
+        Some(asked) => asked.answer().await,
+        None => Answer::Missing,
+    };
+    match answer {
+        Answer::Found => stats.on_demand_cluster_success().inc(),
+        Answer::Missing => stats.on_demand_cluster_missing().inc(),
+        Answer::TimedOut => stats.on_demand_cluster_timeout().inc(),
     }
 }
 

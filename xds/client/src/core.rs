@@ -472,6 +472,11 @@ impl Core {
         self.keys.get(&MuxKey::Ads).copied()
     }
 
+    /// What the source behind [`Source::Ads`] speaks.
+    pub fn ads_protocol(&self) -> Option<Protocol> {
+        self.options.ads.as_ref().map(|source| source.protocol)
+    }
+
     /// All resources of a type that are held, by source.
     pub fn held<'a>(&'a self, kind: &'a ResourceType) -> impl Iterator<Item = HeldResource<'a>> {
         self.muxes.iter().flat_map(move |(id, state)| {

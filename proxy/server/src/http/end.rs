@@ -93,8 +93,6 @@ pub(crate) enum StreamEnd {
     IpDetectionFailed(u16),
     /// The request head did not come in time.
     RequestHeaderTimeout,
-    /// The RDS configuration has not arrived.
-    RouteConfigurationNotFound,
     /// No route.
     RouteNotFound,
     /// The route's cluster does not exist.
@@ -186,9 +184,6 @@ impl StreamEnd {
             Self::IpDetectionFailed(status) => entry(*status, "", "rejecting_because_detection_failed", None),
             Self::RequestHeaderTimeout => {
                 closing(408, "request header timeout", "request_header_timeout", None)
-            }
-            Self::RouteConfigurationNotFound => {
-                entry(404, "", "route_configuration_not_found", Some(Flag::NoRouteFound))
             }
             Self::RouteNotFound => entry(404, "", "route_not_found", Some(Flag::NoRouteFound)),
             Self::ClusterNotFound { status } => {

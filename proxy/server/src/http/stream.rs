@@ -19,6 +19,7 @@ use super::timer::Timer;
 use super::{ConnCx, Table, millis};
 
 mod chain;
+mod demand;
 mod exchange;
 mod local_reply;
 mod mirror;
@@ -244,8 +245,10 @@ impl<D: Downstream> Stream<'_, D> {
     /// Finds the route of the request as it is now.
     fn select_route(&mut self) -> Result<(), StreamEnd> {
         let Some(table) = self.cx.table(&self.heads.request) else {
-            self.cx.hcm.stats.hcm.no_route().inc();
-            return Err(StreamEnd::RouteConfigurationNotFound);
+            // A filter may fetch one.
+            self.info.route = None;
+            self.table = None;
+            return Ok(());
         };
         if !self.info.internal {
             for name in table.held.internal_only_headers() {

@@ -83,6 +83,8 @@ pub struct Clusters {
     fresh: Vec<(SubId, Arc<Cluster>)>,
     /// EDS subscriptions that are over.
     ended: Vec<SubId>,
+    /// Clusters that have come into force.
+    activated: Vec<String>,
     /// When the endpoints of which subscription are stale, and after how long without an update they are.
     stale: BTreeMap<(Instant, SubId), Duration>,
     dns: DnsTasks,
@@ -117,6 +119,7 @@ impl Clusters {
             assignments: BTreeMap::new(),
             fresh: Vec::new(),
             ended: Vec::new(),
+            activated: Vec::new(),
             stale: BTreeMap::new(),
             dns: DnsTasks::new(),
         })
@@ -294,7 +297,13 @@ impl Clusters {
                 }
                 None => self.stats.active_clusters().add(1),
             }
+            self.activated.push(name);
         }
+    }
+
+    /// The clusters that have come into force since the last call.
+    pub fn take_activated(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.activated)
     }
 
     fn retire(

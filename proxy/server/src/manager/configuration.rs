@@ -24,6 +24,7 @@ use super::clusters::Clusters;
 use super::dump::Dumped;
 use super::listeners::{Graceful, Listeners, Order};
 use super::needs::{Needs, Slot};
+use super::on_demand::OnDemand;
 use super::subscription_stats::Counters;
 use crate::admin::config_dump::{ConfigSnapshot, ResourceDump, ScopesDump};
 use crate::bootstrap::Bootstrap;
@@ -31,6 +32,7 @@ use crate::cli::options::Options;
 use crate::config_source;
 use crate::context::{Shared, static_secret};
 use crate::dns::DnsEvent;
+use crate::on_demand::{Question, Wanted};
 use crate::overload;
 use crate::runtime_layers::RuntimeLayers;
 use crate::server::StartError;
@@ -53,6 +55,8 @@ pub enum Change {
     Xds(Event),
     /// A cluster found endpoints by itself.
     Discovery(DnsEvent),
+    /// A request needs something that is fetched on demand.
+    Demand(Question),
 }
 
 /// Everything configured, and where changes of it come from.
@@ -65,6 +69,7 @@ pub struct Configuration {
     clusters: Clusters,
     listeners: Listeners,
     needs: Needs,
+    on_demand: OnDemand,
     /// Held for the life of the process: their cells have no other owner until somebody refers to them.
     static_secrets: Vec<(Arc<Cell<Secret>>, String, Dumped)>,
     layers: RuntimeLayers,
@@ -168,6 +173,7 @@ impl Configuration {
         let clusters = Clusters::new(&shared, &manager, &locality).map_err(text)?;
         let listeners = Listeners::new(&shared, options.concurrency);
         let counters = Counters::new(&shared.stats.root());
+        let on_demand = OnDemand::new(&shared);
         let mut configuration = Self {
             stats,
             shared,
@@ -177,6 +183,7 @@ impl Configuration {
             clusters,
             listeners,
             needs: Needs::default(),
+            on_demand,
             static_secrets,
             layers,
             purposes: HashMap::new(),
@@ -269,6 +276,7 @@ impl Configuration {
         tokio::select! {
             event = self.client.next() => Change::Xds(event),
             Some(event) = self.clusters.next() => Change::Discovery(event),
+            question = self.on_demand.next() => Change::Demand(question),
         }
     }
 
@@ -277,12 +285,36 @@ impl Configuration {
         match change {
             Change::Xds(event) => self.on_event(event),
             Change::Discovery(event) => self.clusters.on_discovery(event),
+            Change::Demand(question) => self.on_question(question),
         }
     }
 
-    /// Puts clusters in force that have become warm.
+    fn on_question(&mut self, question: Question) {
+        let Question { wanted, reply } = question;
+        let client = &mut self.client;
+        match wanted {
+            Wanted::Cluster { source, name } => {
+                self.on_demand.ask(&source, &name, reply, Instant::now(), &self.shared, client);
+            }
+            Wanted::VirtualHost { routes, host } => {
+                self.needs.ask_virtual_host(&routes, &host, reply, client);
+            }
+            Wanted::Scope { scopes, key } => self.needs.ask_scope(&scopes, &key, reply, client),
+        }
+    }
+
+    /// Puts clusters in force that have become warm, and tells the requests that wait for them.
     pub fn activate_clusters(&mut self, now: Instant) {
         self.clusters.activate(now, &mut self.needs, &mut self.client);
+        for name in self.clusters.take_activated() {
+            self.on_demand.activated(&name);
+        }
+        self.on_demand.expire(now);
+    }
+
+    /// Gives up what requests asked for that have left since.
+    pub fn prune(&mut self) {
+        self.needs.prune(&mut self.client);
     }
 
     /// Puts listeners in force that have become warm, and ends drains whose time is over.
@@ -300,7 +332,8 @@ impl Configuration {
 
     /// When something is due without an event.
     pub fn next_due(&self) -> Option<Instant> {
-        [self.listeners.next_expiry(), self.clusters.next_due()].into_iter().flatten().min()
+        let due = [self.listeners.next_expiry(), self.clusters.next_due(), self.on_demand.next_due()];
+        due.into_iter().flatten().min()
     }
 
     /// Brings the counters of subscriptions up to date.
@@ -313,6 +346,9 @@ impl Configuration {
         }
         for sub in self.needs.take_ended().into_iter().chain(self.clusters.take_ended()) {
             self.counters.remove(sub);
+        }
+        for sub in self.on_demand.take_fresh() {
+            self.counters.add(sub, &self.shared.stats.root().scope("cluster_manager").scope("odcds"));
         }
         self.counters.follow(&mut self.client);
     }

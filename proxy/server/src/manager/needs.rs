@@ -7,19 +7,22 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3::{ScopedRouteConfiguration, Vhds, VirtualHost};
 use prost::Message as _;
+use tokio::sync::oneshot;
 use waystation_filter_api::cell::Cell;
-use waystation_route::RouteTable;
+use waystation_route::{RouteTable, ScopeKey};
 use waystation_schema::{At as _, ConfigError};
 use waystation_stats::{Scope, stats_group};
 use waystation_tls::Secret;
 use waystation_xds::{Client, Interest, Rejection, Resource, ResourceType, SubId, SubscriptionSpec, Update};
 
 use super::dump::Dumped;
-use super::scopes::{Changed, Scopes};
+use super::on_demand::Waiters;
+use super::scopes::{Changed, ScopeMap, Scopes};
 use super::virtual_hosts::VirtualHosts;
 use crate::config_source;
 use crate::context::{Need, Shared, resource_key, scopes_key};
 use crate::http::filters::discovered::DiscoveredFilter;
+use crate::on_demand::Answer;
 
 stats_group! {
     /// `extension_config_discovery.http_filter.<name>.`
@@ -69,6 +72,8 @@ pub struct Needed {
     pub settled: bool,
     /// For `/config_dump`.
     pub dumped: Option<Dumped>,
+    /// Requests that wait for it.
+    waiters: Waiters,
     holders: usize,
 }
 
@@ -120,7 +125,9 @@ impl Needs {
         | Need::Secret { scope, .. }
         | Need::Filter { scope, .. }) = need;
         self.fresh.push((sub, scope.clone()));
-        let needed = Needed { name: name.clone(), slot, sub, settled: false, dumped: None, holders: 1 };
+        let waiters = Waiters::default();
+        let needed =
+            Needed { name: name.clone(), slot, sub, settled: false, dumped: None, waiters, holders: 1 };
         self.by_key.insert(key, needed);
         Ok(())
     }
@@ -140,7 +147,7 @@ impl Needs {
                 self.by_sub.remove(&needed.sub);
                 match self.by_key.remove(&key).map(|needed| needed.slot) {
                     Some(Slot::Scopes(Some(scopes))) => {
-                        let routes: Vec<Need> = scopes.needs().cloned().collect();
+                        let routes: Vec<Need> = scopes.held().cloned().collect();
                         self.release(&routes, client);
                     }
                     Some(Slot::Route { hosts: Some(hosts), .. }) => self.end(hosts.sub, client),
@@ -160,7 +167,7 @@ impl Needs {
             needed.settled
                 && match &needed.slot {
                     // Scopes are there when their route configurations are.
-                    Slot::Scopes(Some(scopes)) => scopes.needs().all(|need| self.has_settled(need)),
+                    Slot::Scopes(Some(scopes)) => scopes.awaited().all(|need| self.has_settled(need)),
                     Slot::Route { hosts: Some(hosts), .. } => hosts.settled,
                     _ => true,
                 }
@@ -173,7 +180,10 @@ impl Needs {
         let needed = self.by_sub(sub)?;
         match &mut needed.slot {
             Slot::Route { hosts: Some(hosts), .. } if hosts.sub == sub => hosts.settled = true,
-            _ => needed.settled = true,
+            _ => {
+                needed.settled = true;
+                needed.waiters.answer(Answer::Found);
+            }
         }
         Some(needed)
     }
@@ -216,6 +226,52 @@ impl Needs {
             }
         }
         rejected
+    }
+
+    /// A request needs the virtual host of `host` in the route configuration of `routes`.
+    pub fn ask_virtual_host(
+        &mut self,
+        routes: &Cell<RouteTable>,
+        host: &str,
+        reply: oneshot::Sender<Answer>,
+        client: &mut Client,
+    ) {
+        // A route configuration that is gone meanwhile has nobody to ask: the reply is dropped, which is an answer.
+        let slot = self.by_key.get_mut(&route_key(routes.name())).map(|needed| &mut needed.slot);
+        let Some(Slot::Route { hosts: Some(hosts), .. }) = slot else { return };
+        if let Some(name) = hosts.ask(host, reply) {
+            client.add_names(hosts.sub, vec![name]);
+        }
+    }
+
+    /// A request needs the route configuration of the scope of `key`.
+    pub fn ask_scope(
+        &mut self,
+        scopes: &Cell<ScopeMap>,
+        key: &ScopeKey,
+        reply: oneshot::Sender<Answer>,
+        client: &mut Client,
+    ) {
+        let slot = self.by_key.get_mut(&format!("scopes/{}", scopes.name())).map(|needed| &mut needed.slot);
+        let Some(Slot::Scopes(Some(scopes))) = slot else { return };
+        let Some((need, fresh)) = scopes.load(key) else { return };
+        if fresh && let Err(error) = self.hold(std::slice::from_ref(&need), client) {
+            tracing::warn!(target: "config", "cannot load a scope: {error}");
+        }
+        let Some(needed) = self.by_key.get_mut(&self::key(&need)) else { return };
+        needed.waiters.push(reply);
+        if needed.settled {
+            needed.waiters.answer(Answer::Found);
+        }
+    }
+
+    /// Gives up the names of virtual hosts that nobody waits for any longer.
+    pub fn prune(&mut self, client: &mut Client) {
+        for needed in self.by_key.values_mut() {
+            if let Slot::Route { hosts: Some(hosts), .. } = &mut needed.slot {
+                client.remove_names(hosts.sub, hosts.take_left());
+            }
+        }
     }
 
     fn end(&mut self, sub: SubId, client: &mut Client) {
@@ -283,22 +339,37 @@ impl Needs {
         update: &Update,
         resources: Vec<(&Resource, VirtualHost)>,
         shared: &Arc<Shared>,
+        client: &mut Client,
     ) -> Vec<Rejection> {
         let Some(needed) = self.by_sub(update.sub) else { return Vec::new() };
         let Slot::Route { cell, hosts: Some(hosts), .. } = &mut needed.slot else { return Vec::new() };
         hosts.settled = true;
-        let names: Vec<Arc<str>> = resources.iter().map(|(resource, _)| Arc::clone(&resource.name)).collect();
-        let updated = resources.into_iter().map(|(resource, host)| (resource.name.to_string(), host));
-        match hosts.update(updated.collect(), &update.removed, shared) {
+        let offered: Vec<&Resource> = resources.iter().map(|(resource, _)| *resource).collect();
+        let updated = hosts.update(resources, &update.removed, shared);
+        let (answer, rejected) = match updated {
             Ok(table) => {
-                cell.set(Some(table));
-                Vec::new()
+                if let Some(table) = table {
+                    cell.set(Some(table));
+                }
+                (Answer::Found, Vec::new())
             }
             Err(error) => {
-                let reason = error.to_string();
-                names.into_iter().map(|name| Rejection { name, reason: reason.clone() }).collect()
+                let reject = |resource: &&Resource| Rejection {
+                    name: Arc::clone(&resource.name),
+                    reason: error.to_string(),
+                };
+                (Answer::Missing, offered.iter().map(reject).collect())
             }
+        };
+        for name in offered.iter().flat_map(|resource| resource.aliases.iter().chain([&resource.name])) {
+            hosts.answer(name, answer);
         }
+        for name in &update.removed {
+            hosts.answer(name, Answer::Missing);
+        }
+        // What does not exist is asked for anew by the next request, so that names that clients make up do not add up.
+        client.remove_names(hosts.sub, update.removed.clone());
+        rejected
     }
 
     /// Those of `needs` that are still waited for, by name, for `/init_dump`.
@@ -391,13 +462,18 @@ pub fn configure(
 /// What identifies a resource among all needs.
 fn key(need: &Need) -> String {
     match need {
-        Need::Route { source, name, .. } => format!("route/{}", resource_key(source, name)),
+        Need::Route { source, name, .. } => route_key(&resource_key(source, name)),
         Need::Scopes { source, rds, name, .. } => {
             format!("scopes/{}", scopes_key(source, rds.as_deref(), name))
         }
         Need::Secret { source, name, .. } => format!("secret/{}", resource_key(source, name)),
         Need::Filter { source, name, .. } => format!("filter/{}", resource_key(source, name)),
     }
+}
+
+/// The same by the name of the cell.
+fn route_key(cell: &str) -> String {
+    format!("route/{cell}")
 }
 
 fn parts(need: &Need) -> (ResourceType, &core::ConfigSource, &String, Slot) {

@@ -44,6 +44,16 @@ struct Scope {
     cell: Arc<Cell<RouteTable>>,
     /// The route configuration by RDS, unless it is inline.
     need: Option<Need>,
+    /// That is fetched when a request asks for it (`on_demand`).
+    lazy: bool,
+    /// It is subscribed to.
+    held: bool,
+}
+
+impl Scope {
+    fn into_held(self) -> Option<Need> {
+        self.need.filter(|_| self.held)
+    }
 }
 
 /// What an update asks to be subscribed to, and what not any longer.
@@ -70,7 +80,7 @@ impl Scopes {
     pub fn remove(&mut self, names: &[Arc<str>], changed: &mut Changed) {
         for name in names {
             let gone = self.by_name.remove(&**name);
-            changed.release.extend(gone.and_then(|scope| scope.need));
+            changed.release.extend(gone.and_then(Scope::into_held));
         }
     }
 
@@ -92,9 +102,6 @@ impl Scopes {
             route_configuration,
             key: _,
         } = proto;
-        if *on_demand {
-            return Err(ConfigError::field("on_demand", "scopes are loaded when they come, not on demand"));
-        }
         let key = ScopeKey::compile(proto)?;
         let mut others = self.by_name.iter().filter(|(other, _)| *other != name);
         if let Some((other, _)) = others.find(|(_, scope)| scope.key == key) {
@@ -117,10 +124,21 @@ impl Scopes {
                 (cell, context.into_needs().pop())
             }
         };
-        changed.hold.extend(need.clone());
-        let replaced = self.by_name.insert(name.clone(), Scope { wire: wire.clone(), key, cell, need });
-        changed.release.extend(replaced.and_then(|scope| scope.need));
+        // What another scope, or an earlier form of this one, has fetched is followed from now on.
+        let held = need.is_some() && (!on_demand || cell.is_set());
+        changed.hold.extend(need.clone().filter(|_| held));
+        let scope = Scope { wire: wire.clone(), key, cell, need, lazy: *on_demand, held };
+        let replaced = self.by_name.insert(name.clone(), scope);
+        changed.release.extend(replaced.and_then(Scope::into_held));
         Ok(())
+    }
+
+    /// The route configuration of the scope of `key`, and whether it has yet to be subscribed to. From now on it counts
+    /// as subscribed to.
+    pub fn load(&mut self, key: &ScopeKey) -> Option<(Need, bool)> {
+        let scope = self.by_name.values_mut().find(|scope| scope.key == *key)?;
+        let need = scope.need.clone()?;
+        Some((need, !std::mem::replace(&mut scope.held, true)))
     }
 
     /// Has the workers use the scopes as they are now.
@@ -136,21 +154,27 @@ impl Scopes {
         let count = self.by_name.len() as u64;
         self.stats.all_scopes().set(count);
         self.count();
-        self.stats.on_demand_scopes().set(0);
+        let lazy = self.by_name.values().filter(|scope| scope.lazy).count();
+        self.stats.on_demand_scopes().set(lazy as u64);
         self.stats.config_reload().inc();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.stats.config_reload_time_ms().set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
     }
 
-    /// Counts the scopes whose route configuration has arrived.
+    /// Counts the scopes whose route configuration has arrived, or is not loaded before a request asks for it.
     pub fn count(&self) {
-        let active = self.by_name.values().filter(|scope| scope.cell.is_set());
+        let active = self.by_name.values().filter(|scope| scope.lazy || scope.cell.is_set());
         self.stats.active_scopes().set(active.count() as u64);
     }
 
-    /// The route configurations that the scopes lead to.
-    pub fn needs(&self) -> impl Iterator<Item = &Need> {
-        self.by_name.values().filter_map(|scope| scope.need.as_ref())
+    /// The route configurations that are subscribed to.
+    pub fn held(&self) -> impl Iterator<Item = &Need> {
+        self.by_name.values().filter(|scope| scope.held).filter_map(|scope| scope.need.as_ref())
+    }
+
+    /// Those that a listener waits for.
+    pub fn awaited(&self) -> impl Iterator<Item = &Need> {
+        self.by_name.values().filter(|scope| !scope.lazy).filter_map(|scope| scope.need.as_ref())
     }
 
     /// The encoded scopes, for `/config_dump`.
@@ -252,9 +276,29 @@ mod tests {
     }
 
     #[test]
-    fn scopes_on_demand_are_refused() {
+    fn a_lazy_scope_holds_nothing_until_it_is_asked_for() {
         let shared = crate::context::tests::shared();
+        let mut scopes = scopes(&shared);
         let lazy = pb::ScopedRouteConfiguration { on_demand: true, ..scope("a", "k", "r") };
-        assert!(insert(&mut scopes(&shared), &lazy, &shared).is_err());
+        let added = insert(&mut scopes, &lazy, &shared).unwrap();
+        assert_eq!((added.hold.len(), scopes.held().count(), scopes.awaited().count()), (0, 0, 0));
+        let key = ScopeKey::compile(&lazy).unwrap();
+        assert!(scopes.load(&key).is_some_and(|(_, fresh)| fresh));
+        assert!(scopes.load(&key).is_some_and(|(_, fresh)| !fresh), "once");
+        assert_eq!((scopes.held().count(), scopes.awaited().count()), (1, 0));
+        let mut removed = Changed::default();
+        scopes.remove(&["a".into()], &mut removed);
+        assert_eq!(removed.release.len(), 1);
+    }
+
+    #[test]
+    fn a_lazy_scope_whose_routes_are_there_follows_them() {
+        let shared = crate::context::tests::shared();
+        let mut scopes = scopes(&shared);
+        insert(&mut scopes, &scope("a", "k", "r"), &shared).unwrap();
+        let table = routes::compile(&pb::RouteConfiguration::default(), false, &shared).unwrap();
+        scopes.by_name["a"].cell.set(Some(Arc::new(table)));
+        let lazy = pb::ScopedRouteConfiguration { on_demand: true, ..scope("b", "l", "r") };
+        assert_eq!(insert(&mut scopes, &lazy, &shared).unwrap().hold.len(), 1);
     }
 }

@@ -1,17 +1,20 @@
 //! Virtual hosts by VHDS: added to the route configuration that asks for them, and taken out of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use tokio::sync::oneshot;
 use waystation_route::RouteTable;
 use waystation_schema::ConfigError;
 use waystation_stats::{Scope, stats_group};
-use waystation_xds::SubId;
+use waystation_xds::{Resource, SubId};
 
+use super::on_demand::Waiters;
 use super::routes;
 use crate::context::Shared;
+use crate::on_demand::Answer;
 
 stats_group! {
     /// `http.<prefix>.rds.vhds.<route configuration>.`
@@ -33,15 +36,64 @@ pub struct VirtualHosts {
     pub settled: bool,
     /// By the names of their resources, `<route configuration>/<host>`.
     by_name: BTreeMap<String, pb::VirtualHost>,
+    /// Their names and aliases.
+    known: HashMap<Arc<str>, Arc<str>>,
+    /// The names that requests wait for.
+    waiting: HashMap<Arc<str>, Waiters>,
     /// The route configuration as it came.
     base: Arc<RouteTable>,
     stats: VirtualHostStats,
 }
 
+/// Names that requests of one route configuration wait for; who asks for another one is told that it does not exist.
+const MAX_WAITED_FOR: usize = 16 * 1024;
+
 impl VirtualHosts {
     /// None yet.
     pub fn new(sub: SubId, source: core::ConfigSource, base: Arc<RouteTable>, scope: &Scope) -> Self {
-        Self { sub, source, settled: false, by_name: BTreeMap::new(), base, stats: scope.group() }
+        Self {
+            sub,
+            source,
+            settled: false,
+            by_name: BTreeMap::new(),
+            known: HashMap::new(),
+            waiting: HashMap::new(),
+            base,
+            stats: scope.group(),
+        }
+    }
+
+    /// A request needs the virtual host of `host`: gives the name to subscribe to, if nobody has asked for it yet.
+    pub fn ask(&mut self, host: &str, reply: oneshot::Sender<Answer>) -> Option<Arc<str>> {
+        let alias: Arc<str> = format!("{}/{host}", self.base.name()).into();
+        let mut waiters = Waiters::default();
+        if let Some(waiting) = self.waiting.get_mut(&alias) {
+            waiting.push(reply);
+            return None;
+        }
+        waiters.push(reply);
+        if self.known.contains_key(&alias) {
+            waiters.answer(Answer::Found);
+            return None;
+        }
+        if self.waiting.len() >= MAX_WAITED_FOR {
+            waiters.answer(Answer::Missing);
+            return None;
+        }
+        self.waiting.insert(Arc::clone(&alias), waiters);
+        Some(alias)
+    }
+
+    /// The server has spoken of a name.
+    pub fn answer(&mut self, name: &str, answer: Answer) {
+        if let Some(mut waiters) = self.waiting.remove(name) {
+            waiters.answer(answer);
+        }
+    }
+
+    /// The names that nobody waits for any longer, and that the server has said nothing about.
+    pub fn take_left(&mut self) -> Vec<Arc<str>> {
+        self.waiting.extract_if(|_, waiters| waiters.have_left()).map(|(name, _)| name).collect()
     }
 
     /// Goes on with another version of the route configuration; the virtual hosts stay.
@@ -58,28 +110,39 @@ impl VirtualHosts {
         Ok(table)
     }
 
-    /// The table with these virtual hosts added or replaced, and those removed.
+    /// The table with these virtual hosts added or replaced, and those removed; nothing when that changes nothing.
     ///
     /// # Errors
     /// When a virtual host is invalid, or another one has its domain. Then nothing has changed.
     pub fn update(
         &mut self,
-        updated: Vec<(String, pb::VirtualHost)>,
+        updated: Vec<(&Resource, pb::VirtualHost)>,
         removed: &[Arc<str>],
         shared: &Arc<Shared>,
-    ) -> Result<Arc<RouteTable>, ConfigError> {
-        if updated.is_empty() && removed.is_empty() {
-            self.stats.update_empty().inc();
+    ) -> Result<Option<Arc<RouteTable>>, ConfigError> {
+        if updated.is_empty() && !removed.iter().any(|name| self.by_name.contains_key(&**name)) {
+            // Mostly the answer that a host which some client made up does not exist.
+            if removed.is_empty() {
+                self.stats.update_empty().inc();
+            }
+            return Ok(None);
         }
         let mut by_name = self.by_name.clone();
         for name in removed {
             by_name.remove(&**name);
         }
-        by_name.extend(updated);
+        let names = updated.iter().flat_map(|(resource, _)| {
+            let aliases = resource.aliases.iter().chain([&resource.name]);
+            aliases.map(|alias| (Arc::clone(alias), Arc::clone(&resource.name)))
+        });
+        let names: Vec<_> = names.collect();
+        by_name.extend(updated.into_iter().map(|(resource, host)| (resource.name.to_string(), host)));
         let table = self.table(&self.base, &by_name, shared)?;
+        self.known.extend(names);
+        self.known.retain(|_, name| by_name.contains_key(&**name));
         self.by_name = by_name;
         self.stats.config_reload().inc();
-        Ok(table)
+        Ok(Some(table))
     }
 
     fn table(
@@ -101,9 +164,25 @@ mod tests {
     use super::*;
     use crate::context::tests::shared;
 
-    fn host(name: &str, domain: &str) -> (String, pb::VirtualHost) {
+    fn host(name: &str, domain: &str) -> (Resource, pb::VirtualHost) {
         let host = pb::VirtualHost { name: name.into(), domains: vec![domain.into()], ..Default::default() };
-        (format!("rc/{domain}"), host)
+        let resource = Resource {
+            name: format!("rc/{domain}").into(),
+            version: "1".into(),
+            aliases: vec![format!("rc/also.{domain}").into()],
+            body: bytes::Bytes::new(),
+        };
+        (resource, host)
+    }
+
+    fn update(
+        hosts: &mut VirtualHosts,
+        updated: &[(Resource, pb::VirtualHost)],
+        removed: &[Arc<str>],
+        shared: &Arc<Shared>,
+    ) -> Result<Arc<RouteTable>, ConfigError> {
+        let updated = updated.iter().map(|(resource, host)| (resource, host.clone()));
+        hosts.update(updated.collect(), removed, shared).map(|table| table.expect("something changes"))
     }
 
     fn base(shared: &Arc<Shared>) -> Arc<RouteTable> {
@@ -141,9 +220,10 @@ mod tests {
     fn hosts_come_and_go_beside_those_of_the_configuration() {
         let shared = shared();
         let mut hosts = hosts(&shared);
-        let table = hosts.update(vec![host("a", "a.example"), host("b", "b.example")], &[], &shared).unwrap();
+        let table =
+            update(&mut hosts, &[host("a", "a.example"), host("b", "b.example")], &[], &shared).unwrap();
         assert_eq!(names(&table), ["own", "a", "b"]);
-        let table = hosts.update(vec![host("c", "c.example")], &["rc/a.example".into()], &shared).unwrap();
+        let table = update(&mut hosts, &[host("c", "c.example")], &["rc/a.example".into()], &shared).unwrap();
         assert_eq!(names(&table), ["own", "b", "c"]);
         let table = hosts.rebase(base(&shared), &shared).unwrap();
         assert_eq!(names(&table), ["own", "b", "c"]);
@@ -153,8 +233,38 @@ mod tests {
     fn a_domain_that_is_taken_changes_nothing() {
         let shared = shared();
         let mut hosts = hosts(&shared);
-        hosts.update(vec![host("a", "a.example")], &[], &shared).unwrap();
-        assert!(hosts.update(vec![host("x", "own.example")], &["rc/a.example".into()], &shared).is_err());
+        update(&mut hosts, &[host("a", "a.example")], &[], &shared).unwrap();
+        assert!(update(&mut hosts, &[host("x", "own.example")], &["rc/a.example".into()], &shared).is_err());
         assert_eq!(names(&hosts.rebase(base(&shared), &shared).unwrap()), ["own", "a"]);
+    }
+
+    #[test]
+    fn one_name_is_asked_for_once_and_all_who_wait_for_it_are_told() {
+        let shared = shared();
+        let mut hosts = hosts(&shared);
+        let mut ask = |hosts: &mut VirtualHosts, host: &str| {
+            let (reply, answer) = oneshot::channel();
+            (hosts.ask(host, reply), answer)
+        };
+        let (first, mut one) = ask(&mut hosts, "a.example");
+        assert_eq!(first.as_deref(), Some("rc/a.example"));
+        let (second, mut two) = ask(&mut hosts, "a.example");
+        assert_eq!(second, None);
+        hosts.answer("rc/other", Answer::Found);
+        assert!(one.try_recv().is_err());
+        update(&mut hosts, &[host("a", "a.example")], &[], &shared).unwrap();
+        hosts.answer("rc/a.example", Answer::Found);
+        assert_eq!((one.try_recv(), two.try_recv()), (Ok(Answer::Found), Ok(Answer::Found)));
+        // What is there, by its name or by another, is not asked for.
+        for host in ["a.example", "also.a.example"] {
+            let (name, mut known) = ask(&mut hosts, host);
+            assert_eq!((name, known.try_recv()), (None, Ok(Answer::Found)));
+        }
+        // Removed, it is asked for again; and who gives up leaves the name to be given up, too.
+        update(&mut hosts, &[], &["rc/a.example".into()], &shared).unwrap();
+        let (again, three) = ask(&mut hosts, "also.a.example");
+        assert!(again.is_some() && hosts.take_left().is_empty());
+        drop(three);
+        assert_eq!(hosts.take_left(), ["rc/also.a.example".into()]);
     }
 }

@@ -15,8 +15,11 @@ use waystation_filter_api::http::{
     BodyData, FilterConfig, Flow, Hold, HttpFilter, LocalFuture, LocalReply, Phases, Resume, StreamCx,
 };
 use waystation_http::Headers;
+use waystation_route::FilterLevels;
 
 use super::Stream;
+use super::demand::Demand;
+use crate::http::Table;
 use crate::http::downstream::{Downstream, Piece};
 use crate::http::end::StreamEnd;
 
@@ -56,6 +59,8 @@ struct Lane {
 }
 
 struct Slot {
+    /// Which of the connection manager's filters it is.
+    entry: usize,
     filter: Box<dyn HttpFilter>,
     phases: Phases,
     configs: Vec<FilterConfig>,
@@ -186,7 +191,7 @@ impl Chain {
     /// Keeps what a flow other than `Continue` says; `true` when the filter holds.
     fn stop(&mut self, way: Way, step: usize, flow: Flow) -> Result<bool, Box<LocalReply>> {
         let stop = match flow {
-            Flow::Continue => Stop::Open,
+            Flow::Continue | Flow::Anew => Stop::Open,
             Flow::Reply(reply) => return Err(reply),
             Flow::Pause(hold) => Stop::Paused(hold),
             Flow::Wait(future) => Stop::Waiting(future),
@@ -264,16 +269,21 @@ impl<D: Downstream> Stream<'_, D> {
     pub(super) fn build_chain(&mut self) {
         self.complete_chain();
         self.chain = Chain::default();
-        let hcm = &self.cx.hcm;
-        if hcm.filters.is_empty() {
+        if self.cx.hcm.filters.is_empty() {
             return;
         }
-        let route = self.table.as_ref().and_then(|(table, index)| Some((table, table.held.route(*index)?)));
-        for (i, entry) in hcm.filters.iter().enumerate() {
-            let levels = route
-                .and_then(|(table, route)| Some(route.filter_config(None, (*table.slots.get(i)?)?)))
-                .unwrap_or_default();
-            if levels.disabled.unwrap_or(entry.disabled) {
+        self.add_filters(0, true);
+        if !self.chain.is_empty() {
+            self.note_cluster();
+        }
+    }
+
+    /// Adds the filters from `first` on. The route may disable them, if it is one that the stream began with.
+    fn add_filters(&mut self, first: usize, begins: bool) {
+        let hcm = &self.cx.hcm;
+        for (i, entry) in hcm.filters.iter().enumerate().skip(first) {
+            let levels = levels(self.table.as_ref(), i);
+            if levels.disabled.filter(|_| begins).unwrap_or(entry.disabled) {
                 continue;
             }
             let factory = &entry.factory;
@@ -282,6 +292,7 @@ impl<D: Downstream> Stream<'_, D> {
             let all = &mut self.chain.phases;
             all.response_body |= phases.response_body;
             self.chain.slots.push(Slot {
+                entry: i,
                 filter,
                 phases,
                 configs: levels.configs.to_vec(),
@@ -289,9 +300,29 @@ impl<D: Downstream> Stream<'_, D> {
                 response: Station::default(),
             });
         }
-        if !self.chain.is_empty() {
-            self.note_cluster();
+    }
+
+    /// Selects the route anew for the filter that has waited for that, and shows it the head once more. The filters behind
+    /// it, which have not seen the stream yet, are made for a route that has now been found.
+    fn look_again(&mut self, step: usize) -> Result<Flow, StreamEnd> {
+        self.chain.station(Way::Request, step).stop = Stop::Open;
+        let had_route = self.table.is_some();
+        self.info.upstream.cluster = None;
+        self.select_route()?;
+        if !had_route && self.table.is_some() {
+            let entry = self.chain.slots[step].entry;
+            self.chain.slots.truncate(step + 1);
+            self.chain.slots[step].configs = levels(self.table.as_ref(), entry).configs.to_vec();
+            self.add_filters(entry + 1, false);
         }
+        self.note_cluster();
+        let end = self.chain.request.head_is_all;
+        let mut request = std::mem::take(&mut self.heads.request);
+        let flow =
+            self.phase(Way::Request, step, None, |filter, cx| filter.decode_headers(cx, &mut request, end));
+        self.heads.request = request;
+        self.select_anew();
+        Ok(flow)
     }
 
     /// Takes the request head through the filters, and what has come of the body. `true` when one of them has answered.
@@ -356,7 +387,7 @@ impl<D: Downstream> Stream<'_, D> {
             match self.poll_stations(Way::Request, task) {
                 Ok(true) => return Poll::Ready(Ok(())),
                 Ok(false) => {}
-                Err(reply) => return Poll::Ready(Err(reply.into())),
+                Err(stopped) => return Poll::Ready(Err(stopped)),
             }
         }
         match self.chain.room(Way::Request, self.cx.hcm.buffer_limit) {
@@ -624,10 +655,13 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// Asks those who hold something; `true` when somebody let go.
-    fn poll_stations(&mut self, way: Way, task: &mut Context<'_>) -> Result<bool, Box<LocalReply>> {
+    fn poll_stations(&mut self, way: Way, task: &mut Context<'_>) -> Result<bool, Stopped> {
         let mut still = false;
         for step in 0..self.chain.steps(way) {
-            while let Poll::Ready(flow) = self.chain.station(way, step).poll(task) {
+            while let Poll::Ready(mut flow) = self.chain.station(way, step).poll(task) {
+                if matches!(flow, Flow::Anew) && way == Way::Request {
+                    flow = self.look_again(step).map_err(Stopped::End)?;
+                }
                 if !self.chain.stop(way, step, flow)? {
                     self.let_go(way, step)?;
                     return Ok(true);
@@ -674,8 +708,10 @@ impl<D: Downstream> Stream<'_, D> {
         let mut clear_route = false;
         let slot = &mut self.chain.slots[place];
         let info = &mut self.info;
+        let on_demand = Demand { cx: self.cx, table: self.table.as_ref(), random: self.random };
         let flow = self.cx.worker.with_random(|random| {
-            let mut cx = StreamCx::new(info, request, &slot.configs, random, &resume, &mut clear_route);
+            let mut cx =
+                StreamCx::new(info, request, &slot.configs, random, &on_demand, &resume, &mut clear_route);
             call(&mut *slot.filter, &mut cx)
         });
         self.route_cleared |= clear_route;
@@ -691,6 +727,16 @@ impl<D: Downstream> Stream<'_, D> {
             self.note_cluster();
         }
     }
+}
+
+/// What the stream's route says about the filter in this place.
+fn levels(table: Option<&(Rc<Table>, u32)>, entry: usize) -> FilterLevels<'_> {
+    table
+        .and_then(|(table, index)| {
+            let route = table.held.route(*index)?;
+            Some(route.filter_config(None, (*table.slots.get(entry)?)?))
+        })
+        .unwrap_or_default()
 }
 
 impl From<Box<LocalReply>> for Stopped {

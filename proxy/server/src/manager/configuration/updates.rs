@@ -61,6 +61,12 @@ impl Configuration {
             Some(Purpose::Clusters) => self.apply_clusters(update),
             Some(Purpose::Listeners) => self.apply_listeners(update),
             Some(Purpose::Runtime(name)) => self.apply_runtime(&name, update),
+            None if self.on_demand.owns(update.sub) => {
+                let rejected = self.apply_clusters(update);
+                let names = update.resources.iter().map(|resource| &resource.name);
+                self.on_demand.answered(update.sub, names, &update.removed, &mut self.client);
+                rejected
+            }
             None if update.kind == ResourceType::ClusterLoadAssignment => {
                 let allow_unknown = self.allow_unknown();
                 self.clusters.apply_endpoints(update, allow_unknown)
@@ -89,7 +95,7 @@ impl Configuration {
         for name in self.removals(update, unreadable) {
             self.clusters.remove(&name, &mut self.needs, &mut self.client);
         }
-        if rejected.is_empty() {
+        if rejected.is_empty() && !self.on_demand.owns(update.sub) {
             self.versions.clusters = Arc::clone(&update.version);
         }
         rejected
@@ -121,7 +127,7 @@ impl Configuration {
     fn removals(&mut self, update: &Update, unreadable: bool) -> Vec<Arc<str>> {
         let waiting = self.removals_waiting.entry(update.kind.clone()).or_default();
         waiting.extend(update.removed.iter().cloned());
-        if unreadable {
+        if unreadable || waiting.is_empty() {
             return Vec::new();
         }
         let held: HashSet<Arc<str>> =
@@ -174,7 +180,7 @@ impl Configuration {
         }
         if update.kind == ResourceType::VirtualHost {
             let hosts = self.decode_all::<VirtualHost>(update, VIRTUAL_HOST, &mut rejected);
-            rejected.extend(self.needs.apply_virtual_hosts(update, hosts, &self.shared));
+            rejected.extend(self.needs.apply_virtual_hosts(update, hosts, &self.shared, &mut self.client));
             return rejected;
         }
         for resource in &update.resources {

@@ -1,0 +1,44 @@
+//! What a stream's filters may have fetched for it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use waystation_filter_api::http::{ClusterSource, LocalFuture, OnDemand};
+use waystation_http::Headers;
+use waystation_route::{Action, ClusterRef};
+
+use crate::http::{ConnCx, Table};
+use crate::on_demand::Wanted;
+
+pub(super) struct Demand<'s> {
+    pub(super) cx: &'s ConnCx,
+    pub(super) table: Option<&'s (Rc<Table>, u32)>,
+    pub(super) random: u64,
+}
+
+impl Demand<'_> {
+    fn ask(&self, wanted: Wanted) -> Option<LocalFuture<()>> {
+        let asked = self.cx.worker.shared.on_demand.ask(wanted)?;
+        // Whatever the answer is: the route is selected anew, and what is missing then is missing.
+        Some(Box::pin(async {
+            asked.answer().await;
+        }))
+    }
+}
+
+impl OnDemand for Demand<'_> {
+    fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<()>> {
+        self.ask(self.cx.missing_route(head)?)
+    }
+
+    fn fetch_cluster(&self, source: &Arc<ClusterSource>, head: &Headers) -> Option<LocalFuture<()>> {
+        let (table, index) = self.table?;
+        let Action::Route(action) = &table.held.route(*index)?.action else { return None };
+        let name = match action.target(head, self.random, || None).cluster {
+            ClusterRef::Cell(cell) => cell.name(),
+            // Without the header there is no name to ask for.
+            ClusterRef::Named(name) => str::from_utf8(name).ok().filter(|name| !name.is_empty())?,
+        };
+        self.ask(Wanted::Cluster { source: Arc::clone(source), name: name.into() })
+    }
+}
