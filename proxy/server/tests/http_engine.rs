@@ -3,6 +3,7 @@
 mod http {
     mod filters;
     pub(crate) mod harness;
+    mod on_demand;
 }
 
 use http::harness::{Proxy, Upstream, run};

@@ -242,7 +242,7 @@ mod tests {
     fn one_name_is_asked_for_once_and_all_who_wait_for_it_are_told() {
         let shared = shared();
         let mut hosts = hosts(&shared);
-        let mut ask = |hosts: &mut VirtualHosts, host: &str| {
+        let ask = |hosts: &mut VirtualHosts, host: &str| {
             let (reply, answer) = oneshot::channel();
             (hosts.ask(host, reply), answer)
         };

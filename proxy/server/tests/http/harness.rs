@@ -267,9 +267,9 @@ async fn read_request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
 
 pub(crate) struct Proxy {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     /// Clusters live in cells that only routes hold.
-    _clusters: Vec<Arc<waystation_filter_api::cell::Cell<waystation_upstream::Cluster>>>,
+    clusters: Vec<Arc<waystation_filter_api::cell::Cell<waystation_upstream::Cluster>>>,
 }
 
 const ROUTES: &str = r#"
@@ -281,6 +281,12 @@ const ROUTES: &str = r#"
         route: {cluster: up}
       - match: {path: /nocluster}
         route: {cluster: nobody}
+      - match: {path: /named}
+        route: {cluster_header: x-cluster}
+      - match: {path: /notfetched}
+        route: {cluster: nobody}
+        typed_per_filter_config:
+          fetch: {"@type": type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.PerRouteConfig}
       - match: {path: /teapot}
         direct_response: {status: 418, body: {inline_string: short}}
       - match: {path: /moved}
@@ -343,6 +349,26 @@ typed_extension_protocol_options:
       request_mutations: [{append: {header: {key: x-req, value: "1"}}}]
       response_mutations: [{append: {header: {key: x-resp, value: "2"}}}]"#;
         Self::configured(upstream, "", filter, "").await
+    }
+
+    /// With the filter that fetches unknown clusters, and so many bytes to buffer.
+    pub(crate) async fn start_on_demand(upstream: &Upstream, limit: usize) -> Self {
+        let filter = r#"
+- name: fetch
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand
+    odcds: {source: {ads: {}, resource_api_version: V3}, timeout: 2s}"#;
+        Self::assembled(upstream, "", filter, "", limit, None).await
+    }
+
+    /// Has a cluster appear under another name.
+    pub(crate) fn add_cluster(&self, name: &str) {
+        self.shared.clusters.cell(name).set(self.clusters[0].get());
+    }
+
+    /// A client of its own.
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
     }
 
     /// With a filter of the test's own, and so many bytes to buffer.
@@ -428,7 +454,7 @@ typed_extension_protocol_options:
                 tokio::task::spawn_local(served);
             }
         });
-        Self { address, shared, _clusters: vec![cell] }
+        Self { address, shared, clusters: vec![cell] }
     }
 
     /// Sends `request` on a new connection and reads until the proxy closes it.
