@@ -17,6 +17,7 @@ use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::{Cluster, Host, HostRef};
 
 pub mod connect;
+mod happy_eyeballs;
 pub(crate) mod http1;
 pub(crate) mod http2;
 pub(crate) mod tcp;

@@ -28,7 +28,9 @@ mod endpoints;
 mod http;
 mod transport;
 
-pub use connection::{BindOptions, ConnectionOptions, SocketOption, SocketState, TcpKeepalive};
+pub use connection::{
+    BindOptions, ConnectionOptions, HappyEyeballs, SocketOption, SocketState, TcpKeepalive,
+};
 pub use endpoints::{Applied, Endpoints};
 pub use http::{
     Http1Options, Http2Options, HttpOptions, Keepalive, UpstreamProtocol, header_case, underscores,

@@ -37,7 +37,7 @@ pub struct Host {
 pub struct HostDetails {
     /// The endpoint's DNS name: `Endpoint.hostname`, or the name that was resolved.
     pub hostname: Box<str>,
-    /// Further addresses of the same endpoint, tried in order (`additional_addresses`).
+    /// Further addresses of the same endpoint, for Happy Eyeballs (`additional_addresses`).
     pub additional_addresses: Box<[Address]>,
     /// Where and how the endpoint is checked, for active health checking.
     pub health_check: Option<HealthCheckTarget>,

@@ -12,10 +12,11 @@ use waystation_filter_api::address::Address;
 use waystation_filter_api::connection::{ConnectionInfo, TlsInfo};
 use waystation_tls::{ClientContext, ClientOptions};
 use waystation_upstream::admission::Resource;
-use waystation_upstream::cluster::{ClusterRef, ConnectionOptions, SocketState};
+use waystation_upstream::cluster::{ClusterRef, ConnectionOptions, HappyEyeballs, SocketState};
 use waystation_upstream::host::ActiveConnection;
 use waystation_upstream::{HostRef, Permit, Priority};
 
+use super::happy_eyeballs;
 use crate::address::set_option;
 use crate::transport::{Socket, Transport};
 use crate::upstream_socket::proxy_protocol::ProxyProtocol;
@@ -214,24 +215,31 @@ async fn establish(
     host: &HostRef,
     options: ConnectOptions<'_>,
 ) -> Result<(Transport, UpstreamConnInfo), ConnectError> {
-    let addresses = std::iter::once(host.address()).chain(host.additional_addresses());
-    let mut last = ConnectError::Failed { local: true, reason: "no address".into() };
-    for address in addresses {
-        match open(address, cluster.connection.as_deref()).await {
-            Ok((socket, local_address)) => {
-                let info = UpstreamConnInfo {
-                    id: worker.connection_id(),
-                    local_address,
-                    remote_address: address.clone(),
-                    tls: None,
-                    alpn: None,
-                };
-                return secure(socket, info, host, options).await;
-            }
-            Err(error) => last = error,
+    let connection = cluster.connection.as_deref();
+    let ((socket, local_address), address) = match host.additional_addresses() {
+        [] => (open(host.address(), connection).await?, host.address()),
+        more => {
+            let all: Vec<&Address> = std::iter::once(host.address()).chain(more).collect();
+            let order = connection.map_or_else(HappyEyeballs::default, |options| options.happy_eyeballs);
+            let attempts = order.sort(&all).into_iter().enumerate().map(|(index, address)| async move {
+                // Envoy counts every attempt as a connection, but only one of them as failed or ended.
+                if index > 0 {
+                    cluster.stats.upstream_cx_total().inc();
+                }
+                open(address, connection).await.map(|opened| (opened, address))
+            });
+            let none = ConnectError::Failed { local: true, reason: "no address".into() };
+            happy_eyeballs::first(attempts, happy_eyeballs::attempt_delay, none).await?
         }
-    }
-    Err(last)
+    };
+    let info = UpstreamConnInfo {
+        id: worker.connection_id(),
+        local_address,
+        remote_address: address.clone(),
+        tls: None,
+        alpn: None,
+    };
+    secure(socket, info, host, options).await
 }
 
 async fn open(

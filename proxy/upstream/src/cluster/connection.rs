@@ -8,7 +8,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use waystation_filter_api::address::Address;
-use waystation_filter_api::wire::refuse;
+use waystation_filter_api::wire::{refuse, u32_value};
 use waystation_schema::{At, ConfigError};
 
 use crate::target::{Target, socket_target};
@@ -20,6 +20,54 @@ pub struct ConnectionOptions {
     pub keepalive: Option<TcpKeepalive>,
     /// Source address and socket options.
     pub bind: Option<BindOptions>,
+    /// The order of an endpoint's addresses.
+    pub happy_eyeballs: HappyEyeballs,
+}
+
+/// `HappyEyeballsConfig`: in which order the addresses of one endpoint are tried.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct HappyEyeballs {
+    /// Whether IPv6 comes first; `None` is the family of the first address.
+    pub ipv6_first: Option<bool>,
+    /// How many addresses of that family come before one of the other.
+    pub first_count: u32,
+}
+
+impl Default for HappyEyeballs {
+    fn default() -> Self {
+        Self { ipv6_first: None, first_count: 1 }
+    }
+}
+
+impl HappyEyeballs {
+    fn compile(proto: &pb::upstream_connection_options::HappyEyeballsConfig) -> Result<Self, ConfigError> {
+        use pb::upstream_connection_options::FirstAddressFamilyVersion as Version;
+        Ok(Self {
+            ipv6_first: match proto.first_address_family_version() {
+                Version::Default => None,
+                Version::V4 => Some(false),
+                Version::V6 => Some(true),
+                Version::Pipe | Version::Internal => {
+                    return Err(ConfigError::field("first_address_family_version", "must be V4 or V6"));
+                }
+            },
+            first_count: u32_value(proto.first_address_family_count.as_ref()).unwrap_or(1),
+        })
+    }
+
+    /// The addresses with their families interleaved (RFC 8305 section 4), each family in its own order.
+    pub fn sort<'a>(self, addresses: &[&'a Address]) -> Vec<&'a Address> {
+        let is_ipv6 = |address: &&Address| address.ip().is_some_and(|ip| ip.is_ipv6());
+        let ipv6_first = self.ipv6_first.unwrap_or_else(|| addresses.first().is_some_and(is_ipv6));
+        let of = |ipv6| addresses.iter().copied().filter(move |address| is_ipv6(address) == ipv6);
+        let (mut first, mut other) = (of(ipv6_first).peekable(), of(!ipv6_first).peekable());
+        let mut sorted = Vec::with_capacity(addresses.len());
+        while first.peek().is_some() || other.peek().is_some() {
+            sorted.extend(first.by_ref().take(self.first_count as usize));
+            sorted.extend(other.next());
+        }
+        sorted
+    }
 }
 
 /// `envoy.config.core.v3.TcpKeepalive`; `None` leaves the system's default.
@@ -147,12 +195,13 @@ pub(super) fn compile(
         let at = || "upstream_connection_options";
         refuse("set_local_interface_name_on_upstream_connections", *interface_name, "interface names")
             .at(at)?;
-        refuse(
-            "happy_eyeballs_config",
-            happy_eyeballs_config.is_some(),
-            "addresses are tried in their order",
-        )
-        .at(at)?;
+        compiled.happy_eyeballs = happy_eyeballs_config
+            .as_ref()
+            .map(HappyEyeballs::compile)
+            .transpose()
+            .at(|| "happy_eyeballs_config")
+            .at(at)?
+            .unwrap_or_default();
         compiled.keepalive = tcp_keepalive.as_ref().map(|keepalive| TcpKeepalive {
             probes: keepalive.keepalive_probes.as_ref().map(|value| value.value),
             time: keepalive.keepalive_time.as_ref().map(|value| Duration::from_secs(value.value.into())),
@@ -167,4 +216,25 @@ pub(super) fn compile(
         None => default_bind.cloned(),
     };
     Ok((compiled != ConnectionOptions::default()).then(|| Box::new(compiled)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Address, HappyEyeballs};
+
+    #[test]
+    fn address_families_take_turns() {
+        let addresses = ["1.1.1.1:1", "2.2.2.2:1", "3.3.3.3:1", "[::1]:1", "[::2]:1"];
+        let addresses = addresses.map(|text| Address::Ip(text.parse().unwrap()));
+        let all: Vec<&Address> = addresses.iter().collect();
+        for (ipv6_first, first_count, order) in [
+            (None, 1, [0, 3, 1, 4, 2]),
+            (Some(false), 2, [0, 1, 3, 2, 4]),
+            (Some(true), 1, [3, 0, 4, 1, 2]),
+            (Some(true), 9, [3, 4, 0, 1, 2]),
+        ] {
+            let sorted = HappyEyeballs { ipv6_first, first_count }.sort(&all);
+            assert_eq!(sorted, order.map(|index: usize| all[index]), "{ipv6_first:?} {first_count}");
+        }
+    }
 }
