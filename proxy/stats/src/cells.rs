@@ -20,8 +20,11 @@ use crate::tags::View;
 pub(crate) enum Layout {
     Group(&'static GroupDef),
     Single(Kind, Box<str>),
-    /// Response codes under a leaf prefix.
-    Codes(&'static str),
+    /// Response codes under a leaf prefix; whether their sum is listed with them.
+    Codes {
+        prefix: &'static str,
+        completed: bool,
+    },
 }
 
 /// A stat within an entry: its position among the entry's leaves. Counters, then gauges, then histograms; for response
@@ -33,7 +36,7 @@ impl Layout {
         match self {
             Self::Group(def) => def.counters.len(),
             Self::Single(kind, _) => usize::from(*kind == Kind::Counter),
-            Self::Codes(_) => 0,
+            Self::Codes { .. } => 0,
         }
     }
 
@@ -41,7 +44,7 @@ impl Layout {
         match self {
             Self::Group(def) => def.gauges.len(),
             Self::Single(kind, _) => usize::from(*kind == Kind::Gauge),
-            Self::Codes(_) => 0,
+            Self::Codes { .. } => 0,
         }
     }
 
@@ -49,7 +52,7 @@ impl Layout {
         match self {
             Self::Group(def) => def.histograms.len(),
             Self::Single(kind, _) => usize::from(matches!(kind, Kind::Histogram(_))),
-            Self::Codes(_) => 0,
+            Self::Codes { .. } => 0,
         }
     }
 
@@ -100,7 +103,7 @@ impl Cells {
             scalars: if counters + gauges == 0 { Sharded::discarding() } else { Sharded::new(workers) },
             histograms: (0..layout.histograms()).map(|_| OnceLock::new()).collect(),
             extra: match &layout {
-                Layout::Codes(_) => Extra::Codes(Box::new(CodeCounts(Sharded::new(workers)))),
+                Layout::Codes { .. } => Extra::Codes(Box::new(CodeCounts(Sharded::new(workers)))),
                 Layout::Single(Kind::TextReadout, _) => Extra::Text(Box::default()),
                 Layout::Group(_) | Layout::Single(..) => Extra::None,
             },
@@ -123,7 +126,7 @@ impl Cells {
                 let mut name = String::new();
                 let leaves = match self.layout {
                     // The codes that will come are not known yet; they are tested when listed.
-                    Layout::Codes(_) => return,
+                    Layout::Codes { .. } => return,
                     _ => self.fixed_leaves(),
                 };
                 let hidden: Box<[bool]> = (0..leaves)
@@ -221,7 +224,7 @@ impl Cells {
     pub(crate) fn kind(&self, leaf: Leaf) -> Kind {
         match &self.layout {
             Layout::Single(kind, _) => *kind,
-            Layout::Codes(_) => Kind::Counter,
+            Layout::Codes { .. } => Kind::Counter,
             Layout::Group(def) => {
                 let gauge = leaf.checked_sub(def.counters.len());
                 match gauge.and_then(|gauge| gauge.checked_sub(def.gauges.len())) {
@@ -238,7 +241,7 @@ impl Cells {
         match &self.layout {
             Layout::Single(_, name) => Cow::Borrowed(name),
             Layout::Group(def) => Cow::Borrowed(def.name(leaf)),
-            Layout::Codes(prefix) => Cow::Owned(match CodeLeaf::from_index(leaf) {
+            Layout::Codes { prefix, .. } => Cow::Owned(match CodeLeaf::from_index(leaf) {
                 CodeLeaf::Completed => format!("{prefix}completed"),
                 CodeLeaf::Class(class) => format!("{prefix}{class}xx"),
                 CodeLeaf::Code(code) => format!("{prefix}{code}"),
@@ -318,7 +321,7 @@ impl Cells {
     /// The value of the leaf of this name, if it is listed.
     pub(crate) fn by_name(&self, name: &str) -> Option<Value> {
         let leaf = match &self.layout {
-            Layout::Codes(prefix) => CodeLeaf::parse(name.strip_prefix(prefix)?)?,
+            Layout::Codes { prefix, .. } => CodeLeaf::parse(name.strip_prefix(prefix)?)?,
             _ => (0..self.fixed_leaves()).find(|leaf| self.leaf_name(*leaf) == name)?,
         };
         self.listed().contains(&leaf).then(|| self.value(leaf).0)
@@ -327,8 +330,8 @@ impl Cells {
     /// The leaves to list.
     pub(crate) fn listed(&self) -> Vec<Leaf> {
         match (&self.layout, &self.extra) {
-            (Layout::Codes(_), Extra::Codes(codes)) => {
-                let mut leaves = codes.listed();
+            (Layout::Codes { completed, .. }, Extra::Codes(codes)) => {
+                let mut leaves = codes.listed(*completed);
                 if let StatsMatcher::Keep(keep) = &self.scope.store.config.matcher {
                     leaves.retain(|leaf| {
                         let mut name = String::new();
@@ -363,7 +366,7 @@ impl Cells {
         match &self.layout {
             Layout::Group(def) => def.counters.len() + def.gauges.len() + def.histograms.len(),
             Layout::Single(..) => 1,
-            Layout::Codes(_) => 0,
+            Layout::Codes { .. } => 0,
         }
     }
 

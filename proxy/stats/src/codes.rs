@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
+use crate::Scope;
 use crate::cells::Cells;
+use crate::handles::Histogram;
+use crate::histogram::Unit;
 use crate::shard::{Sharded, zeroed};
 
 /// Counters `<prefix>200`, `<prefix>2xx` and `<prefix>completed`, from [`Scope::response_codes`](crate::Scope::response_codes).
@@ -20,6 +23,34 @@ impl ResponseCodes {
     #[inline]
     pub fn record(&self, status: u16) {
         self.cells.record_code(status);
+    }
+}
+
+/// `upstream_rq_<code>` with its sums, and `upstream_rq_time`, below one scope. Each is made when something is first
+/// recorded in it: as in Envoy, what never happened is not listed.
+#[derive(Debug)]
+pub struct ResponseStats {
+    scope: Scope,
+    codes: OnceLock<ResponseCodes>,
+    time: OnceLock<Histogram>,
+}
+
+impl ResponseStats {
+    /// The responses counted directly below `scope`.
+    pub fn new(scope: Scope) -> Self {
+        Self { scope, codes: OnceLock::new(), time: OnceLock::new() }
+    }
+
+    /// Counts one response.
+    #[inline]
+    pub fn record(&self, status: u16) {
+        self.codes.get_or_init(|| self.scope.response_codes("upstream_rq_")).record(status);
+    }
+
+    /// Records how long one took, in milliseconds.
+    #[inline]
+    pub fn record_time(&self, millis: u64) {
+        self.time.get_or_init(|| self.scope.histogram("upstream_rq_time", Unit::Milliseconds)).record(millis);
     }
 }
 
@@ -99,11 +130,14 @@ impl CodeCounts {
             .sum()
     }
 
-    /// The indices of the leaves to list, `completed` first.
-    pub(crate) fn listed(&self) -> Vec<usize> {
-        let mut leaves = vec![0];
+    /// The indices of the leaves to list, `completed` first if it is this family's.
+    pub(crate) fn listed(&self, completed: bool) -> Vec<usize> {
+        let mut leaves = Vec::new();
         if self.0.written().next().is_none() {
             return leaves;
+        }
+        if completed {
+            leaves.push(0);
         }
         for class in 1..=CLASSES {
             if self.0.written().all(|shard| shard.classes[class - 1].get().is_none()) {

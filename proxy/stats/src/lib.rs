@@ -48,7 +48,7 @@ mod shard;
 mod store;
 mod tags;
 
-pub use codes::ResponseCodes;
+pub use codes::{ResponseCodes, ResponseStats};
 pub use config::{BucketSettings, NamePredicate, StatsConfig, StatsMatcher, TagRule};
 pub use group::{Group, GroupCells, GroupDef};
 pub use handles::{Counter, CounterRef, Gauge, GaugeRef, Histogram, HistogramRef, TextReadout};

@@ -121,9 +121,11 @@ impl Scope {
     }
 
     /// The family `<self>.<prefix>NNN`, `<prefix>Nxx`, `<prefix>completed` counted per HTTP status code; `prefix` is
-    /// `upstream_rq_` for clusters. Codes are listed once seen, `completed` always.
+    /// `upstream_rq_` for clusters. Each is listed once seen. Where a group of this scope declares `<prefix>completed`,
+    /// that counter is the group's to keep.
     pub fn response_codes(&self, prefix: &'static str) -> ResponseCodes {
-        ResponseCodes { cells: self.cells(EntryKey::Codes(prefix), || Layout::Codes(prefix)) }
+        let completed = self.node.declared(Kind::Counter, &format!("{prefix}completed")).is_none();
+        ResponseCodes { cells: self.cells(EntryKey::Codes(prefix), || Layout::Codes { prefix, completed }) }
     }
 
     fn intern(&self, prefix: String, tags: impl FnOnce() -> Vec<TagSpan>) -> Self {

@@ -117,7 +117,12 @@ impl ScopeNode {
 
     /// The tags that Envoy looks for in names with a certain first segment; then labels, in the order given.
     fn late_tags(&self) -> impl Iterator<Item = Tag> {
-        let default = self.tags.iter().rev().filter(|tag| !tag.is_label && !tag.is_looked_for_everywhere());
+        let default =
+            || self.tags.iter().rev().filter(|tag| !tag.is_label && !tag.is_looked_for_everywhere());
+        // Envoy's list of extractors has the route after its virtual host.
+        let default = default()
+            .filter(|tag| tag.name != "envoy.route")
+            .chain(default().filter(|tag| tag.name == "envoy.route"));
         let labels = self.tags.iter().filter(|tag| tag.is_label);
         default.chain(labels).map(|tag| self.tag(tag))
     }
@@ -136,7 +141,7 @@ impl Cells {
         }
         match self.layout() {
             // The codes there are change from scrape to scrape.
-            Layout::Codes(_) => self.user_views(&self.listed()).iter().for_each(each),
+            Layout::Codes { .. } => self.user_views(&self.listed()).iter().for_each(each),
             _ => self.views.get_or_init(|| self.user_views(&self.listed())).iter().for_each(each),
         }
     }
@@ -150,7 +155,7 @@ impl Cells {
                 None => views.push((view, vec![*leaf])),
             }
         }
-        let all = views.len() == 1 && !matches!(self.layout(), Layout::Codes(_));
+        let all = views.len() == 1 && !matches!(self.layout(), Layout::Codes { .. });
         views
             .into_iter()
             .map(|(view, leaves)| View { leaves: (!all).then(|| leaves.into()), ..view })

@@ -8,6 +8,7 @@ use regex::Regex;
 use waystation_stats::render::{BucketMode, Format, Options, Renderer, StatType};
 use waystation_stats::{
     BucketSettings, Counter, Gauge, Histogram, ResponseCodes, Scope, StatsConfig, Store, TagRule, Unit,
+    stats_group,
 };
 
 macro_rules! fixture {
@@ -28,6 +29,12 @@ struct Handles {
     gauges: Vec<Gauge>,
     histograms: Vec<Histogram>,
     codes: Vec<ResponseCodes>,
+    sums: Vec<OwnSum>,
+}
+
+stats_group! {
+    /// What a cluster's group declares of its response codes.
+    struct OwnSum { counters { upstream_rq_completed } gauges {} histograms {} }
 }
 
 /// Envoy's own outputs, from which to remake.
@@ -56,6 +63,14 @@ impl Remade {
         for (name, value) in scalars(captured.counters) {
             let (scope, leaf) = resolve(&root, name);
             if let Some(prefix) = code_prefix(leaf) {
+                // The sum of a cluster's own codes is listed before there are any.
+                if scope.name().strip_prefix("cluster.").is_some_and(|name| !name.contains('.')) {
+                    let sum: OwnSum = scope.group();
+                    if leaf == "upstream_rq_completed" {
+                        sum.upstream_rq_completed().add(value);
+                    }
+                    handles.sums.push(sum);
+                }
                 let codes = scope.response_codes(prefix);
                 if let Ok(status) = leaf[prefix.len()..].parse() {
                     (0..value).for_each(|_| codes.record(status));

@@ -199,7 +199,7 @@ impl Index {
             (ViewName::Prefix(prefix), Layout::Group(def)) => {
                 (ClassKey::Group(prefix.clone(), std::ptr::from_ref(*def).addr()), view.leaves.clone())
             }
-            (ViewName::Prefix(prefix), Layout::Codes(codes)) => {
+            (ViewName::Prefix(prefix), Layout::Codes { prefix: codes, .. }) => {
                 (ClassKey::Codes(prefix.clone(), codes), view.leaves.clone())
             }
             (ViewName::Prefix(prefix), Layout::Single(kind, leaf)) if wanted(*kind) => {
