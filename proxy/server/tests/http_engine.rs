@@ -226,6 +226,47 @@ fn tunnel_bytes_wait_for_the_upstream_to_accept() {
 }
 
 #[test]
+fn connect_bytes_wait_for_the_upstream_to_accept() {
+    const HIDDEN: &str = "GET /second HTTP/1.1\r\nhost: a\r\n\r\n";
+    run(async {
+        let connect = "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n";
+        let upgrades = "upgrade_configs: [{upgrade_type: CONNECT}]";
+        let upstream = Upstream::answering("HTTP/1.1 405 No\r\ncontent-length: 0\r\n\r\n").await;
+        let proxy = Proxy::start(&upstream, upgrades).await;
+        let answer = proxy.exchange(&format!("{connect}{HIDDEN}")).await;
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+        let seen = upstream.seen();
+        assert!(seen.starts_with("CONNECT ") && !seen.contains("/second"), "{seen}");
+        proxy.stat("cluster.up.upstream_rq_total", 1);
+
+        // Once it has accepted they flow, though the client had sent them before.
+        let upstream = Upstream::tunnel().await;
+        let proxy = Proxy::start(&upstream, upgrades).await;
+        let answer = proxy.exchange_some(&format!("{connect}{HIDDEN}"), HIDDEN).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    });
+}
+
+#[test]
+fn a_connection_outlives_a_request_beyond_max_requests() {
+    run(async {
+        let upstream = Upstream::answering(OK).await;
+        let none = "circuit_breakers: {thresholds: [{max_requests: 0}]}";
+        let proxy = Proxy::start_cluster(&upstream, none).await;
+        for refused in 1..=3 {
+            let answer = ask(&proxy, "GET / HTTP/1.1").await;
+            assert!(answer.ends_with("reset reason: overflow"), "{answer}");
+            proxy.stat("cluster.up.upstream_rq_active_overflow", refused);
+            // The connection that was made for the first is there for the others.
+            proxy.stat("cluster.up.upstream_cx_total", 1);
+            proxy.stat("cluster.up.upstream_cx_active", 1);
+        }
+        assert_eq!(upstream.seen(), "");
+    });
+}
+
+#[test]
 fn requests_that_wait_for_a_stream_get_it() {
     run(async {
         let upstream = Upstream::http2_echo().await;

@@ -203,3 +203,17 @@ fn a_filter_that_answers_in_the_middle_of_a_response_cuts_it() {
         proxy.stat("http.in.downstream_rq_tx_reset", 1);
     });
 }
+
+#[test]
+fn a_response_that_stands_is_not_retried() {
+    run(async {
+        let upstream = Upstream::cutting("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc").await;
+        // The head waits for the end, which does not come: nothing of it has gone to the client by then.
+        let proxy = Proxy::start_with(&upstream, Scripted::encode(buffers), 100).await;
+        let answer = proxy.exchange("GET /retry HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
+        assert_eq!(upstream.seen().matches("GET /retry ").count(), 1, "{}", upstream.seen());
+        proxy.stat("cluster.up.upstream_rq_retry", 0);
+        proxy.stat("cluster.up.upstream_rq_total", 1);
+    });
+}

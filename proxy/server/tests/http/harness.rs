@@ -127,6 +127,24 @@ impl Upstream {
         upstream
     }
 
+    /// Answers with these bytes, which may be less than they promise, and closes.
+    pub(crate) async fn cutting(answer: &'static str) -> Self {
+        let (listener, upstream) = Self::listen().await;
+        let seen = Rc::clone(&upstream.seen);
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let seen = Rc::clone(&seen);
+                tokio::task::spawn_local(async move {
+                    let Some((head, _)) = read_request(&mut stream).await else { return };
+                    seen.borrow_mut().extend_from_slice(head.as_bytes());
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                });
+            }
+        });
+        upstream
+    }
+
     /// Switches protocols and echoes.
     pub(crate) async fn websocket() -> Self {
         let (listener, upstream) = Self::listen().await;
@@ -138,6 +156,26 @@ impl Upstream {
                     let head = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
                     stream.write_all(head.as_bytes()).await.unwrap();
                     stream.write_all(&rest).await.unwrap();
+                    let mut buffer = [0; 100];
+                    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                        stream.write_all(&buffer[..count]).await.unwrap();
+                    }
+                });
+            }
+        });
+        upstream
+    }
+
+    /// Accepts a CONNECT and echoes what comes through it.
+    pub(crate) async fn tunnel() -> Self {
+        let (listener, upstream) = Self::listen().await;
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::task::spawn_local(async move {
+                    let Some((_, early)) = read_request(&mut stream).await else { return };
+                    assert!(early.is_empty(), "nothing comes before the tunnel is accepted");
+                    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
                     let mut buffer = [0; 100];
                     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
                         stream.write_all(&buffer[..count]).await.unwrap();
@@ -279,6 +317,8 @@ const ROUTES: &str = r#"
       routes:
       - match: {path: /missing, headers: [{name: never}]}
         route: {cluster: up}
+      - match: {connect_matcher: {}}
+        route: {cluster: up}
       - match: {path: /nocluster}
         route: {cluster: nobody}
       - match: {path: /named}
@@ -336,6 +376,11 @@ typed_extension_protocol_options:
   envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
     "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
     explicit_http_config: {http2_protocol_options: {max_concurrent_streams: 1}}"#;
+        Self::configured(upstream, "", "", cluster).await
+    }
+
+    /// With these fields of the cluster.
+    pub(crate) async fn start_cluster(upstream: &Upstream, cluster: &str) -> Self {
         Self::configured(upstream, "", "", cluster).await
     }
 
