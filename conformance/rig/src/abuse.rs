@@ -29,16 +29,8 @@ const ATTACKS: [Attack; 14] = [
     Attack::same("settings flood"),
     Attack::same("ping flood"),
     Attack::same("empty data flood"),
-    Attack::or(
-        "priority flood",
-        "open",
-        "PRIORITY frames are dropped unread (RFC 9113 5.3): no state to exhaust",
-    ),
-    Attack::or(
-        "window update flood",
-        "open, stream reset",
-        "updates of a finished stream are dropped; Envoy counts them against the connection",
-    ),
+    Attack::same("priority flood"),
+    Attack::same("window update flood"),
     Attack::or(
         "oversize h2 headers",
         "open, :status: 431",

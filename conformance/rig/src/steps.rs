@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -638,6 +639,7 @@ fn show(answer: &http1::Message, step: &Step) -> Result<Value> {
     match &step.show {
         None => out["body"] = Value::String(text),
         Some(Value::String(s)) if s == "status" => {}
+        Some(Value::String(s)) if s == "names" => out["names"] = names(&text),
         Some(Value::String(s)) if s == "shape" => {
             out["shape"] = shape(&serde_json::from_str(&text).context("JSON from admin")?);
         }
@@ -664,6 +666,22 @@ fn show(answer: &http1::Message, step: &Step) -> Result<Value> {
         Some(other) => bail!("show {other}?"),
     }
     Ok(out)
+}
+
+/// The stats of a listing without their values, each under its name, so that a deviation can speak of one.
+fn names(text: &str) -> Value {
+    static PORT: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"127\.0\.0\.1_\d+").expect("the expression is valid"));
+    let listed = text.lines().filter(|line| !line.contains("_bucket{")).map(|line| {
+        let name = match line.rsplit_once("} ").map(|(name, _)| format!("{name}}}")) {
+            Some(sample) => sample,
+            // `# TYPE name kind` is a name and its kind.
+            None if line.starts_with('#') => line.to_owned(),
+            None => line.split(": ").next().unwrap_or(line).to_owned(),
+        };
+        (PORT.replace_all(&name, "{address}").into_owned(), Value::Bool(true))
+    });
+    Value::Object(listed.collect())
 }
 
 /// The keys of a JSON tree with the kinds of their values; arrays show their first element.

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use crate::value::Value;
 
 /// One layer: its name and its values by dotted key.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Layer {
     /// The layer's name, shown by `/runtime`.
     pub name: String,

@@ -2,6 +2,10 @@
 //!
 //! Outwards, a head costs one allocation for all its values, which share one copy of the arena.
 
+mod frames;
+
+pub use frames::{Flood, Frame, FrameGuard, FrameLimits};
+
 use std::ops::Range;
 use std::sync::LazyLock;
 

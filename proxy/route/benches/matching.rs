@@ -53,6 +53,7 @@ fn table(kind: &str, size: usize, spread_over_hosts: bool) -> RouteTable {
     let cx = CompileContext {
         clusters: &clusters,
         runtime: &runtime,
+        stats: waystation_stats::Store::default().root(),
         validate_clusters: false,
         filter_config: &|_, _| Ok(None),
     };

@@ -32,6 +32,7 @@ mod retry;
 mod rewrite;
 mod route;
 mod scoped;
+mod stats;
 mod table;
 pub mod timeouts;
 mod uri_template;
@@ -55,5 +56,6 @@ pub use retry::{
 pub use rewrite::{HostRewrite, PathRewrite};
 pub use route::Route;
 pub use scoped::{ScopeKey, ScopeKeyBuilder, ScopedTable};
+pub use stats::{RequestCounters, RequestStats};
 pub use table::{CompileContext, FilterConfigCompiler, Lookup, RouteTable};
 pub use virtual_host::{RequireTls, VirtualHost};

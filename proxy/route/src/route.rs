@@ -19,6 +19,7 @@ use crate::filter_config::{FilterConfigs, FilterLevels, FilterSlot};
 use crate::matching::RouteMatch;
 use crate::mutations::Mutations;
 use crate::rewrite::{HostRewrite, RequestFacts, update_authority};
+use crate::stats::RequestCounters;
 use crate::table::Compiler;
 use crate::virtual_host::Defaults;
 
@@ -32,8 +33,8 @@ pub struct Route {
     pub name: Box<str>,
     /// `metadata`.
     pub metadata: Option<Box<Metadata>>,
-    /// `stat_prefix`: the route counts under `vhost.<virtual host>.route.<stat_prefix>.`.
-    pub stat_prefix: Option<Box<str>>,
+    /// What `stat_prefix` has it count.
+    pub counters: Option<Box<RequestCounters>>,
     /// How much of a request body may be buffered for retries and mirrors: the route's, else the virtual host's.
     pub request_body_buffer_limit: Option<u64>,
     /// Mutations of the levels above, in order; this route's own stand before or after them.
@@ -86,7 +87,8 @@ impl Route {
             matcher,
             name: name.as_str().into(),
             metadata: metadata.as_ref().map(|metadata| Box::new(Metadata::from_proto(metadata))),
-            stat_prefix: (!stat_prefix.is_empty()).then(|| stat_prefix.as_str().into()),
+            counters: (!stat_prefix.is_empty())
+                .then(|| RequestCounters::of_route(&compiler.cx.stats, &defaults.host, stat_prefix)),
             request_body_buffer_limit: limit.or(defaults.request_body_buffer_limit),
             request_mutations,
             response_mutations: [own, vhost, table],

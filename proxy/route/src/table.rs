@@ -14,6 +14,7 @@ use waystation_filter_api::value::Metadata;
 use waystation_filter_api::wire::refuse;
 use waystation_http::{HeaderName, Headers, Known};
 use waystation_schema::{At, ConfigError};
+use waystation_stats::Scope;
 
 use crate::cluster::{Cluster, ClusterCell, header};
 use crate::filter_config::{FilterConfigs, FilterNames, FilterSlot};
@@ -22,6 +23,7 @@ use crate::mutations::Mutations;
 use crate::policy::MirrorPolicy;
 use crate::redirect::port_start;
 use crate::route::Route;
+use crate::stats::RequestCounters;
 use crate::virtual_host::{Domains, RequireTls, VirtualHost, segment};
 
 /// The bound of direct response bodies where none is configured.
@@ -36,6 +38,8 @@ pub struct CompileContext<'a> {
     pub clusters: &'a CellTable<Cluster>,
     /// Runtime keys.
     pub runtime: &'a Runtime,
+    /// The root of the stats, for those below `vhost.`.
+    pub stats: Scope,
     /// Whether clusters must exist when the configuration does not say: true for a table in a bootstrap or listener,
     /// false for one from RDS.
     pub validate_clusters: bool,
@@ -309,6 +313,14 @@ impl RouteTable {
     pub fn virtual_cluster(&self, route: u32, headers: &Headers) -> Option<u32> {
         let index = self.host_index(route)?;
         Some(self.bases[index].1 + self.hosts[index].virtual_cluster(headers)?)
+    }
+
+    /// What a request of this route counts in besides its cluster: its virtual cluster, and the route itself.
+    pub fn counters(&self, route: u32, virtual_cluster: Option<u32>) -> [Option<&RequestCounters>; 2] {
+        let Some(index) = self.host_index(route) else { return [None; 2] };
+        let of_cluster =
+            self.hosts[index].counters(virtual_cluster.map(|number| number - self.bases[index].1));
+        [of_cluster, self.route(route).and_then(|route| route.counters.as_deref())]
     }
 
     fn place(&self, route: u32) -> Option<(&VirtualHost, u32)> {

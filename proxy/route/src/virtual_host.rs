@@ -20,6 +20,7 @@ use crate::mutations::Mutations;
 use crate::policy::{HedgePolicy, MirrorPolicy};
 use crate::retry::{self, RetryPolicy};
 use crate::route::Route;
+use crate::stats::RequestCounters;
 use crate::table::{Compiler, TableConfig};
 
 /// Compiled `VirtualHost`.
@@ -40,6 +41,8 @@ pub struct VirtualHost {
     pub(crate) domains: Box<[Box<str>]>,
     pub(crate) routes: Box<[Route]>,
     pub(crate) virtual_clusters: Box<[VirtualCluster]>,
+    /// What requests count in that fall in none of the virtual clusters there are.
+    other_counters: Option<Box<RequestCounters>>,
     selector: Selector,
 }
 
@@ -67,11 +70,14 @@ enum Selector {
 pub(crate) struct VirtualCluster {
     pub(crate) name: Box<str>,
     headers: Box<[HeaderMatcher]>,
+    counters: Box<RequestCounters>,
 }
 
 /// What a virtual host and its table hand down to their routes.
 #[derive(Debug)]
 pub(crate) struct Defaults {
+    /// The virtual host's name.
+    pub(crate) host: Box<str>,
     pub(crate) filters: FilterConfigs,
     /// Of the virtual host and of the table.
     pub(crate) request_mutations: [Mutations; 2],
@@ -127,6 +133,7 @@ impl VirtualHost {
         }
         let mirrors = MirrorPolicy::compile_all(request_mirror_policies, compiler)?;
         let defaults = Defaults {
+            host: name.as_str().into(),
             filters: compiler.filters.level(&table.filters, typed_per_filter_config, compiler.cx)?,
             request_mutations: [
                 Mutations::compile(request_headers_to_add, request_headers_to_remove, "request")?,
@@ -163,6 +170,9 @@ impl VirtualHost {
                 Selector::Index(index_of(&compiled, 0))
             }
         };
+        let (root, host) = (&compiler.cx.stats, name);
+        let other_counters =
+            (!virtual_clusters.is_empty()).then(|| RequestCounters::of_virtual_cluster(root, host, "other"));
         let virtual_clusters = virtual_clusters.iter().enumerate().map(|(index, proto)| {
             let pb::VirtualCluster { headers, name } = proto;
             let headers = HeaderMatcher::compile_all(headers, "headers");
@@ -171,7 +181,8 @@ impl VirtualHost {
                 let reason = "at least one header matcher is required";
                 return Err(ConfigError::field(segment("virtual_clusters", index, name), reason));
             }
-            Ok(VirtualCluster { name: name.as_str().into(), headers })
+            let counters = RequestCounters::of_virtual_cluster(root, host, name);
+            Ok(VirtualCluster { name: name.as_str().into(), headers, counters })
         });
         Ok(Self {
             name: name.as_str().into(),
@@ -186,6 +197,7 @@ impl VirtualHost {
             include_is_timeout_retry_header: *include_is_timeout_retry_header,
             domains: domains.iter().map(|domain| domain.to_ascii_lowercase().into()).collect(),
             virtual_clusters: virtual_clusters.collect::<Result<_, _>>()?,
+            other_counters,
             routes: compiled.into(),
             selector,
         })
@@ -201,6 +213,14 @@ impl VirtualHost {
             }
         };
         index.find(request.path, |index| self.routes[index as usize].matcher.is_rest_match(request))
+    }
+
+    /// What the requests of a virtual cluster count in, or those of none; nothing where there are no virtual clusters.
+    pub(crate) fn counters(&self, virtual_cluster: Option<u32>) -> Option<&RequestCounters> {
+        match virtual_cluster {
+            Some(index) => self.virtual_clusters.get(index as usize).map(|found| &*found.counters),
+            None => self.other_counters.as_deref(),
+        }
     }
 
     /// The first virtual cluster that a request falls in.

@@ -6,6 +6,7 @@
 mod certs;
 mod clusters;
 pub mod config_dump;
+mod counting;
 mod endpoints;
 mod info;
 mod logging;
@@ -62,6 +63,7 @@ pub(crate) struct Admin {
     pub(crate) node: Arc<[u8]>,
     /// `allow_paths`; empty allows all.
     allowed: Arc<[StringMatcher]>,
+    stats: Arc<counting::AdminStats>,
 }
 
 /// A decoded query.
@@ -107,7 +109,8 @@ pub fn spawn(
     node: Arc<[u8]>,
     allowed: Vec<StringMatcher>,
 ) -> io::Result<()> {
-    let admin = Admin { shared, options, main, node, allowed: allowed.into() };
+    let stats = counting::AdminStats::new(&shared.stats.root());
+    let admin = Admin { shared, options, main, node, allowed: allowed.into(), stats };
     std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -162,9 +165,15 @@ where
     TokioIo<I>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
     tokio::spawn(async move {
+        let _connection = admin.stats.connection();
         let service = service_fn(move |request| {
             let admin = admin.clone();
-            async move { Ok::<_, Infallible>(handle(&admin, request).await) }
+            async move {
+                let counted = admin.stats.request();
+                let response = handle(&admin, request).await;
+                counted.answered(response.status().as_u16());
+                Ok::<_, Infallible>(response)
+            }
         });
         let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
         if let Err(error) = connection.await {

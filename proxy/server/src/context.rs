@@ -17,9 +17,11 @@ use waystation_schema::ConfigError;
 use waystation_stats::{Scope, Store};
 use waystation_tls::{Secret, SecretTable};
 use waystation_upstream::Cluster;
+use waystation_upstream::stats::TrafficStats;
 
 use crate::cli::options::Options;
 use crate::http::filters::discovered::DiscoveredFilter;
+use crate::http::stats::RouterStats;
 use crate::manager::scopes::ScopeMap;
 use crate::on_demand::OnDemand;
 use crate::overload::Connections;
@@ -30,6 +32,10 @@ pub struct Shared {
     pub stats: Store,
     /// The layered runtime.
     pub runtime: Runtime,
+    /// What the router counts of requests that are this proxy's own: mirrors.
+    pub async_client: RouterStats,
+    /// What the codecs of all listeners count.
+    pub codecs: TrafficStats,
     /// Who this proxy is.
     pub node: NodeInfo,
     /// Clusters by name.
@@ -91,6 +97,17 @@ impl Shared {
         let runtime = Runtime::new();
         Arc::new(Self {
             downstream: Arc::new(Connections::new(&runtime)),
+            async_client: stats
+                .root()
+                .scope("http")
+                .tag("envoy.http_conn_manager_prefix", "async-client")
+                .group(),
+            codecs: {
+                let codecs = TrafficStats::new(stats.root());
+                // The admin interface speaks HTTP/1.
+                codecs.http1();
+                codecs
+            },
             access_logs: AccessLogSinks::with_flush(&stats, options.file_flush_interval, flush_bytes),
             stats,
             runtime,

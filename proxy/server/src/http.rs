@@ -22,11 +22,12 @@ mod downstream;
 pub(crate) mod end;
 pub mod filters;
 mod forwarding;
+pub(crate) mod frames;
 pub(crate) mod outbox;
 mod request_id;
 mod retry;
 mod sniff;
-mod stats;
+pub mod stats;
 pub(crate) mod stream;
 mod timer;
 

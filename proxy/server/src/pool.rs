@@ -4,7 +4,7 @@
 //! and is closed; HTTP/2 connections carry streams up to their limit, the least loaded first. Admission (circuit
 //! breakers) is decided before anything waits.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
@@ -13,6 +13,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use waystation_filter_api::connection::ConnectionInfo;
+use waystation_stats::ResponseStats;
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::{Cluster, Host, HostRef};
 
@@ -25,6 +26,7 @@ pub(crate) mod tcp;
 pub use connect::{ConnectError, ConnectOptions, ConnectionGuard, UpstreamConnInfo, UpstreamSocket, connect};
 
 use crate::transport::Liveness;
+use crate::worker::Worker;
 use http1::Http1;
 use http2::Http2;
 
@@ -47,6 +49,8 @@ pub struct HostPool {
     /// What ALPN agreed on last, for clusters that let it decide.
     pub(crate) negotiated_http1: Cell<bool>,
     waiting: RefCell<VecDeque<Rc<Waiter>>>,
+    /// `zone.<ours>.<the host's>`, where both are known.
+    zone: OnceCell<Option<Rc<ResponseStats>>>,
 }
 
 /// A request that waits for a connection of this pool.
@@ -76,7 +80,18 @@ impl HostPool {
             http2_connecting: Cell::new(false),
             negotiated_http1: Cell::new(false),
             waiting: RefCell::default(),
+            zone: OnceCell::new(),
         }
+    }
+
+    /// What responses from the host count in by its zone, when it and this proxy have one.
+    pub(crate) fn zone_stats(&self, worker: &Worker, cluster: &Cluster) -> Option<Rc<ResponseStats>> {
+        let stats = self.zone.get_or_init(|| {
+            let (from, to) = (&worker.shared.node.zone, self.host().locality().zone.clone());
+            let both = !from.is_empty() && !to.is_empty();
+            both.then(|| Rc::new(ResponseStats::new(cluster.scope().scope("zone").scope(from).scope(&to))))
+        });
+        stats.clone()
     }
 
     /// The host, as the newest snapshot describes it.

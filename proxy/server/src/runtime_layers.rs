@@ -1,6 +1,6 @@
 //! The layers of `layered_runtime`: static, disk, admin, RTDS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,18 @@ use envoy_types::pb::google::protobuf as wkt;
 use waystation_filter_api::runtime::{Layer, Runtime};
 use waystation_filter_api::value::Value;
 use waystation_schema::{At as _, ConfigError};
+use waystation_stats::{Scope, stats_group};
+
+stats_group! {
+    /// `runtime.`
+    pub struct RuntimeStats {
+        counters {
+            deprecated_feature_use, load_error, load_success, override_dir_exists, override_dir_not_exists,
+        }
+        gauges { admin_overrides_active, deprecated_feature_seen_since_process_start, num_keys, num_layers }
+        histograms {}
+    }
+}
 
 /// What one layer is made of.
 #[derive(Clone, Debug)]
@@ -24,14 +36,20 @@ enum Source {
 #[derive(Debug)]
 pub struct RuntimeLayers {
     layers: Vec<(String, Source)>,
+    stats: RuntimeStats,
 }
 
 impl RuntimeLayers {
     /// Compiles the layers. Without a `layered_runtime` there is none, not even an admin layer.
-    pub fn compile(proto: Option<&pb::LayeredRuntime>, service_cluster: &str) -> Result<Self, ConfigError> {
+    pub fn compile(
+        proto: Option<&pb::LayeredRuntime>,
+        service_cluster: &str,
+        root: &Scope,
+    ) -> Result<Self, ConfigError> {
         use pb::runtime_layer::LayerSpecifier;
+        let stats = root.scope("runtime").group();
         let Some(proto) = proto else {
-            return Ok(Self { layers: Vec::new() });
+            return Ok(Self { layers: Vec::new(), stats });
         };
         let mut layers: Vec<(String, Source)> = Vec::with_capacity(proto.layers.len());
         for (i, layer) in proto.layers.iter().enumerate() {
@@ -72,11 +90,15 @@ impl RuntimeLayers {
             let source = compile().at(|| format!("layers[{i}]")).at(|| "layered_runtime")?;
             layers.push((layer.name.clone(), source));
         }
-        Ok(Self { layers })
+        Ok(Self { layers, stats })
     }
 
     /// Puts the layers in force; disk layers are read anew.
     pub fn apply(&self, runtime: &Runtime) {
+        self.put(runtime, self.read());
+    }
+
+    fn read(&self) -> Vec<Layer> {
         let layers = self.layers.iter().map(|(name, source)| Layer {
             name: name.clone(),
             values: match source {
@@ -86,7 +108,24 @@ impl RuntimeLayers {
                 Source::Disk(path) => read_disk(path),
             },
         });
-        runtime.set_layers(layers.collect());
+        layers.collect()
+    }
+
+    fn put(&self, runtime: &Runtime, layers: Vec<Layer>) {
+        let count = |of: fn(&Source) -> bool| self.layers.iter().filter(|(_, source)| of(source)).count();
+        let stats = &self.stats;
+        let overrides = count(|source| matches!(source, Source::Admin(values) if !values.is_empty()));
+        stats.admin_overrides_active().set(overrides as u64);
+        stats.num_layers().set(layers.len() as u64);
+        let keys: BTreeSet<&String> = layers.iter().flat_map(|layer| layer.values.keys()).collect();
+        stats.num_keys().set(keys.len() as u64);
+        stats.load_success().inc();
+        // A second disk layer is what an override directory once was.
+        match count(|source| matches!(source, Source::Disk(_))) {
+            0 | 1 => stats.override_dir_not_exists().inc(),
+            _ => stats.override_dir_exists().inc(),
+        }
+        runtime.set_layers(layers);
     }
 
     /// The RTDS layers: resource name and source.
@@ -130,7 +169,10 @@ impl RuntimeLayers {
     /// Reads disk layers again, if there are any: a layer is replaced by moving a symbolic link.
     pub fn refresh(&self, runtime: &Runtime) {
         if self.layers.iter().any(|(_, source)| matches!(source, Source::Disk(_))) {
-            self.apply(runtime);
+            let layers = self.read();
+            if layers != runtime.layers() {
+                self.put(runtime, layers);
+            }
         }
     }
 }
@@ -192,6 +234,11 @@ mod tests {
     use envoy_types::pb::envoy::config::bootstrap::v3 as pb;
     use envoy_types::pb::google::protobuf as wkt;
     use waystation_filter_api::runtime::Runtime;
+    use waystation_stats::{Scope, Store};
+
+    fn root() -> Scope {
+        Store::default().root()
+    }
 
     fn number(value: f64) -> wkt::Value {
         wkt::Value { kind: Some(wkt::value::Kind::NumberValue(value)) }
@@ -224,7 +271,7 @@ mod tests {
                 layer("a", LayerSpecifier::AdminLayer(Default::default())),
             ],
         };
-        let mut layers = RuntimeLayers::compile(Some(&proto), "").unwrap();
+        let mut layers = RuntimeLayers::compile(Some(&proto), "", &root()).unwrap();
         let runtime = Runtime::new();
         let min = runtime.integer("health.min", 0);
         layers.apply(&runtime);
@@ -242,7 +289,7 @@ mod tests {
         use pb::runtime_layer::LayerSpecifier;
         let admin = |name| layer(name, LayerSpecifier::AdminLayer(Default::default()));
         let proto = pb::LayeredRuntime { layers: vec![admin("a"), admin("b")] };
-        let error = RuntimeLayers::compile(Some(&proto), "").unwrap_err();
+        let error = RuntimeLayers::compile(Some(&proto), "", &root()).unwrap_err();
         assert_eq!(error.path(), "layered_runtime.layers[1]");
     }
 }

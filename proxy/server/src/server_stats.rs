@@ -1,7 +1,7 @@
 //! `server.*`.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use waystation_stats::stats_group;
 
@@ -14,9 +14,11 @@ stats_group! {
     pub struct ServerGroup {
         counters {
             debug_assertion_failures,
+            dropped_stat_flushes,
             dynamic_unknown_fields,
             static_unknown_fields,
             envoy_bug_failures,
+            envoy_notifications,
             wip_protos,
         }
         gauges {
@@ -24,7 +26,6 @@ stats_group! {
             concurrency,
             days_until_first_cert_expiring,
             hot_restart_epoch,
-            hot_restart_generation,
             live,
             memory_allocated,
             memory_heap_size,
@@ -92,6 +93,7 @@ impl ServerStats {
         group.state().set(state as u64);
         group.live().set(u64::from(!shared.health_check_failed()));
         group.uptime().set(shared.start.elapsed().as_secs());
+        group.days_until_first_cert_expiring().set(days_until_first_expiry(shared));
         group.total_connections().set(shared.connections());
         let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
         let mut pages =
@@ -102,4 +104,14 @@ impl ServerStats {
         group.memory_heap_size().set(resident);
         group.memory_allocated().set(resident.saturating_sub(file));
     }
+}
+
+/// Whole days until the first of all certificates expires, 0 once one has; the largest value without any, as Envoy.
+fn days_until_first_expiry(shared: &Shared) -> u64 {
+    let live = shared.secrets.live();
+    let described = live.iter().filter_map(|cell| cell.get()).filter_map(|secret| secret.describe());
+    let details = described.flat_map(|certificate| [certificate.ca_cert, certificate.cert_chain].concat());
+    let expiry = details.filter_map(|details| Some(details.expiration_time?.seconds)).min();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    expiry.map_or(u32::MAX.into(), |at| u64::try_from(at).unwrap_or(0).saturating_sub(now) / 86_400)
 }

@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use waystation_filter_api::cell::{self, Local};
 use waystation_filter_api::connection::ConnectionInfo;
 use waystation_filter_api::runtime::{Fraction, RuntimeFraction};
-use waystation_stats::{Histogram, ResponseCodes, Unit};
+use waystation_stats::{Gauge, ResponseStats, Scope};
 use waystation_upstream::cluster::{ClusterRef, Discovery};
 use waystation_upstream::load_balancer::LocalLb;
 use waystation_upstream::{Cluster, Host, HostRef, NoHost, PickContext, Snapshot};
@@ -57,6 +57,8 @@ pub struct Worker {
     ids: Cell<(u64, u64)>,
     date: RefCell<Date>,
     wall: Cell<(Instant, SystemTime)>,
+    /// `thread_local_cluster_manager.worker_<n>.clusters_inflated`: clusters that this worker has something of.
+    inflated: Gauge,
 }
 
 /// The `date` header, rendered once a second.
@@ -101,12 +103,35 @@ pub struct LocalCluster {
 
 /// What only clusters that carry HTTP requests have.
 pub(crate) struct Extras {
-    pub(crate) internal: ResponseCodes,
-    pub(crate) external: ResponseCodes,
-    /// `upstream_rq_time`.
-    pub(crate) time: Histogram,
+    scope: Scope,
+    internal: OnceCell<ResponseStats>,
+    external: OnceCell<ResponseStats>,
+    canary: OnceCell<ResponseStats>,
+    retry: OnceCell<ResponseStats>,
     /// Runtime `upstream.maintenance_mode.<cluster>`.
     pub(crate) maintenance: RuntimeFraction,
+}
+
+impl Extras {
+    /// Responses to requests from inside the mesh.
+    pub(crate) fn internal(&self) -> &ResponseStats {
+        self.internal.get_or_init(|| ResponseStats::new(self.scope.scope("internal")))
+    }
+
+    /// Responses to requests from outside.
+    pub(crate) fn external(&self) -> &ResponseStats {
+        self.external.get_or_init(|| ResponseStats::new(self.scope.scope("external")))
+    }
+
+    /// Responses of canaries.
+    pub(crate) fn canary(&self) -> &ResponseStats {
+        self.canary.get_or_init(|| ResponseStats::new(self.scope.scope("canary")))
+    }
+
+    /// Responses that were not passed on: the request was tried again.
+    pub(crate) fn retry(&self) -> &ResponseStats {
+        self.retry.get_or_init(|| ResponseStats::new(self.scope.scope("retry")))
+    }
 }
 
 struct View {
@@ -120,7 +145,9 @@ impl Worker {
     pub fn new(index: u32, shared: Arc<Shared>, seed: Option<u64>) -> Rc<Self> {
         let random = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
         let now = Instant::now();
+        let scope = shared.stats.root().scope("thread_local_cluster_manager").worker(index);
         let worker = Rc::new(Self {
+            inflated: scope.gauge("clusters_inflated"),
             index,
             shared,
             node_ip: local_ip(),
@@ -245,6 +272,9 @@ impl Worker {
             swept: Cell::new(std::ptr::null()),
             extras: OnceCell::new(),
         };
+        if clusters[index].is_none() {
+            self.inflated.inc();
+        }
         Rc::clone(clusters[index].insert(Rc::new(local)))
     }
 
@@ -260,6 +290,7 @@ impl Worker {
                 && !cluster.cell.is_set()
             {
                 *slot = None;
+                self.inflated.dec();
             }
         }
     }
@@ -331,9 +362,11 @@ impl LocalCluster {
             let scope = cluster.scope();
             let key = format!("upstream.maintenance_mode.{}", cluster.name());
             Extras {
-                internal: scope.scope("internal").response_codes("upstream_rq_"),
-                external: scope.scope("external").response_codes("upstream_rq_"),
-                time: scope.histogram("upstream_rq_time", Unit::Milliseconds),
+                scope: scope.clone(),
+                internal: OnceCell::new(),
+                external: OnceCell::new(),
+                canary: OnceCell::new(),
+                retry: OnceCell::new(),
                 maintenance: worker.shared.runtime.fraction(&key, Fraction::NEVER),
             }
         })

@@ -14,13 +14,13 @@ use waystation_filter_api::runtime::Runtime;
 use waystation_filter_api::stream::ClusterView;
 use waystation_filter_api::value::Metadata;
 use waystation_schema::ConfigError;
-use waystation_stats::{ResponseCodes, Scope};
+use waystation_stats::{ResponseStats, Scope};
 
 use crate::admission::Admission;
 use crate::discovery::{DnsSettings, OriginalDst};
 use crate::host::Locality;
 use crate::load_balancer::LbPolicy;
-use crate::stats::{ClusterStats, RequestSizeStats, TimeoutBudgetStats};
+use crate::stats::{ClusterStats, RequestSizeStats, TimeoutBudgetStats, TrafficStats};
 
 mod compile;
 mod connection;
@@ -103,7 +103,7 @@ pub struct Cluster {
     /// `track_cluster_stats.request_response_sizes`.
     pub request_sizes: Option<RequestSizeStats>,
     pub(crate) scope: Scope,
-    pub(crate) response_codes: OnceLock<Box<ResponseCodes>>,
+    pub(crate) traffic: OnceLock<Box<TrafficStats>>,
     pub(crate) metadata: Option<Box<Metadata>>,
     pub(crate) policy: LbPolicy,
     pub(crate) sockets: TransportSockets,
@@ -166,9 +166,20 @@ impl Cluster {
         &self.scope
     }
 
-    /// `upstream_rq_<code>` and its classes, made on first use.
-    pub fn response_codes(&self) -> &ResponseCodes {
-        self.response_codes.get_or_init(|| Box::new(self.scope.response_codes("upstream_rq_")))
+    /// What it counts once it carries traffic, made on first use.
+    pub fn traffic(&self) -> &TrafficStats {
+        self.traffic.get_or_init(|| Box::new(TrafficStats::new(self.scope.clone())))
+    }
+
+    /// `upstream_rq_<code>`, its sums and `upstream_rq_time`.
+    pub fn responses(&self) -> &ResponseStats {
+        &self.traffic().responses
+    }
+
+    /// Counts a response by its status.
+    pub fn count_response(&self, status: u16) {
+        self.stats.upstream_rq_completed().inc();
+        self.responses().record(status);
     }
 
     /// The live endpoints.

@@ -1,6 +1,8 @@
 //! The cluster's statistics, by Envoy's names below `cluster.<name>.`.
 
-use waystation_stats::{Scope, stats_group};
+use std::sync::OnceLock;
+
+use waystation_stats::{ResponseStats, Scope, stats_group};
 
 stats_group! {
     /// What every cluster counts. The groups that only some clusters have are made on first use.
@@ -25,8 +27,8 @@ stats_group! {
             upstream_flow_control_drained_total, upstream_flow_control_paused_reading_total,
             upstream_flow_control_resumed_reading_total, upstream_http3_broken,
             upstream_internal_redirect_failed_total, upstream_internal_redirect_succeeded_total,
-            upstream_queue_overloaded, upstream_rq_0rtt, upstream_rq_active_overflow, upstream_rq_cancelled,
-            upstream_rq_drop_overload, upstream_rq_maintenance_mode,
+            upstream_rq_0rtt, upstream_rq_active_overflow, upstream_rq_cancelled,
+            upstream_rq_completed, upstream_rq_maintenance_mode,
             upstream_rq_max_duration_reached,
             upstream_rq_pending_failure_eject, upstream_rq_pending_overflow, upstream_rq_pending_total,
             upstream_rq_per_try_idle_timeout, upstream_rq_per_try_timeout, upstream_rq_retry,
@@ -49,12 +51,13 @@ stats_group! {
             rq_retry_open_high = "circuit_breakers.high.rq_retry_open",
             lb_subsets_active, max_host_weight, membership_degraded, membership_excluded, membership_healthy,
             membership_total, upstream_cx_active, upstream_cx_rx_bytes_buffered,
-            upstream_cx_tx_bytes_buffered, upstream_rq_active, upstream_rq_pending_active, version,
+            upstream_cx_tx_bytes_buffered, upstream_queue_overloaded, upstream_rq_active, upstream_rq_pending_active, version,
             warming_state,
         }
         histograms {
             upstream_cx_connect_ms: Milliseconds,
             upstream_cx_length_ms: Milliseconds,
+            upstream_rq_per_cx: Unspecified,
         }
     }
 }
@@ -77,6 +80,61 @@ stats_group! {
     /// `maglev_lb.*`.
     pub struct MaglevStats {
         gauges { max_entries_per_host, min_entries_per_host }
+    }
+}
+
+stats_group! {
+    /// `http1.*`, of all listeners or of one cluster.
+    pub struct Http1CodecStats {
+        counters {
+            dropped_headers_with_underscores, metadata_not_supported_error,
+            requests_rejected_with_underscores_in_headers, response_flood,
+        }
+    }
+}
+
+stats_group! {
+    /// `http2.*`, likewise. What Envoy says of its own codec's queues has no counterpart here.
+    pub struct Http2CodecStats {
+        counters {
+            dropped_headers_with_underscores, goaway_sent, header_overflow, headers_cb_no_stream,
+            inbound_empty_frames_flood, inbound_priority_frames_flood, inbound_window_update_frames_flood,
+            keepalive_timeout, metadata_empty_frames, requests_rejected_with_underscores_in_headers,
+            rx_messaging_error, rx_reset, stream_refused_errors, trailers, tx_reset,
+        }
+        gauges { streams_active }
+    }
+}
+
+/// What a cluster counts from its first request on.
+#[derive(Debug)]
+pub struct TrafficStats {
+    scope: Scope,
+    /// `upstream_rq_<code>`, its sums and `upstream_rq_time`.
+    pub responses: ResponseStats,
+    http1: OnceLock<Http1CodecStats>,
+    http2: OnceLock<Http2CodecStats>,
+}
+
+impl TrafficStats {
+    /// Those below `scope`: a cluster's, or the root for the codecs of all listeners.
+    pub fn new(scope: Scope) -> Self {
+        Self {
+            responses: ResponseStats::new(scope.clone()),
+            http1: OnceLock::new(),
+            http2: OnceLock::new(),
+            scope,
+        }
+    }
+
+    /// `http1.*`, made with the first connection of that kind.
+    pub fn http1(&self) -> &Http1CodecStats {
+        self.http1.get_or_init(|| self.scope.scope("http1").group())
+    }
+
+    /// `http2.*` likewise.
+    pub fn http2(&self) -> &Http2CodecStats {
+        self.http2.get_or_init(|| self.scope.scope("http2").group())
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Fields {
     pub(super) has_transfer_encoding: bool,
     pub(super) has_connection: bool,
     pub(super) has_upgrade: bool,
+    /// Headers left out for an underscore in their name.
+    pub(super) dropped: u32,
 }
 
 impl Fields {
@@ -338,7 +340,10 @@ fn append(
     if config.underscores != Underscores::Allow && name.contains(&b'_') {
         match config.underscores {
             Underscores::Reject => return Err(Error::UnexpectedUnderscore),
-            Underscores::Drop | Underscores::Allow => return Ok(()),
+            Underscores::Drop | Underscores::Allow => {
+                fields.dropped += 1;
+                return Ok(());
+            }
         }
     }
     if name.len() > usize::from(u16::MAX) {

@@ -63,6 +63,8 @@ pub struct RequestHead {
     pub connect: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub expect_continue: bool,
+    /// How many headers were left out for an underscore in their name.
+    pub dropped_headers: u32,
 }
 
 impl ServerConn {
@@ -300,7 +302,15 @@ impl ServerConn {
         };
         let expects = |value: &[u8]| value.eq_ignore_ascii_case(b"100-continue");
         let expect_continue = headers.get(Known::Expect).is_some_and(expects);
-        Ok(RequestHead { version: line.version, framing, keep_alive, upgrade, connect, expect_continue })
+        Ok(RequestHead {
+            version: line.version,
+            framing,
+            keep_alive,
+            upgrade,
+            connect,
+            expect_continue,
+            dropped_headers: fields.dropped,
+        })
     }
 }
 

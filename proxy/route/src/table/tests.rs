@@ -37,7 +37,8 @@ fn context<'a>(clusters: &'a CellTable<crate::Cluster>, runtime: &'a Runtime) ->
     // A filter's configuration is its bytes; nobody knows the type `unknown`.
     let filter_config: &FilterConfigCompiler<'_> =
         &|_, any| Ok((any.type_url != "unknown").then(|| Arc::new(any.value.to_vec()) as FilterConfig));
-    CompileContext { clusters, runtime, validate_clusters: false, filter_config }
+    let stats = waystation_stats::Store::default().root();
+    CompileContext { clusters, runtime, stats, validate_clusters: false, filter_config }
 }
 
 fn config(virtual_hosts: Vec<pb::VirtualHost>) -> pb::RouteConfiguration {

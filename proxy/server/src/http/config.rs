@@ -17,6 +17,7 @@ use waystation_filter_api::data_source;
 use waystation_filter_api::http::HttpFilterFactory;
 use waystation_filter_api::wire::{self, bool_value};
 use waystation_format::{AccessLog, HeaderMutationList, HeaderMutations, SubstitutionFormat};
+use waystation_http::h2::FrameLimits;
 use waystation_http::{EscapedSlashes, PathOptions, h1};
 use waystation_matchers::{CidrList, StringMatcher};
 use waystation_route::{Action, RouteTable, ScopeKeyBuilder};
@@ -85,6 +86,9 @@ pub(crate) struct Http2Options {
     pub(crate) allow_connect: bool,
     pub(crate) keepalive_interval: Option<Duration>,
     pub(crate) keepalive_timeout: Option<Duration>,
+    pub(crate) frame_limits: FrameLimits,
+    /// Whether a malformed message ends only its stream.
+    pub(crate) stream_error_on_invalid_message: bool,
 }
 
 /// What is done with `x-request-id`.

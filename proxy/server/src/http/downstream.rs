@@ -10,6 +10,7 @@ use super::end::StreamEnd;
 
 pub(crate) mod http1;
 pub(crate) mod http2;
+mod refused;
 
 /// A piece of the request after its head.
 #[derive(Debug)]

@@ -1,14 +1,14 @@
 //! What the HTTP connection manager and the router count.
 
-use waystation_stats::{ResponseCodes, Scope, stats_group};
+use waystation_stats::{Scope, stats_group};
 
 stats_group! {
     /// `http.<stat_prefix>.` of the connection manager.
-    pub(crate) struct HcmStats {
+    pub struct HcmStats {
         counters {
             downstream_cx_delayed_close_timeout, downstream_cx_destroy, downstream_cx_destroy_active_rq,
             downstream_cx_destroy_local, downstream_cx_destroy_local_active_rq, downstream_cx_destroy_remote,
-            downstream_cx_destroy_remote_active_rq, downstream_cx_drain_close, downstream_cx_http1_soft_drain,
+            downstream_cx_destroy_remote_active_rq, downstream_cx_drain_close,
             downstream_cx_http1_total, downstream_cx_http2_total, downstream_cx_http3_total,
             downstream_cx_idle_timeout, downstream_cx_max_duration_reached, downstream_cx_max_requests_reached,
             downstream_cx_overload_disable_keepalive, downstream_cx_protocol_error, downstream_cx_rx_bytes_total,
@@ -22,22 +22,71 @@ stats_group! {
             downstream_rq_response_before_rq_complete, downstream_rq_rx_reset, downstream_rq_timeout,
             downstream_rq_too_large, downstream_rq_too_many_premature_resets, downstream_rq_total,
             downstream_rq_tx_reset, downstream_rq_ws_on_non_ws_route, rs_too_large,
-            no_cluster, no_route, passthrough_internal_redirect_bad_location,
-            passthrough_internal_redirect_no_route, passthrough_internal_redirect_predicate,
-            passthrough_internal_redirect_too_many_redirects, passthrough_internal_redirect_unsafe_scheme,
-            rq_direct_response, rq_overload_local_reply, rq_redirect, rq_reset_after_downstream_response_started,
-            rq_total,
+        }
+        gauges {
+            downstream_cx_active, downstream_cx_http1_active, downstream_cx_http1_soft_drain,
+            downstream_cx_http2_active,
+            downstream_cx_http3_active, downstream_cx_rx_bytes_buffered, downstream_cx_ssl_active,
+            downstream_cx_tx_bytes_buffered, downstream_cx_upgrades_active, downstream_rq_active,
+        }
+        histograms { downstream_cx_length_ms: Milliseconds, downstream_rq_time: Milliseconds }
+    }
+}
+
+stats_group! {
+    /// `http.<stat_prefix>.tracing.`: nothing is traced.
+    pub struct TracingStats {
+        counters {
             tracing_client_enabled = "tracing.client_enabled", tracing_health_check = "tracing.health_check",
             tracing_not_traceable = "tracing.not_traceable",
             tracing_random_sampling = "tracing.random_sampling",
             tracing_service_forced = "tracing.service_forced",
         }
-        gauges {
-            downstream_cx_active, downstream_cx_http1_active, downstream_cx_http2_active,
-            downstream_cx_http3_active, downstream_cx_rx_bytes_buffered, downstream_cx_ssl_active,
-            downstream_cx_tx_bytes_buffered, downstream_cx_upgrades_active, downstream_rq_active,
+        gauges {}
+        histograms {}
+    }
+}
+
+stats_group! {
+    /// `http.<stat_prefix>.` of the router.
+    pub struct RouterStats {
+        counters {
+            no_cluster, no_route, passthrough_internal_redirect_bad_location,
+            passthrough_internal_redirect_no_route, passthrough_internal_redirect_predicate,
+            passthrough_internal_redirect_too_many_redirects, passthrough_internal_redirect_unsafe_scheme,
+            rq_direct_response, rq_overload_local_reply, rq_redirect, rq_reset_after_downstream_response_started,
+            rq_total,
         }
-        histograms { downstream_cx_length_ms: Milliseconds, downstream_rq_time: Milliseconds }
+        gauges {}
+        histograms {}
+    }
+}
+
+stats_group! {
+    /// Responses by class, below `http.<stat_prefix>.` and `listener.<address>.http.<stat_prefix>.`.
+    pub struct ClassStats {
+        counters {
+            downstream_rq_completed, downstream_rq_1xx, downstream_rq_2xx, downstream_rq_3xx, downstream_rq_4xx,
+            downstream_rq_5xx,
+        }
+        gauges {}
+        histograms {}
+    }
+}
+
+impl ClassStats {
+    /// Counts one response.
+    #[inline]
+    pub(crate) fn record(&self, status: u16) {
+        self.downstream_rq_completed().inc();
+        match status / 100 {
+            1 => self.downstream_rq_1xx().inc(),
+            2 => self.downstream_rq_2xx().inc(),
+            3 => self.downstream_rq_3xx().inc(),
+            4 => self.downstream_rq_4xx().inc(),
+            5 => self.downstream_rq_5xx().inc(),
+            _ => {}
+        }
     }
 }
 
@@ -46,10 +95,13 @@ stats_group! {
 pub(crate) struct Stats {
     /// `http.<stat_prefix>.`
     pub(crate) hcm: HcmStats,
+    /// The same scope.
+    pub(crate) router: RouterStats,
+    _tracing: TracingStats,
     /// `http.<stat_prefix>.downstream_rq_Nxx`.
-    pub(crate) codes: ResponseCodes,
+    pub(crate) classes: ClassStats,
     /// `listener.<address>.http.<stat_prefix>.downstream_rq_Nxx`.
-    pub(crate) listener_codes: ResponseCodes,
+    pub(crate) listener_classes: ClassStats,
 }
 
 impl Stats {
@@ -57,11 +109,10 @@ impl Stats {
     pub(crate) fn new(http: &Scope, listener: &Scope, prefix: &str) -> Self {
         Self {
             hcm: http.group(),
-            codes: http.response_codes("downstream_rq_"),
-            listener_codes: listener
-                .scope("http")
-                .tag("envoy.http_conn_manager_prefix", prefix)
-                .response_codes("downstream_rq_"),
+            router: http.group(),
+            _tracing: http.group(),
+            classes: http.group(),
+            listener_classes: listener.scope("http").tag("envoy.http_conn_manager_prefix", prefix).group(),
         }
     }
 }

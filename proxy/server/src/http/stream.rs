@@ -221,16 +221,18 @@ impl<D: Downstream> Stream<'_, D> {
         if !self.chain.is_empty() && self.decode_head().await? {
             return Ok(true);
         }
+        self.cx.hcm.stats.router.rq_total().inc();
         let Some((table, index)) = self.table.clone() else { return Err(self.no_route()) };
         let Some(route) = table.held.route(index) else { return Err(self.no_route()) };
         match &route.action {
             Action::Route(action) => return self.forward(&table, route, action).await,
             Action::DirectResponse(direct) => {
-                self.cx.hcm.stats.hcm.rq_direct_response().inc();
+                self.cx.hcm.stats.router.rq_direct_response().inc();
                 self.direct(route, direct.status, direct.body.clone(), None).await?;
             }
+            // To Envoy a redirect is a direct response; its `rq_redirect` has stayed at 0 ever since.
             Action::Redirect(_) => {
-                self.cx.hcm.stats.hcm.rq_redirect().inc();
+                self.cx.hcm.stats.router.rq_direct_response().inc();
                 let now = Instant::now();
                 let Some((status, location)) = route.redirect(&self.heads.request, &self.info, now) else {
                     return Err(self.no_route());
@@ -258,7 +260,8 @@ impl<D: Downstream> Stream<'_, D> {
         let found = match table.held.find(&self.heads.request, &self.info, self.random) {
             Lookup::Route(index, _) => Some(index),
             Lookup::TlsRedirect(_) => {
-                self.cx.hcm.stats.hcm.rq_redirect().inc();
+                self.cx.hcm.stats.router.rq_total().inc();
+                self.cx.hcm.stats.router.rq_direct_response().inc();
                 let location = waystation_route::tls_redirect_location(&self.heads.request);
                 return Err(StreamEnd::TlsRedirect(location.into()));
             }
@@ -291,7 +294,7 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     fn no_route(&self) -> StreamEnd {
-        self.cx.hcm.stats.hcm.no_route().inc();
+        self.cx.hcm.stats.router.no_route().inc();
         StreamEnd::RouteNotFound
     }
 
@@ -304,19 +307,30 @@ impl<D: Downstream> Stream<'_, D> {
             StreamEnd::RequestTimeout => stats.downstream_rq_timeout().inc(),
             StreamEnd::RequestTooLarge => stats.downstream_rq_too_large().inc(),
             StreamEnd::ResponseTooLarge => stats.rs_too_large().inc(),
-            StreamEnd::DownstreamReset => stats.downstream_rq_rx_reset().inc(),
+            StreamEnd::DownstreamReset
+            | StreamEnd::DownstreamGone
+            | StreamEnd::DownstreamViolation(_)
+            | StreamEnd::UnexpectedUnderscore => {
+                stats.downstream_rq_rx_reset().inc();
+                // An HTTP/1 connection goes with its request; HTTP/2 counts its end itself.
+                if self.facts.protocol != Protocol::Http2 {
+                    stats.downstream_cx_destroy_active_rq().inc();
+                    stats.downstream_cx_destroy_remote_active_rq().inc();
+                }
+            }
             _ => {}
         }
         if let Some((flag, details)) = end.silent() {
             self.info.flags.set(flag);
             self.info.details = Some(details.into());
-            self.down.reset(Cut::Refused);
+            let refused = matches!(end, StreamEnd::UnexpectedUnderscore);
+            self.down.reset(if refused { Cut::Failed } else { Cut::Refused });
             return;
         }
         if self.response_started {
             stats.downstream_rq_tx_reset().inc();
             if let StreamEnd::UpstreamReset { reason, .. } = &end {
-                stats.rq_reset_after_downstream_response_started().inc();
+                self.cx.hcm.stats.router.rq_reset_after_downstream_response_started().inc();
                 self.info.flags.set(reason.flag());
             } else if let Some(flag) = end.reply().and_then(|reply| reply.reply.flag) {
                 self.info.flags.set(flag);
@@ -367,8 +381,8 @@ impl<D: Downstream> Stream<'_, D> {
         stats.hcm.downstream_rq_active().dec();
         stats.hcm.downstream_rq_time().record(millis(self.info.start, now));
         if self.info.response_code != 0 {
-            stats.codes.record(self.info.response_code);
-            stats.listener_codes.record(self.info.response_code);
+            stats.classes.record(self.info.response_code);
+            stats.listener_classes.record(self.info.response_code);
         }
         self.complete_chain();
         self.log(AccessLogType::DownstreamEnd, now);

@@ -213,7 +213,7 @@ impl Listener {
             },
         };
         let limit_key = format!("envoy.resource_limits.listener.{name}.connection_limit");
-        let worker_scope = |worker: u32| scope.scope(&format!("worker_{worker}"));
+        let worker_scope = |worker: u32| scope.worker(worker);
         let timeout = wire::duration("listener_filters_timeout", proto.listener_filters_timeout.as_ref())?
             .unwrap_or(Duration::from_secs(15));
         let is_pipe = addresses.iter().any(|address| address.address.ip().is_none());

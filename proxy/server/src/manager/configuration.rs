@@ -105,8 +105,12 @@ impl Configuration {
     ) -> Result<Self, StartError> {
         let Bootstrap { mut proto, wire, clusters: static_clusters, .. } = bootstrap;
         let text = |error: ConfigError| error.to_string();
-        let layers =
-            RuntimeLayers::compile(proto.layered_runtime.as_ref(), &shared.node.cluster).map_err(text)?;
+        let layers = RuntimeLayers::compile(
+            proto.layered_runtime.as_ref(),
+            &shared.node.cluster,
+            &shared.stats.root(),
+        )
+        .map_err(text)?;
         layers.apply(&shared.runtime);
         if !matches!(proto.header_prefix.as_str(), "" | "x-envoy") {
             return Err(text(ConfigError::field(
@@ -172,7 +176,7 @@ impl Configuration {
         let manager = proto.cluster_manager.clone().unwrap_or_default();
         let clusters = Clusters::new(&shared, &manager, &locality).map_err(text)?;
         let listeners = Listeners::new(&shared, options.concurrency);
-        let counters = Counters::new(&shared.stats.root());
+        let counters = Counters::new(&shared.stats.root(), dynamic.ads_config.is_some());
         let on_demand = OnDemand::new(&shared);
         let mut configuration = Self {
             stats,

@@ -38,6 +38,7 @@ stats_group! {
             total_listeners_active,
             total_listeners_draining,
             total_listeners_warming,
+            workers_pinned,
             workers_started,
         }
         histograms {}

@@ -40,5 +40,11 @@ fn context<'a>(
     shared: &'a Arc<Shared>,
     filter_config: &'a FilterConfigCompiler<'a>,
 ) -> CompileContext<'a> {
-    CompileContext { clusters: &shared.clusters, runtime: &shared.runtime, validate_clusters, filter_config }
+    CompileContext {
+        clusters: &shared.clusters,
+        runtime: &shared.runtime,
+        stats: shared.stats.root(),
+        validate_clusters,
+        filter_config,
+    }
 }

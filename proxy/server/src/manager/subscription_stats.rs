@@ -54,20 +54,21 @@ struct ControlPlane {
 #[derive(Debug)]
 pub struct Counters {
     by_sub: HashMap<SubId, Counted>,
-    control_plane: ControlPlane,
+    /// There is one only with an aggregated stream.
+    control_plane: Option<ControlPlane>,
 }
 
 impl Counters {
     /// No subscriptions yet.
-    pub fn new(root: &Scope) -> Self {
+    pub fn new(root: &Scope, has_ads: bool) -> Self {
         let scope = root.scope("control_plane");
-        let control_plane = ControlPlane {
+        let control_plane = has_ads.then(|| ControlPlane {
             connected: scope.gauge("connected_state"),
             pending: scope.gauge("pending_requests"),
             enforced: scope.counter("rate_limit_enforced"),
             enforced_seen: 0,
             identifier: scope.text_readout("identifier"),
-        };
+        });
         Self { by_sub: HashMap::new(), control_plane }
     }
 
@@ -136,8 +137,9 @@ impl Counters {
             *seen = now.clone();
         });
         let core = client.core();
-        if let Some(stream) = core.ads_mux().and_then(|mux| core.control_plane_stats(mux)) {
-            let plane = &mut self.control_plane;
+        if let Some(plane) = &mut self.control_plane
+            && let Some(stream) = core.ads_mux().and_then(|mux| core.control_plane_stats(mux))
+        {
             plane.connected.set(u64::from(stream.connected));
             plane.pending.set(stream.pending_requests);
             plane.enforced.add(stream.rate_limit_enforced - plane.enforced_seen);

@@ -91,6 +91,8 @@ pub struct ConnectionGuard {
     pub remote: bool,
     /// Whether a request was under way when it ended.
     pub active: bool,
+    /// Requests begun on it.
+    pub requests: u32,
 }
 
 /// Connects to `host`. Every attempt ends in the cluster's `upstream_cx_*` statistics.
@@ -127,6 +129,7 @@ pub async fn connect(
         sent: 0,
         remote: false,
         active: false,
+        requests: 0,
     };
     let deadline = tokio::time::sleep(cluster.connect_timeout);
     let connected = tokio::select! {
@@ -193,6 +196,9 @@ impl Drop for ConnectionGuard {
         stats.upstream_cx_active().dec();
         stats.upstream_cx_destroy().inc();
         stats.upstream_cx_length_ms().record(millis_since(self.start));
+        if self.requests > 0 {
+            stats.upstream_rq_per_cx().record(self.requests.into());
+        }
         if self.remote {
             stats.upstream_cx_destroy_remote().inc();
         } else {

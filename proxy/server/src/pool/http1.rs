@@ -141,6 +141,9 @@ impl Http1 {
                 Ok(received) => {
                     if let Received::Head(head) = &received {
                         self.began = !head.informational;
+                        if self.began && !head.keep_alive {
+                            self.guard.cluster().stats.upstream_cx_close_notify().inc();
+                        }
                         self.tunnel = matches!(head.framing, Framing::Tunnel);
                     }
                     return Poll::Ready(Ok(received));
@@ -207,6 +210,7 @@ impl Http1 {
 
 impl Drop for Http1 {
     fn drop(&mut self) {
+        self.guard.requests = self.requests;
         if let Some(pool) = self.pool.upgrade() {
             pool.closed_http1();
         }

@@ -12,12 +12,14 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use tokio::sync::Notify;
+use waystation_http::h2::FrameGuard;
 use waystation_http::{Headers, Known, h2 as convert};
 use waystation_upstream::cluster::Http2Options;
 
 use super::HostPool;
 use super::connect::{ConnectionGuard, UpstreamConnInfo};
 use crate::http::end::ResetReason;
+use crate::http::frames::{Watch, Watched};
 use crate::http::stream::Event;
 use crate::transport::Transport;
 
@@ -39,6 +41,7 @@ pub(crate) struct Http2 {
     idle_since: Cell<Instant>,
     /// Tells the connection's task to end once no stream is left.
     close: Notify,
+    watch: Rc<Watch>,
 }
 
 impl Http2 {
@@ -60,8 +63,12 @@ impl Http2 {
             .header_table_size(options.hpack_table_size)
             .initial_max_send_streams(options.max_concurrent_streams.min(100) as usize)
             .max_send_buffer_size(HIGH_WATER * 4);
+        let cluster = Rc::clone(guard.cluster());
+        let codec = cluster.traffic().http2().clone();
+        let watch = Watch::new(FrameGuard::client(options.frame_limits), codec, false);
+        let io = Watched::upstream(transport, Rc::clone(&watch), cluster);
         let (sender, mut connection) =
-            builder.handshake::<_, Bytes>(transport).await.map_err(|error| reason(&error))?;
+            builder.handshake::<_, Bytes>(io).await.map_err(|error| reason(&error))?;
         let ping = options.keepalive.clone().zip(connection.ping_pong());
         let this = Rc::new(Self {
             sender: RefCell::new(sender),
@@ -75,6 +82,7 @@ impl Http2 {
             closing: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
             close: Notify::new(),
+            watch,
         });
         let (weak, pool) = (Rc::clone(&this), Rc::downgrade(pool));
         tokio::task::spawn_local(async move {
@@ -82,6 +90,9 @@ impl Http2 {
             let mut connection = std::pin::pin!(connection);
             let connection = std::future::poll_fn(|cx| {
                 let ended = connection.as_mut().poll(cx);
+                if ended.is_pending() && weak.watch.flood().is_some() {
+                    return Poll::Ready(Err(h2::Reason::ENHANCE_YOUR_CALM.into()));
+                }
                 if ended.is_pending() && !weak.closing.get() && weak.refuses() {
                     weak.closing.set(true);
                     leave(&pool, &weak);
@@ -101,10 +112,17 @@ impl Http2 {
                 result = connection => guard.remote = result.is_ok() || result.is_err_and(|error| error.is_remote() || error.is_io()),
                 () = weak.close.notified() => {}
                 () = keepalive => {
-                    guard.cluster().scope().counter("http2.keepalive_timeout").inc();
+                    weak.watch.stats.keepalive_timeout().inc();
                 }
             }
+            if weak.watch.flood().is_some() {
+                guard.cluster().stats.upstream_cx_protocol_error().inc();
+            }
+            if weak.watch.peer_goes_away() {
+                guard.cluster().stats.upstream_cx_close_notify().inc();
+            }
             guard.active = weak.active.get() > 0;
+            guard.requests = weak.begun.get();
             weak.closing.set(true);
             leave(&pool, &weak);
         });
@@ -195,6 +213,7 @@ impl Http2Stream {
     /// Takes a place on a connection that has room.
     pub(crate) fn reserve(connection: Rc<Http2>) -> Self {
         connection.active.set(connection.active.get() + 1);
+        connection.watch.stats.streams_active().inc();
         connection.begun.set(connection.begun.get() + 1);
         if connection.max_requests.is_some_and(|max| connection.begun.get() >= max) {
             connection.closing.set(true);
@@ -335,6 +354,7 @@ impl Drop for Http2Stream {
         }
         let connection = &self.connection;
         connection.active.set(connection.active.get() - 1);
+        connection.watch.stats.streams_active().dec();
         if connection.active.get() == 0 {
             connection.idle_since.set(Instant::now());
             if connection.closing.get() {

@@ -60,7 +60,7 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
         ),
         timeout_budget: budgets.then(|| scope.group()),
         request_sizes: sizes.then(|| scope.group()),
-        response_codes: OnceLock::new(),
+        traffic: OnceLock::new(),
         metadata: proto
             .metadata
             .as_ref()

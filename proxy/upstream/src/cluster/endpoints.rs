@@ -262,7 +262,10 @@ impl Cluster {
         stats.membership_healthy().set(healthy);
         stats.membership_degraded().set(degraded);
         stats.membership_excluded().set(excluded);
-        stats.max_host_weight().set(u64::from(weight));
+        // Envoy looks at the weights of what is discovered only.
+        if !matches!(self.discovery, Discovery::Static) {
+            stats.max_host_weight().set(u64::from(weight));
+        }
         if let Some(subsets) = &snapshot.subsets {
             let before = old.subsets.as_deref();
             let created =

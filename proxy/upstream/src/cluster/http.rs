@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use waystation_filter_api::wire::{bool_value, duration, positive, refuse, type_name, u32_value};
 use waystation_http::h1::{HeaderCase, Underscores};
+use waystation_http::h2::FrameLimits;
 use waystation_schema::{At, ConfigError};
 
 /// How HTTP is spoken to a cluster.
@@ -94,8 +95,8 @@ pub struct Http2Options {
     pub max_outbound_frames: u32,
     /// Control frames queued before the connection is closed.
     pub max_outbound_control_frames: u32,
-    /// Empty frames in a row that are tolerated.
-    pub max_consecutive_empty_frames: u32,
+    /// Frames that carry nothing and are tolerated.
+    pub frame_limits: FrameLimits,
 }
 
 /// `KeepaliveSettings`.
@@ -145,7 +146,7 @@ impl Default for Http2Options {
             keepalive: None,
             max_outbound_frames: 10_000,
             max_outbound_control_frames: 1000,
-            max_consecutive_empty_frames: 1,
+            frame_limits: FrameLimits::default(),
         }
     }
 }
@@ -422,9 +423,8 @@ fn http2_options(proto: &core::Http2ProtocolOptions) -> Result<Http2Options, Con
         max_outbound_frames,
         max_outbound_control_frames,
         max_consecutive_inbound_frames_with_empty_payload,
-        // Bounded by the codec itself, which counts them per connection.
-        max_inbound_priority_frames_per_stream: _,
-        max_inbound_window_update_frames_per_data_frame_sent: _,
+        max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent,
         stream_error_on_invalid_http_messaging,
         override_stream_error_on_invalid_http_message,
         custom_settings_parameters,
@@ -491,8 +491,18 @@ fn http2_options(proto: &core::Http2ProtocolOptions) -> Result<Http2Options, Con
             1,
             default.max_outbound_control_frames,
         )?,
-        max_consecutive_empty_frames: u32_value(max_consecutive_inbound_frames_with_empty_payload.as_ref())
-            .unwrap_or(default.max_consecutive_empty_frames),
+        frame_limits: FrameLimits {
+            empty_frames: u32_value(max_consecutive_inbound_frames_with_empty_payload.as_ref())
+                .unwrap_or(default.frame_limits.empty_frames),
+            priority_frames: u32_value(max_inbound_priority_frames_per_stream.as_ref())
+                .unwrap_or(default.frame_limits.priority_frames),
+            window_updates: ranged(
+                "max_inbound_window_update_frames_per_data_frame_sent",
+                max_inbound_window_update_frames_per_data_frame_sent.as_ref(),
+                1,
+                default.frame_limits.window_updates,
+            )?,
+        },
     })
 }
 

@@ -4,6 +4,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf as wkt;
 use waystation_filter_api::wire::{self, bool_value, u32_value};
 use waystation_http::h1;
+use waystation_http::h2::FrameLimits;
 use waystation_schema::{At, ConfigError};
 use waystation_upstream::cluster::{header_case, underscores};
 
@@ -74,15 +75,14 @@ pub(super) fn http2(proto: Option<&core::Http2ProtocolOptions>) -> Result<Http2O
         initial_connection_window_size,
         allow_connect,
         allow_metadata,
-        // Bounds on floods: the HTTP/2 library has its own, stricter ones.
+        // What we queue: the HTTP/2 library has its own, stricter bounds.
         max_outbound_frames: _,
         max_outbound_control_frames: _,
-        max_consecutive_inbound_frames_with_empty_payload: _,
-        max_inbound_priority_frames_per_stream: _,
-        max_inbound_window_update_frames_per_data_frame_sent: _,
-        stream_error_on_invalid_http_messaging: _,
-        // The library resets the stream on a malformed message, which closes less than Envoy's default does.
-        override_stream_error_on_invalid_http_message: _,
+        max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent,
+        stream_error_on_invalid_http_messaging,
+        override_stream_error_on_invalid_http_message,
         custom_settings_parameters,
         connection_keepalive,
         // There is one codec here.
@@ -111,6 +111,7 @@ pub(super) fn http2(proto: Option<&core::Http2ProtocolOptions>) -> Result<Http2O
     let duration = |field: &str, value: Option<&wkt::Duration>| {
         wire::timeout(field, value, None).at(|| "connection_keepalive")
     };
+    let limits = FrameLimits::default();
     Ok(Http2Options {
         hpack_table_size: number(hpack_table_size.as_ref(), 4096),
         max_concurrent_streams: number(max_concurrent_streams.as_ref(), 1024),
@@ -122,5 +123,20 @@ pub(super) fn http2(proto: Option<&core::Http2ProtocolOptions>) -> Result<Http2O
             keepalive.and_then(|keepalive| keepalive.interval.as_ref()),
         )?,
         keepalive_timeout: duration("timeout", keepalive.and_then(|keepalive| keepalive.timeout.as_ref()))?,
+        frame_limits: FrameLimits {
+            empty_frames: number(
+                max_consecutive_inbound_frames_with_empty_payload.as_ref(),
+                limits.empty_frames,
+            ),
+            priority_frames: number(max_inbound_priority_frames_per_stream.as_ref(), limits.priority_frames),
+            window_updates: number(
+                max_inbound_window_update_frames_per_data_frame_sent.as_ref(),
+                limits.window_updates,
+            ),
+        },
+        stream_error_on_invalid_message: bool_value(
+            override_stream_error_on_invalid_http_message.as_ref(),
+            *stream_error_on_invalid_http_messaging,
+        ),
     })
 }

@@ -70,11 +70,11 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
     let mut connection = Http1 {
         transport,
         codec: ServerConn::new(Arc::clone(&hcm.http1)),
+        wire_in: input.len() as u64,
         input,
         out: Outbox::default(),
         worker: Rc::clone(&cx.worker),
         bytes: ByteCounts::default(),
-        wire_in: 0,
         wire_out: 0,
         eof: false,
         broken: false,
@@ -94,6 +94,10 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         let begin = match next {
             Next::Head(head) => {
                 served += 1;
+                if head.dropped_headers > 0 {
+                    let codec = cx.worker.shared.codecs.http1();
+                    codec.dropped_headers_with_underscores().add(head.dropped_headers.into());
+                }
                 let facts = HeadFacts {
                     protocol: match head.version {
                         Version::Http10 => Protocol::Http10,
@@ -111,6 +115,15 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
                     h1::Error::LowVersion => StreamEnd::LowVersion,
                     h1::Error::HeadersTooLarge | h1::Error::TooManyHeaders => {
                         stats.downstream_rq_too_large().inc();
+                        StreamEnd::Codec {
+                            status: error.status(),
+                            body: error.body(),
+                            details: error.details(),
+                        }
+                    }
+                    h1::Error::UnexpectedUnderscore => {
+                        let codec = cx.worker.shared.codecs.http1();
+                        codec.requests_rejected_with_underscores_in_headers().inc();
                         StreamEnd::Codec {
                             status: error.status(),
                             body: error.body(),

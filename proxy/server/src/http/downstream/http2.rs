@@ -11,11 +11,14 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
-use waystation_http::{Headers, Known, h2 as convert};
+use waystation_http::h1::Underscores;
+use waystation_http::h2::{Flood, FrameGuard};
+use waystation_http::{Headers, Known, Name, h2 as convert};
 
-use super::{Cut, Downstream, HeadFacts, Piece};
+use super::{Cut, Downstream, HeadFacts, Piece, refused};
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
+use crate::http::frames::{Watch, Watched};
 use crate::http::stream::{self, Begin};
 use crate::http::timer::{Timer, after, earliest};
 use crate::pool::http2::poll_send;
@@ -30,12 +33,39 @@ pub(crate) async fn serve(cx: Rc<ConnCx>, transport: Transport, input: BytesMut)
     let stats = &hcm.stats.hcm;
     stats.downstream_cx_http2_total().inc();
     stats.downstream_cx_http2_active().inc();
-    serve_streams(&cx, Counted { transport, prefix: input.freeze(), cx: Rc::clone(&cx) }).await;
+    let codec = cx.worker.shared.codecs.http2().clone();
+    let guard = FrameGuard::server(hcm.http2.frame_limits);
+    let watch = Watch::new(guard, codec, !hcm.http2.stream_error_on_invalid_message);
+    let active = Rc::new(std::cell::Cell::new(0_usize));
+    let remote = serve_streams(
+        &cx,
+        &watch,
+        &active,
+        Counted { transport, prefix: input.freeze(), cx: Rc::clone(&cx) },
+    )
+    .await;
     stats.downstream_cx_http2_active().dec();
-    stats.downstream_cx_destroy_remote().inc();
+    if remote {
+        stats.downstream_cx_destroy_remote().inc();
+    } else {
+        stats.downstream_cx_destroy_local().inc();
+    }
+    if active.get() > 0 {
+        stats.downstream_cx_destroy_active_rq().inc();
+        match remote {
+            true => stats.downstream_cx_destroy_remote_active_rq().inc(),
+            false => stats.downstream_cx_destroy_local_active_rq().inc(),
+        }
+    }
 }
 
-async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
+/// Whether it was the client that ended the connection.
+async fn serve_streams(
+    cx: &Rc<ConnCx>,
+    watch: &Rc<Watch>,
+    active: &Rc<std::cell::Cell<usize>>,
+    io: Counted,
+) -> bool {
     let hcm = &cx.hcm;
     let stats = &hcm.stats.hcm;
     let options = &hcm.http2;
@@ -50,14 +80,14 @@ async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
     if options.allow_connect {
         builder.enable_connect_protocol();
     }
-    let mut connection = match builder.handshake::<_, Bytes>(io).await {
+    let mut connection = match builder.handshake::<_, Bytes>(Watched::downstream(io, Rc::clone(watch))).await
+    {
         Ok(connection) => connection,
         Err(_) => {
             stats.downstream_cx_protocol_error().inc();
-            return;
+            return true;
         }
     };
-    let active = Rc::new(std::cell::Cell::new(0_usize));
     let idle_wake = Rc::new(tokio::sync::Notify::new());
     let mut ping = connection.ping_pong();
     let mut pinging: Option<Instant> = None;
@@ -73,6 +103,10 @@ async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
         enum Next {
             Stream(Box<(http::Request<RecvStream>, SendResponse<Bytes>)>),
             Error(h2::Error),
+            /// The library has refused so many requests.
+            Refused(usize),
+            /// The client sends what carries nothing.
+            Flood,
             Closed,
             Timer,
             Drain,
@@ -83,6 +117,13 @@ async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Next::Error(error)),
                 Poll::Ready(None) => return Poll::Ready(Next::Closed),
                 Poll::Pending => {}
+            }
+            let refused = watch.take_refused();
+            if refused > 0 {
+                return Poll::Ready(Next::Refused(refused));
+            }
+            if watch.flood().is_some() {
+                return Poll::Ready(Next::Flood);
             }
             if pinging.is_some()
                 && let Some(ping) = &mut ping
@@ -110,6 +151,7 @@ async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
         match next {
             Next::Stream(stream) => {
                 let (request, respond) = *stream;
+                watch.taken(request.body().stream_id().as_u32());
                 served += 1;
                 let now = Instant::now();
                 if hcm.max_requests_per_connection.is_some_and(|max| served >= max) && !draining {
@@ -122,23 +164,35 @@ async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
                     connection.graceful_shutdown();
                 }
                 active.set(active.get() + 1);
-                let guard = Active(Rc::clone(&active), Rc::clone(&idle_wake));
-                let cx = Rc::clone(cx);
+                watch.stats.streams_active().inc();
+                let guard = Active(Rc::clone(active), Rc::clone(&idle_wake), Rc::clone(watch));
+                let (cx, watch) = (Rc::clone(cx), Rc::clone(watch));
                 tokio::task::spawn_local(async move {
                     let _guard = guard;
-                    serve_stream(&cx, request, respond).await;
+                    serve_stream(&cx, watch, request, respond).await;
                 });
             }
+            Next::Refused(count) => {
+                for _ in 0..count {
+                    Box::pin(refused::log(cx)).await;
+                }
+            }
             Next::Error(error) => {
-                if !error.is_io() && !error.is_remote() {
+                let broken = !error.is_io() && !error.is_remote();
+                let refused = watch.take_all_refused();
+                if broken || refused > 0 {
                     stats.downstream_cx_protocol_error().inc();
+                    for _ in 0..refused {
+                        Box::pin(refused::log(cx)).await;
+                    }
                 }
                 // The library has queued GOAWAY; polling on writes it out.
                 let end = std::future::poll_fn(|task| connection.poll_closed(task));
                 let _ = tokio::time::timeout(std::time::Duration::from_secs(1), end).await;
-                return;
+                return !broken && refused == 0;
             }
-            Next::Closed => return,
+            Next::Flood => return false,
+            Next::Closed => return true,
             Next::Drain => {
                 draining = true;
                 stats.downstream_cx_drain_close().inc();
@@ -147,10 +201,10 @@ async fn serve_streams(cx: &Rc<ConnCx>, io: Counted) {
             Next::Timer => {
                 let now = Instant::now();
                 if drain_until.is_some_and(|until| now >= until) {
-                    return;
+                    return false;
                 }
                 if pinging.zip(options.keepalive_timeout).is_some_and(|(sent, limit)| now >= sent + limit) {
-                    return;
+                    return false;
                 }
                 if next_ping.is_some_and(|due| now >= due) {
                     next_ping = after(now, options.keepalive_interval);
@@ -182,16 +236,42 @@ fn after_opt(from: Option<Instant>, timeout: Option<std::time::Duration>) -> Opt
     from.and_then(|from| after(from, timeout))
 }
 
-struct Active(Rc<std::cell::Cell<usize>>, Rc<tokio::sync::Notify>);
+/// `headers_with_underscores_action`, which the library knows nothing of.
+fn underscores(cx: &ConnCx, watch: &Watch, head: &mut Headers) -> Option<StreamEnd> {
+    let action = cx.hcm.http1.underscores;
+    if action == Underscores::Allow {
+        return None;
+    }
+    let offends = |name: Name<'_>| name.as_bytes().contains(&b'_');
+    let found = head.iter().filter(|(name, _)| offends(*name)).count();
+    if found == 0 {
+        return None;
+    }
+    if action == Underscores::Reject {
+        watch.stats.requests_rejected_with_underscores_in_headers().inc();
+        return Some(StreamEnd::UnexpectedUnderscore);
+    }
+    watch.stats.dropped_headers_with_underscores().add(found as u64);
+    head.retain(|name, _| !offends(name));
+    None
+}
+
+struct Active(Rc<std::cell::Cell<usize>>, Rc<tokio::sync::Notify>, Rc<Watch>);
 
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+        self.2.stats.streams_active().dec();
         self.1.notify_one();
     }
 }
 
-async fn serve_stream(cx: &Rc<ConnCx>, request: http::Request<RecvStream>, respond: SendResponse<Bytes>) {
+async fn serve_stream(
+    cx: &Rc<ConnCx>,
+    watch: Rc<Watch>,
+    request: http::Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
     let start = Instant::now();
     let mut scratch = cx.worker.take_scratch();
     let (parts, receive) = request.into_parts();
@@ -206,6 +286,7 @@ async fn serve_stream(cx: &Rc<ConnCx>, request: http::Request<RecvStream>, respo
         head.set(Known::Upgrade, protocol);
         head.set(Known::Connection, "upgrade");
     }
+    let underscore = underscores(cx, &watch, &mut scratch.request);
     let head = &scratch.request;
     let facts = HeadFacts {
         protocol: Protocol::Http2,
@@ -225,7 +306,7 @@ async fn serve_stream(cx: &Rc<ConnCx>, request: http::Request<RecvStream>, respo
     } else if !head.contains(Known::Authority) && !head.contains(Known::Host) {
         Some(StreamEnd::DownstreamViolation("http2.violation.of.messaging.rule"))
     } else {
-        None
+        underscore
     };
     let mut down = Http2 {
         receive,
@@ -239,6 +320,7 @@ async fn serve_stream(cx: &Rc<ConnCx>, request: http::Request<RecvStream>, respo
         finished: false,
         upgrade,
         bytes: ByteCounts::default(),
+        watch,
     };
     let mut timer = Timer::default();
     stream::serve(cx, &mut down, &mut timer, &mut scratch, Begin { start, facts, refused }).await;
@@ -263,6 +345,7 @@ struct Http2 {
     /// The request was an extended CONNECT.
     upgrade: bool,
     bytes: ByteCounts,
+    watch: Rc<Watch>,
 }
 
 impl Downstream for Http2 {
@@ -275,7 +358,7 @@ impl Downstream for Http2 {
                     self.bytes.body_received += data.len() as u64;
                     return Poll::Ready(Ok(Piece::Data(data)));
                 }
-                Some(Err(error)) => return Poll::Ready(Err(lost(&error))),
+                Some(Err(error)) => return Poll::Ready(Err(lost(&self.watch, &error))),
                 None => self.data_done = true,
             }
         }
@@ -285,7 +368,7 @@ impl Downstream for Http2 {
                 Poll::Ready(Ok(Piece::Trailers))
             }
             Ok(None) => Poll::Ready(Ok(Piece::End)),
-            Err(error) => Poll::Ready(Err(lost(&error))),
+            Err(error) => Poll::Ready(Err(lost(&self.watch, &error))),
         }
     }
 
@@ -297,7 +380,7 @@ impl Downstream for Http2 {
         };
         match ready!(reset) {
             Ok(_) => Poll::Ready(StreamEnd::DownstreamReset),
-            Err(error) => Poll::Ready(lost(&error)),
+            Err(error) => Poll::Ready(lost(&self.watch, &error)),
         }
     }
 
@@ -352,7 +435,7 @@ impl Downstream for Http2 {
                 }
                 Poll::Ready(Ok(()))
             }
-            Err(error) => Poll::Ready(Err(lost(&error))),
+            Err(error) => Poll::Ready(Err(lost(&self.watch, &error))),
         }
     }
 
@@ -379,7 +462,14 @@ impl Downstream for Http2 {
     }
 }
 
-fn lost(error: &h2::Error) -> StreamEnd {
+fn lost(watch: &Watch, error: &h2::Error) -> StreamEnd {
+    if let Some(flood) = watch.flood() {
+        return StreamEnd::DownstreamViolation(match flood {
+            Flood::Empty => "http2.inbound_empty_frames_flood",
+            Flood::Priority => "codec_error:Too_many_PRIORITY_frames",
+            Flood::WindowUpdate => "codec_error:Too_many_WINDOW_UPDATE_frames",
+        });
+    }
     match error.is_reset() {
         // The library reset the stream over what the client sent, such as data beyond the announced length.
         true if !error.is_remote() => StreamEnd::DownstreamViolation("http2.remote_reset"),

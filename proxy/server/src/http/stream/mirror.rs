@@ -232,6 +232,10 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
     if stream.send_head(worker, &request, ended).is_err() {
         return;
     }
+    worker.shared.async_client.rq_total().inc();
+    // To the mirror's cluster the request comes from inside: from this proxy.
+    let (extras, zone) = (local.extras(worker, &cluster), pool.zone_stats(worker, &cluster));
+    let categories = || std::iter::once(extras.internal()).chain(zone.as_deref());
     let mut head = Headers::new();
     let done = std::future::poll_fn(|task| {
         while !ended {
@@ -256,7 +260,9 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
             match std::task::ready!(stream.poll_event(task, worker, &mut head)) {
                 Err(_) => return Poll::Ready(false),
                 Ok(Event::Head { end }) => {
-                    cluster.response_codes().record(head.status().unwrap_or(0));
+                    let status = head.status().unwrap_or(0);
+                    cluster.count_response(status);
+                    categories().for_each(|stats| stats.record(status));
                     if end {
                         return Poll::Ready(ended);
                     }
@@ -267,6 +273,11 @@ async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Heade
         }
     })
     .await;
+    if done {
+        let elapsed = crate::http::millis(now, Instant::now());
+        cluster.responses().record_time(elapsed);
+        categories().for_each(|stats| stats.record_time(elapsed));
+    }
     if let (true, Upstream::Http1(mut connection)) = (done, stream)
         && connection.finish(worker)
     {

@@ -25,7 +25,7 @@ impl<D: Downstream> Stream<'_, D> {
     /// Turns the request into the one that the response in `heads.response` points to, and selects its route. `false`
     /// leaves everything as it was, and the response is passed on.
     pub(super) fn follow_redirect(&mut self, policy: &InternalRedirectPolicy, status: u16) -> bool {
-        let stats = &self.cx.hcm.stats.hcm;
+        let stats = &self.cx.hcm.stats.router;
         let current_scheme = self.heads.request.scheme().unwrap_or(b"http").to_vec();
         let current_scheme = String::from_utf8_lossy(&current_scheme).into_owned();
         let current_host = self.heads.request.authority().unwrap_or_default().to_vec();

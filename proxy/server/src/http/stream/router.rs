@@ -25,8 +25,10 @@ use crate::http::timer::after;
 use crate::worker::LocalCluster;
 
 mod attempt;
+mod counting;
 
 use attempt::Attempted;
+use counting::Counted;
 
 /// The conditions of `x-envoy-retry-on`.
 const RETRY_ON: [&str; 11] = [
@@ -66,6 +68,7 @@ struct Routing<'r> {
     attempts: u32,
     request_count: bool,
     response_count: bool,
+    counted: Counted<'r>,
 }
 
 /// A unit of `max_retries`, given back on drop.
@@ -87,7 +90,6 @@ impl<D: Downstream> Stream<'_, D> {
     ) -> Result<bool, StreamEnd> {
         let cx = self.cx;
         let hcm = &cx.hcm;
-        hcm.stats.hcm.rq_total().inc();
         let mut cookies = Vec::new();
         let hash = match &action.hash_policies[..] {
             [] => None,
@@ -101,16 +103,20 @@ impl<D: Downstream> Stream<'_, D> {
         let local = cell.map(|cell| cx.worker.cluster(&cell));
         let Some((local, cluster)) = local.and_then(|local| local.get().map(|cluster| (local, cluster)))
         else {
-            hcm.stats.hcm.no_cluster().inc();
+            hcm.stats.router.no_cluster().inc();
             return Err(StreamEnd::ClusterNotFound { status: action.cluster_not_found_status });
         };
         self.info.upstream.cluster = Some(Rc::clone(&cluster) as _);
         if hcm.router.strict_headers != 0 {
             self.check_strictly(hcm.router.strict_headers)?;
         }
+        let place = self.table.as_ref().map(|(_, index)| *index);
+        let counters = place.map_or([None; 2], |route| table.held.counters(route, self.info.virtual_cluster));
+        let counted = Counted::new(counters);
         let extras = local.extras(&cx.worker, &cluster);
         if extras.maintenance.contains(cx.worker.random()) {
             cluster.stats.upstream_rq_maintenance_mode().inc();
+            self.count_status(&local, &cluster, &counted, 503);
             return Err(StreamEnd::MaintenanceMode);
         }
         let options = RouterOptions {
@@ -156,6 +162,7 @@ impl<D: Downstream> Stream<'_, D> {
             attempts: 0,
             request_count,
             response_count,
+            counted,
         };
         let mut permit = None;
         loop {
@@ -163,6 +170,7 @@ impl<D: Downstream> Stream<'_, D> {
             self.attempt_count = Some(routing.attempts).filter(|_| routing.response_count);
             self.info.upstream.attempts = routing.attempts;
             let attempted = self.attempt(&mut routing, &mut retries, &mut permit).await;
+            self.record_attempt(&mut routing);
             match attempted {
                 Attempted::Answered => return Ok(true),
                 Attempted::Redirected => return Ok(false),
@@ -247,7 +255,7 @@ impl<D: Downstream> Stream<'_, D> {
         outcome: Option<Outcome<'_>>,
     ) -> Decision {
         let (cluster, priority) = (&routing.cluster, routing.action.priority);
-        let stats = &cluster.stats;
+        let (stats, counted) = (&cluster.stats, &routing.counted);
         let was_retry = permit.take().is_some();
         // The request may have outgrown what is kept: then there is nothing to send again.
         if self.outgrown && retries.is_enabled() {
@@ -267,6 +275,7 @@ impl<D: Downstream> Stream<'_, D> {
         match decision {
             Decision::Again { rate_limited, .. } => {
                 stats.upstream_rq_retry().inc();
+                counted.each(|requests| requests.upstream_rq_retry().inc());
                 if rate_limited {
                     stats.upstream_rq_retry_backoff_ratelimited().inc();
                 } else {
@@ -274,9 +283,18 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 *permit = admitted;
             }
-            Decision::LimitExceeded => stats.upstream_rq_retry_limit_exceeded().inc(),
-            Decision::Overflow => stats.upstream_rq_retry_overflow().inc(),
-            Decision::Stand if was_retry => stats.upstream_rq_retry_success().inc(),
+            Decision::LimitExceeded => {
+                stats.upstream_rq_retry_limit_exceeded().inc();
+                counted.each(|requests| requests.upstream_rq_retry_limit_exceeded().inc());
+            }
+            Decision::Overflow => {
+                stats.upstream_rq_retry_overflow().inc();
+                counted.each(|requests| requests.upstream_rq_retry_overflow().inc());
+            }
+            Decision::Stand if was_retry => {
+                stats.upstream_rq_retry_success().inc();
+                counted.each(|requests| requests.upstream_rq_retry_success().inc());
+            }
             Decision::Stand => {}
         }
         decision

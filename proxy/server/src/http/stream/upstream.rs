@@ -185,6 +185,7 @@ pub(super) async fn acquire(
                 let expires = http.max_connection_duration.map(|max| guard.start() + max);
                 if !http2 {
                     stats.upstream_cx_http1_total().inc();
+                    cluster.traffic().http1();
                     let config = http1_config(http);
                     return Ok(Upstream::Http1(Box::new(Http1::new(
                         transport, info, guard, config, expires, &pool,

@@ -51,6 +51,7 @@ impl<D: Downstream> Stream<'_, D> {
             Some(pool) => pool,
             None => {
                 cluster.stats.upstream_cx_none_healthy().inc();
+                self.count(routing, 503);
                 return Attempted::Over(StreamEnd::NoHealthyUpstream);
             }
         };
@@ -106,6 +107,7 @@ impl<D: Downstream> Stream<'_, D> {
         self.info.upstream.tls.clone_from(&info.tls);
         self.info.upstream.protocol = upstream.protocol();
         self.info.timing.first_upstream_tx = Some(now);
+        routing.counted.begin(now, &host, pool.zone_stats(&self.cx.worker, &cluster));
         let timeouts = &routing.timeouts;
         let per_try = Some(timeouts.per_try).filter(|timeout| !timeout.is_zero());
         let mut attempt = Attempt {
@@ -157,13 +159,16 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 Step::Head { end } => {
                     let status = self.heads.response.status().unwrap_or(0);
+                    routing.counted.head(&self.heads.response, cluster.request_sizes.is_some());
                     if let Some(active) = active.take() {
                         active.finish(if status >= 500 { HostOutcome::Error } else { HostOutcome::Success });
                     }
                     let decision = self.decide(routing, retries, permit, None);
                     match decision {
                         Decision::Again { after, .. } => {
-                            self.count_status(routing, status);
+                            if self.cx.hcm.router.dynamic_stats {
+                                routing.local.extras(&self.cx.worker, &cluster).retry().record(status);
+                            }
                             self.release(attempt.upstream, &pool, &cluster, end);
                             return Attempted::Again(after);
                         }
@@ -180,7 +185,7 @@ impl<D: Downstream> Stream<'_, D> {
                         let whole = self.request_complete && (attempt.keep || bodiless) && !self.facts.tunnel;
                         if whole && self.follow_redirect(policy, status) {
                             cluster.stats.upstream_internal_redirect_succeeded_total().inc();
-                            self.count_status(routing, status);
+                            self.count(routing, status);
                             self.release(attempt.upstream, &pool, &cluster, end);
                             self.heads.response.clear();
                             return Attempted::Redirected;
@@ -204,6 +209,7 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 Step::Finished => {
                     self.deadlines.route = None;
+                    self.record_time(routing);
                     self.release(attempt.upstream, &pool, &cluster, true);
                     return Attempted::Answered;
                 }
@@ -246,22 +252,21 @@ impl<D: Downstream> Stream<'_, D> {
                     if self.response_started {
                         return Attempted::Over(end);
                     }
-                    self.count_status(routing, 504);
-                    return match self.decide(routing, retries, permit, Some(Outcome::PerTryTimeout)) {
-                        Decision::Again { after, .. } => Attempted::Again(after),
-                        Decision::LimitExceeded => {
-                            self.flag(ResponseFlag::UpstreamRetryLimitExceeded);
-                            Attempted::Over(end)
-                        }
-                        Decision::Overflow | Decision::Stand => Attempted::Over(end),
-                    };
+                    match self.decide(routing, retries, permit, Some(Outcome::PerTryTimeout)) {
+                        Decision::Again { after, .. } => return Attempted::Again(after),
+                        Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
+                        Decision::Overflow | Decision::Stand => {}
+                    }
+                    self.count(routing, 504);
+                    return Attempted::Over(end);
                 }
                 Step::End(end) => {
                     let host_outcome = match &end {
                         StreamEnd::RouteTimeout { .. } => {
                             cluster.stats.upstream_rq_timeout().inc();
+                            routing.counted.each(|requests| requests.upstream_rq_timeout().inc());
                             if !self.response_started {
-                                self.count_status(routing, 504);
+                                self.count(routing, 504);
                             }
                             HostOutcome::Timeout
                         }
@@ -399,15 +404,13 @@ impl<D: Downstream> Stream<'_, D> {
         if let Some(active) = active {
             active.finish(HostOutcome::Error);
         }
-        if reason != ResetReason::Overflow {
-            self.count_status(routing, if reason == ResetReason::ProtocolError { 502 } else { 503 });
-        }
         let retried = routing.attempts > 1;
         match self.decide(routing, retries, permit, Some(outcome)) {
             Decision::Again { after, .. } => return Attempted::Again(after),
             Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
             Decision::Overflow | Decision::Stand => {}
         }
+        self.count(routing, if reason == ResetReason::ProtocolError { 502 } else { 503 });
         Attempted::Over(StreamEnd::UpstreamReset { reason, retried, transport })
     }
 
@@ -417,12 +420,9 @@ impl<D: Downstream> Stream<'_, D> {
         let status = self.heads.response.status().unwrap_or(0);
         self.info.timing.first_upstream_rx = Some(now);
         self.info.details = Some("via_upstream".into());
-        self.count_status(routing, status);
+        self.count(routing, status);
         let since = self.info.timing.last_downstream_rx.unwrap_or(self.info.start);
         let elapsed = millis(since, now);
-        if self.request_complete && self.cx.hcm.router.dynamic_stats {
-            routing.local.extras(&self.cx.worker, &routing.cluster).time.record(elapsed);
-        }
         let switching = self.facts.tunnel && status == 101;
         let head: &mut Headers = &mut self.heads.response;
         sanitize_response(head, switching);
@@ -468,15 +468,6 @@ impl<D: Downstream> Stream<'_, D> {
         let of_route =
             route.request_body_buffer_limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
         of_route.unwrap_or(self.cx.hcm.buffer_limit)
-    }
-
-    /// `upstream_rq_NNN` and its internal and external twins.
-    fn count_status(&self, routing: &Routing<'_>, status: u16) {
-        if self.cx.hcm.router.dynamic_stats {
-            routing.cluster.response_codes().record(status);
-            let extras = routing.local.extras(&self.cx.worker, &routing.cluster);
-            if self.info.internal { &extras.internal } else { &extras.external }.record(status);
-        }
     }
 }
 
