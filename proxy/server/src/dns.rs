@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -24,13 +25,15 @@ pub struct DnsTasks {
     tasks: HashMap<*const Cluster, AbortHandle>,
     sender: mpsc::Sender<DnsEvent>,
     receiver: mpsc::Receiver<DnsEvent>,
+    /// An event found the queue full.
+    missed: Arc<AtomicBool>,
 }
 
 impl DnsTasks {
     /// No tasks.
     pub fn new() -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { tasks: HashMap::new(), sender, receiver }
+        Self { tasks: HashMap::new(), sender, receiver, missed: Arc::default() }
     }
 
     /// Looks after the cluster's endpoints until [`Self::stop`].
@@ -47,13 +50,15 @@ impl DnsTasks {
                     }
                 };
                 let cluster = Arc::clone(cluster);
-                let sender = self.sender.clone();
+                let (sender, missed) = (self.sender.clone(), Arc::clone(&self.missed));
                 let name: Arc<str> = cluster.name().into();
                 tokio::spawn(async move {
                     // The cluster is changed already; the main thread only learns that it may be warm. When its queue
-                    // is full it will look anyway.
+                    // is full it is told to look at all of them.
                     drive(&cluster, &resolver, |_| {
-                        drop(sender.try_send(DnsEvent { cluster: Arc::clone(&name) }))
+                        if sender.try_send(DnsEvent { cluster: Arc::clone(&name) }).is_err() {
+                            missed.store(true, Ordering::Relaxed);
+                        }
                     })
                     .await;
                 })
@@ -80,6 +85,11 @@ impl DnsTasks {
         if let Some(task) = self.tasks.remove(&Arc::as_ptr(cluster)) {
             task.abort();
         }
+    }
+
+    /// Whether, since it was asked, a cluster got endpoints without an event.
+    pub fn missed(&self) -> bool {
+        self.missed.swap(false, Ordering::Relaxed)
     }
 
     /// The next cluster that got endpoints.

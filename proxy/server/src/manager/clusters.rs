@@ -1,5 +1,7 @@
 //! Clusters: added, warmed, replaced, removed; and the discovery of their endpoints.
 
+mod warming;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,6 +20,7 @@ use waystation_upstream::cluster::{self, Cluster, Discovery, Environment};
 use waystation_xds::{Client, Interest, Rejection, ResourceType, SubId, SubscriptionSpec, Update};
 use xxhash_rust::xxh64::xxh64;
 
+use self::warming::Warming;
 use super::dump::Dumped;
 use super::needs::Needs;
 use crate::admin::config_dump::ResourceDump;
@@ -76,8 +79,9 @@ pub struct Clusters {
     local_cluster: String,
     entries: BTreeMap<String, Entry>,
     by_sub: HashMap<SubId, String>,
-    /// Names with a warming cluster.
-    warming: Vec<String>,
+    warming: Warming,
+    /// How often a warming cluster was looked at.
+    looks: u64,
     assignments: BTreeMap<String, Dumped>,
     /// EDS subscriptions that are not counted yet.
     fresh: Vec<(SubId, Arc<Cluster>)>,
@@ -115,7 +119,8 @@ impl Clusters {
             local_cluster,
             entries: BTreeMap::new(),
             by_sub: HashMap::new(),
-            warming: Vec::new(),
+            warming: Warming::default(),
+            looks: 0,
             assignments: BTreeMap::new(),
             fresh: Vec::new(),
             ended: Vec::new(),
@@ -204,14 +209,12 @@ impl Clusters {
             // There is no traffic yet; static routes are checked against the clusters that exist, warm or not.
             entry.cell.set(Some(Arc::clone(&live.cluster)));
         }
+        self.warming.insert(&proto.name, live.cluster.wait_for_warm_on_init);
         match entry.warming.replace(live) {
             Some(replaced) => {
                 Self::retire(replaced, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client);
             }
-            None => {
-                self.warming.push(proto.name.clone());
-                self.stats.warming_clusters().add(1);
-            }
+            None => self.stats.warming_clusters().add(1),
         }
         Ok(())
     }
@@ -272,22 +275,29 @@ impl Clusters {
             let stats = client.core().subscription_stats(sub)?;
             wall.checked_sub(Duration::from_millis(stats.update_time))
         });
-        if self.warming.is_empty() {
-            return;
+        for need in needs.take_settled() {
+            self.warming.settled(&need);
         }
-        let names = std::mem::take(&mut self.warming);
-        for name in names {
+        if self.dns.missed() {
+            self.warming.touch_all();
+        }
+        for name in self.warming.take_touched() {
             let Some(entry) = self.entries.get_mut(&name) else {
                 continue;
             };
-            let ready = entry
-                .warming
-                .as_ref()
-                .is_some_and(|live| is_discovered(&live.cluster) && needs.settled(&live.needs));
-            let Some(live) = entry.warming.take_if(|_| ready) else {
-                self.warming.push(name);
+            let Some(live) = entry.warming.take_if(|live| {
+                self.looks += 1;
+                if !is_discovered(&live.cluster) {
+                    return false;
+                }
+                let mut unsettled = needs.unsettled_keys(&live.needs).peekable();
+                let is_ready = unsettled.peek().is_none();
+                self.warming.wait(&name, unsettled);
+                is_ready
+            }) else {
                 continue;
             };
+            self.warming.remove(&name);
             self.stats.warming_clusters().sub(1);
             entry.cell.set(Some(Arc::clone(&live.cluster)));
             entry.updated = SystemTime::now();
@@ -338,7 +348,7 @@ impl Clusters {
             Self::retire(live, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client);
         }
         if let Some(live) = entry.warming {
-            self.warming.retain(|warming| warming != name);
+            self.warming.remove(name);
             self.stats.warming_clusters().sub(1);
             Self::retire(live, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client);
         }
@@ -387,6 +397,7 @@ impl Clusters {
             // The server says that there is no such assignment, or it is refused: no need to wait for it, as in Envoy.
             cluster.assignment_timed_out();
         }
+        self.warming.touch(cluster.name());
         rejected
     }
 
@@ -438,8 +449,9 @@ impl Clusters {
 
     /// A subscription of ours got nothing in time.
     pub fn fetch_failed(&mut self, sub: SubId) {
-        if let Some(live) = self.live(sub) {
-            live.cluster.assignment_timed_out();
+        if let Some(cluster) = self.live(sub).map(|live| Arc::clone(&live.cluster)) {
+            cluster.assignment_timed_out();
+            self.warming.touch(cluster.name());
         }
     }
 
@@ -463,14 +475,12 @@ impl Clusters {
     /// A cluster got endpoints by itself: it may be warm now, which [`Self::activate`] sees.
     pub fn on_discovery(&mut self, event: DnsEvent) {
         tracing::debug!(target: "upstream", "cluster '{}' has endpoints", event.cluster);
+        self.warming.touch(&event.cluster);
     }
 
     /// Whether every cluster that start-up waits for is in force.
     pub fn initialized(&self) -> bool {
-        self.warming.iter().all(|name| {
-            let warming = self.entries.get(name).and_then(|entry| entry.warming.as_ref());
-            warming.is_none_or(|live| !live.cluster.wait_for_warm_on_init)
-        })
+        !self.warming.is_awaited()
     }
 
     /// When [`Self::activate`] has something to do without an event.
@@ -480,7 +490,7 @@ impl Clusters {
 
     /// Clusters that wait.
     pub fn unready(&self) -> impl Iterator<Item = &str> {
-        self.warming.iter().map(String::as_str)
+        self.warming.names()
     }
 
     /// The clusters in force, by name.
@@ -541,5 +551,49 @@ fn is_discovered(cluster: &Cluster) -> bool {
     match &cluster.discovery {
         Discovery::Static | Discovery::OriginalDst(_) => true,
         Discovery::Eds(_) | Discovery::Dns(_) => cluster.endpoints().initialized(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::config::bootstrap::v3::ClusterManager;
+    use waystation_schema::{TextOptions, yaml_to_wire};
+
+    use super::*;
+    use crate::context::tests::shared;
+
+    /// Each of many clusters becomes warm by an event of its own, and each event costs a look at that cluster alone.
+    #[tokio::test]
+    async fn warming_is_linear() {
+        const COUNT: usize = 10_000;
+        let shared = shared();
+        let mut client = Client::new(
+            waystation_xds::Options { node: Bytes::new(), ads: None, seed: 1, unix_ms: 0 },
+            crate::xds_transport::transport(&shared),
+        );
+        let mut needs = Needs::default();
+        let manager = ClusterManager::default();
+        let mut clusters = Clusters::new(&shared, &manager, &core::Locality::default()).unwrap();
+        let template = "{name: c, type: EDS, eds_cluster_config: {eds_config: {resource_api_version: V3, api_config_source: \
+                        {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: x}}]}}}}";
+        let message = Message::find("envoy.config.cluster.v3.Cluster").unwrap();
+        let wire = yaml_to_wire(message, template, TextOptions::default()).unwrap().wire;
+        let template = pb::Cluster::decode(&*wire).unwrap();
+        let version = Arc::from("1");
+        for i in 0..COUNT {
+            let proto = pb::Cluster { name: format!("c{i}"), ..template.clone() };
+            let wire = proto.encode_to_vec().into();
+            clusters.add(&proto, wire, &version, true, &mut needs, &mut client).unwrap();
+        }
+        let now = Instant::now();
+        clusters.activate(now, &mut needs, &mut client);
+        assert_eq!((clusters.active().len(), clusters.initialized()), (0, false));
+        let subs: Vec<SubId> = clusters.take_fresh().into_iter().map(|(sub, _)| sub).collect();
+        for sub in subs {
+            clusters.fetch_failed(sub);
+            clusters.activate(now, &mut needs, &mut client);
+        }
+        assert_eq!((clusters.active().len(), clusters.initialized()), (COUNT, true));
+        assert_eq!(clusters.looks, 2 * COUNT as u64);
     }
 }

@@ -172,6 +172,10 @@ pub struct Listeners {
     draining: Vec<Draining>,
     stats: ListenerManagerStats,
     next_id: u64,
+    /// Something was added since [`Self::activate`] looked.
+    added: bool,
+    /// What had settled then: see [`Needs::changes`].
+    seen: u64,
     graceful: Vec<GracefulDrain>,
     stopped: bool,
     /// Inbound listeners were stopped (`/drain_listeners?inboundonly`) and stay so.
@@ -190,6 +194,8 @@ impl Listeners {
             entries: BTreeMap::new(),
             draining: Vec::new(),
             next_id: 1,
+            added: false,
+            seen: 0,
             graceful: Vec::new(),
             stopped: false,
             stopped_inbound: false,
@@ -244,6 +250,7 @@ impl Listeners {
                 }
                 let version = Arc::clone(version);
                 entry.warming = Some(Warming { listener, sockets, wire, version, hash });
+                self.added = true;
                 Ok(())
             }
             Err(error) => {
@@ -293,9 +300,12 @@ impl Listeners {
     /// Starts, or updates, every listener whose needs have settled.
     pub fn activate(&mut self, now: Instant, needs: &Needs) -> Vec<Order> {
         let mut orders = Vec::new();
-        if self.stopped {
+        // Only what is added, and what settles, makes one ready.
+        if self.stopped || (!self.added && self.seen == needs.changes()) {
             return orders;
         }
+        self.added = false;
+        self.seen = needs.changes();
         for entry in self.entries.values_mut() {
             if self.stopped_inbound && entry.warming.as_ref().is_some_and(|warming| warming.listener.inbound)
             {

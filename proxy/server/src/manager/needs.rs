@@ -86,6 +86,10 @@ pub struct Needs {
     fresh: Vec<(SubId, Scope)>,
     /// Subscriptions that are over.
     ended: Vec<SubId>,
+    /// The keys of what has settled, or is not held any more.
+    settled: Vec<String>,
+    /// Grows with whatever may settle something.
+    changes: u64,
 }
 
 impl Needs {
@@ -145,6 +149,7 @@ impl Needs {
                 client.unsubscribe(needed.sub);
                 self.ended.push(needed.sub);
                 self.by_sub.remove(&needed.sub);
+                self.settled.push(key.clone());
                 match self.by_key.remove(&key).map(|needed| needed.slot) {
                     Some(Slot::Scopes(Some(scopes))) => {
                         let routes: Vec<Need> = scopes.held().cloned().collect();
@@ -162,6 +167,21 @@ impl Needs {
         needs.iter().filter(|need| need.is_awaited()).all(|need| self.has_settled(need))
     }
 
+    /// The keys of those of `needs` that are still waited for; [`Self::take_settled`] tells of their arrival.
+    pub fn unsettled_keys<'a>(&'a self, needs: &'a [Need]) -> impl Iterator<Item = String> + 'a {
+        needs.iter().filter(|need| need.is_awaited() && !self.has_settled(need)).map(key)
+    }
+
+    /// The keys of what has settled since this was called, or is not held any more.
+    pub fn take_settled(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.settled)
+    }
+
+    /// As long as this number stays, nothing has settled.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     fn has_settled(&self, need: &Need) -> bool {
         self.by_key.get(&key(need)).is_some_and(|needed| {
             needed.settled
@@ -177,6 +197,8 @@ impl Needs {
     /// Nothing has come for a subscription in time: what waits for it goes on without. What has been refused or was
     /// never there is not waited for either.
     pub fn settle(&mut self, sub: SubId) -> Option<&mut Needed> {
+        self.changes += 1;
+        self.settled.push(self.by_sub.get(&sub)?.clone());
         let needed = self.by_sub(sub)?;
         match &mut needed.slot {
             Slot::Route { hosts: Some(hosts), .. } if hosts.sub == sub => hosts.settled = true,
@@ -196,6 +218,7 @@ impl Needs {
         shared: &Arc<Shared>,
         client: &mut Client,
     ) -> Vec<Rejection> {
+        self.changes += 1;
         let mut rejected = Vec::new();
         let Some(Slot::Scopes(slot)) = self.by_sub(update.sub).map(|needed| &mut needed.slot) else {
             return rejected;
@@ -289,6 +312,7 @@ impl Needs {
         shared: &Arc<Shared>,
         client: &mut Client,
     ) -> Result<(), ConfigError> {
+        self.changes += 1;
         let Some(key) = self.by_sub.get(&sub).cloned() else { return Ok(()) };
         let Some(needed) = self.by_key.get_mut(&key) else { return Ok(()) };
         let Slot::Route { cell, hosts, scope } = &mut needed.slot else { return Ok(()) };
@@ -341,6 +365,7 @@ impl Needs {
         shared: &Arc<Shared>,
         client: &mut Client,
     ) -> Vec<Rejection> {
+        self.changes += 1;
         let Some(needed) = self.by_sub(update.sub) else { return Vec::new() };
         let Slot::Route { cell, hosts: Some(hosts), .. } = &mut needed.slot else { return Vec::new() };
         hosts.settled = true;
