@@ -148,14 +148,7 @@ pub async fn serve_connection(
 ) {
     let cx = ConnCx::new(worker, hcm, info, drain);
     let hcm = &cx.hcm;
-    let stats = &hcm.stats.hcm;
-    stats.downstream_cx_total().inc();
-    stats.downstream_cx_active().inc();
-    let tls = cx.info.tls.is_some();
-    if tls {
-        stats.downstream_cx_ssl_total().inc();
-        stats.downstream_cx_ssl_active().inc();
-    }
+    let _open = OpenConnection::new(&cx);
     let alpn_h2 = cx.info.negotiated_protocol.as_deref() == Some(b"h2");
     let served = match hcm.codec {
         Codec::Http1 => Some((Sniffed::Http1, transport, BytesMut::new())),
@@ -171,12 +164,35 @@ pub async fn serve_connection(
         }
         None => {}
     }
-    stats.downstream_cx_destroy().inc();
-    stats.downstream_cx_active().dec();
-    if tls {
-        stats.downstream_cx_ssl_active().dec();
+}
+
+/// A connection in the statistics, until it is dropped: however that happens, it is not left counted as active.
+struct OpenConnection<'a>(&'a ConnCx);
+
+impl<'a> OpenConnection<'a> {
+    fn new(cx: &'a ConnCx) -> Self {
+        let stats = &cx.hcm.stats.hcm;
+        stats.downstream_cx_total().inc();
+        stats.downstream_cx_active().inc();
+        if cx.info.tls.is_some() {
+            stats.downstream_cx_ssl_total().inc();
+            stats.downstream_cx_ssl_active().inc();
+        }
+        Self(cx)
     }
-    stats.downstream_cx_length_ms().record(millis(cx.info.start, Instant::now()));
+}
+
+impl Drop for OpenConnection<'_> {
+    fn drop(&mut self) {
+        let Self(cx) = self;
+        let stats = &cx.hcm.stats.hcm;
+        stats.downstream_cx_destroy().inc();
+        stats.downstream_cx_active().dec();
+        if cx.info.tls.is_some() {
+            stats.downstream_cx_ssl_active().dec();
+        }
+        stats.downstream_cx_length_ms().record(millis(cx.info.start, Instant::now()));
+    }
 }
 
 /// The same connection for streams that are tasks of their own.

@@ -109,7 +109,7 @@ impl Server {
             self.progress();
             self.configuration.count_subscriptions();
             if self.should_exit() {
-                self.workers.finish();
+                self.workers.finish().await;
                 return Ok(());
             }
             let due = self.next_due();

@@ -1,10 +1,11 @@
 //! The worker threads: one runtime each, traffic only.
 
+use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
@@ -26,6 +27,8 @@ const FINISH: Duration = Duration::from_secs(1);
 pub struct Workers {
     queues: Vec<Sender<Order>>,
     threads: Vec<JoinHandle<()>>,
+    /// Hangs up when the last thread has ended; nothing is ever sent.
+    running: Option<Receiver<Infallible>>,
     shared: Option<Arc<Shared>>,
 }
 
@@ -40,13 +43,16 @@ impl Workers {
         self.shared = Some(Arc::clone(shared));
         let (handovers, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(QUEUE)).unzip();
         let handovers: Arc<[Sender<Handover>]> = handovers.into();
+        let (runs, running) = mpsc::channel(1);
+        self.running = Some(running);
         for (index, handed) in (0..count).zip(receivers) {
             let (sender, orders) = mpsc::channel(QUEUE);
             let shared = Arc::clone(shared);
-            let handovers = Arc::clone(&handovers);
-            let thread = thread::Builder::new()
-                .name(format!("wrk:worker_{index}"))
-                .spawn(move || run(index, shared, orders, handed, handovers))?;
+            let (handovers, runs) = (Arc::clone(&handovers), runs.clone());
+            let thread = thread::Builder::new().name(format!("wrk:worker_{index}")).spawn(move || {
+                let _runs = runs;
+                run(index, shared, orders, handed, handovers);
+            })?;
             self.queues.push(sender);
             self.threads.push(thread);
         }
@@ -69,11 +75,16 @@ impl Workers {
     }
 
     /// Has the threads end, and their connections with them, so that these are logged before the logs are flushed.
-    pub fn finish(&mut self) {
+    pub async fn finish(&mut self) {
         self.queues.clear();
-        let until = Instant::now() + FINISH;
-        while self.threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < until {
-            thread::sleep(Duration::from_millis(1));
+        let Some(mut running) = self.running.take() else { return };
+        if tokio::time::timeout(FINISH, running.recv()).await.is_err() {
+            return tracing::warn!(target: "main", "a worker does not end");
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!(target: "main", "a worker has panicked");
+            }
         }
     }
 
@@ -103,4 +114,23 @@ fn run(
         let worker = Worker::new(index, shared, None);
         Listeners::new(Rc::clone(&worker), handovers).run(orders, handed).await;
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::Workers;
+    use crate::context::tests::shared;
+
+    #[tokio::test]
+    async fn the_end_waits_for_every_worker() {
+        let shared = shared();
+        let mut workers = Workers::new();
+        workers.start(3, &shared).unwrap();
+        workers.finish().await;
+        assert!(workers.threads.is_empty());
+        drop(workers);
+        assert_eq!(Arc::strong_count(&shared), 1, "no worker is left that holds it");
+    }
 }

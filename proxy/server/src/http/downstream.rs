@@ -5,12 +5,39 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use waystation_filter_api::stream::Protocol;
 use waystation_http::Headers;
+use waystation_stats::{CounterRef, GaugeRef};
 
 use super::end::StreamEnd;
+use super::stats::HcmStats;
 
 pub(crate) mod http1;
 pub(crate) mod http2;
 mod refused;
+
+/// A codec's connection in the statistics, until it is dropped. What drops it before its end closes it.
+struct OpenCodec<'a> {
+    stats: &'a HcmStats,
+    active: GaugeRef<'a>,
+    by_peer: bool,
+}
+
+impl<'a> OpenCodec<'a> {
+    fn new(stats: &'a HcmStats, total: CounterRef<'a>, active: GaugeRef<'a>) -> Self {
+        total.inc();
+        active.inc();
+        Self { stats, active, by_peer: false }
+    }
+}
+
+impl Drop for OpenCodec<'_> {
+    fn drop(&mut self) {
+        self.active.dec();
+        match self.by_peer {
+            true => self.stats.downstream_cx_destroy_remote().inc(),
+            false => self.stats.downstream_cx_destroy_local().inc(),
+        }
+    }
+}
 
 /// A piece of the request after its head.
 #[derive(Debug)]

@@ -92,7 +92,7 @@ struct Deadlines {
 }
 
 /// One request and its response.
-struct Stream<'a, D> {
+struct Stream<'a, D: Downstream> {
     cx: &'a ConnCx,
     down: &'a mut D,
     timer: &'a mut Timer,
@@ -129,6 +129,8 @@ struct Stream<'a, D> {
     /// Internal redirects followed, and the routes they left.
     redirects: u32,
     redirected_from: Vec<u32>,
+    /// It has come to its own end.
+    is_over: bool,
 }
 
 /// Serves one request.
@@ -185,6 +187,7 @@ pub(crate) async fn serve<D: Downstream>(
         mirrors: Vec::new(),
         redirects: 0,
         redirected_from: Vec::new(),
+        is_over: false,
         heads,
         cx,
     };
@@ -199,7 +202,23 @@ pub(crate) async fn serve<D: Downstream>(
     if let Err(end) = ended {
         stream.end_early(end).await;
     }
-    stream.complete();
+    stream.is_over = true;
+}
+
+/// The last thing that happens to a stream, however it ends. Who closes its connection, as the end of a drain does, drops it
+/// where it stands.
+impl<D: Downstream> Drop for Stream<'_, D> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // What may have panicked is not asked again: a second panic would end the process.
+            return self.cx.hcm.stats.hcm.downstream_rq_active().dec();
+        }
+        if !self.is_over {
+            self.info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+            self.info.details = Some("downstream_local_disconnect".into());
+        }
+        self.complete();
+    }
 }
 
 impl<D: Downstream> Stream<'_, D> {
@@ -368,7 +387,7 @@ impl<D: Downstream> Stream<'_, D> {
         .await
     }
 
-    /// The last thing that happens to a stream: statistics, filters' completion, access log.
+    /// Statistics, filters' completion, access log.
     fn complete(&mut self) {
         let now = Instant::now();
         self.info.timing.complete = Some(now);

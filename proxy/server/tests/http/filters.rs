@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use waystation_filter_api::http::{
     BodyData, FilterConfig, Flow, Hold, HttpFilter, HttpFilterFactory, LocalReply, Phases, StreamCx,
 };
@@ -216,4 +218,70 @@ fn a_response_that_stands_is_not_retried() {
         proxy.stat("cluster.up.upstream_rq_retry", 0);
         proxy.stat("cluster.up.upstream_rq_total", 1);
     });
+}
+
+/// Does what no filter should, to messages that have a body.
+fn panics(_: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
+    match ask {
+        Ask::Head { end: true } => Flow::Continue,
+        _ => panic!("as the test wants it"),
+    }
+}
+
+const NOT_ACTIVE: [&str; 6] = [
+    "http.in.downstream_rq_active",
+    "http.in.downstream_cx_active",
+    "http.in.downstream_cx_http1_active",
+    "http.in.downstream_cx_http2_active",
+    "cluster.up.upstream_rq_active",
+    "cluster.up.upstream_rq_pending_active",
+];
+
+#[test]
+fn a_panic_ends_its_own_connection_and_is_not_left_counted() {
+    run(async {
+        for filter in [Scripted::decode(panics), Scripted::encode(panics)] {
+            let upstream = Upstream::echo().await;
+            let proxy = Proxy::start_with(&upstream, filter, 1 << 20).await;
+            let mut other = proxy.connect().await;
+            let asks = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+            assert!(exchange_on(&mut other, asks).await.starts_with("HTTP/1.1 200 OK"));
+            let answer = proxy.exchange("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc").await;
+            assert_eq!(answer, "");
+            assert!(exchange_on(&mut other, asks).await.starts_with("HTTP/1.1 200 OK"));
+            drop(other);
+            proxy.until_closed().await;
+            NOT_ACTIVE.iter().for_each(|gauge| proxy.stat(gauge, 0));
+            proxy.stat("http.in.downstream_rq_total", 3);
+        }
+    });
+}
+
+#[test]
+fn a_panic_ends_its_own_http2_stream_and_no_other() {
+    run(async {
+        for filter in [Scripted::decode(panics), Scripted::encode(panics)] {
+            let upstream = Upstream::echo().await;
+            let proxy = Proxy::start_with(&upstream, filter, 1 << 20).await;
+            let (mut sender, connection) = h2::client::handshake(proxy.connect().await).await.unwrap();
+            let connection = tokio::task::spawn_local(connection);
+            let request = |method| http::Request::builder().method(method).uri("http://a/").body(()).unwrap();
+            let (waiting, mut rest) = sender.send_request(request("POST"), false).unwrap();
+            rest.send_data("abc".into(), true).unwrap();
+            assert!(waiting.await.unwrap_err().is_reset());
+            let (answer, _) = sender.send_request(request("GET"), true).unwrap();
+            assert_eq!(answer.await.unwrap().status(), 200);
+            drop((sender, rest));
+            connection.await.unwrap().unwrap();
+            proxy.until_closed().await;
+            NOT_ACTIVE.iter().for_each(|gauge| proxy.stat(gauge, 0));
+        }
+    });
+}
+
+async fn exchange_on(stream: &mut TcpStream, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let count = stream.read(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer[..count]).into_owned()
 }

@@ -502,6 +502,13 @@ typed_extension_protocol_options:
         Self { address, shared, clusters: vec![cell] }
     }
 
+    /// Until the proxy has no connection any more.
+    pub(crate) async fn until_closed(&self) {
+        while self.shared.stats.find("http.in.downstream_cx_active") != Some(0) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Sends `request` on a new connection and reads until the proxy closes it.
     pub(crate) async fn exchange(&self, request: &str) -> String {
         let stream = TcpStream::connect(self.address).await.unwrap();

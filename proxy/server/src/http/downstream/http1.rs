@@ -13,7 +13,7 @@ use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
 use waystation_http::Headers;
 use waystation_http::h1::{self, After, Framing, Received, RequestHead, ServerConn, Version};
 
-use super::{Cut, Downstream, HeadFacts, Piece};
+use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece};
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
 use crate::http::outbox::Outbox;
@@ -65,8 +65,8 @@ enum Next {
 pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
     let hcm = &cx.hcm;
     let stats = &hcm.stats.hcm;
-    stats.downstream_cx_http1_total().inc();
-    stats.downstream_cx_http1_active().inc();
+    let (total, active) = (stats.downstream_cx_http1_total(), stats.downstream_cx_http1_active());
+    let mut open = OpenCodec::new(stats, total, active);
     let mut connection = Http1 {
         transport,
         codec: ServerConn::new(Arc::clone(&hcm.http1)),
@@ -189,12 +189,7 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         }
     }
     connection.count_bytes(cx);
-    stats.downstream_cx_http1_active().dec();
-    if connection.eof {
-        stats.downstream_cx_destroy_remote().inc();
-    } else {
-        stats.downstream_cx_destroy_local().inc();
-    }
+    open.by_peer = connection.eof;
 }
 
 impl Http1 {

@@ -15,7 +15,7 @@ use waystation_http::h1::Underscores;
 use waystation_http::h2::{Flood, FrameGuard};
 use waystation_http::{Headers, Known, Name, h2 as convert};
 
-use super::{Cut, Downstream, HeadFacts, Piece, refused};
+use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece, refused};
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
 use crate::http::frames::{Watch, Watched};
@@ -31,28 +31,22 @@ const HIGH_WATER: usize = 64 * 1024;
 pub(crate) async fn serve(cx: Rc<ConnCx>, transport: Transport, input: BytesMut) {
     let hcm = cx.hcm.clone();
     let stats = &hcm.stats.hcm;
-    stats.downstream_cx_http2_total().inc();
-    stats.downstream_cx_http2_active().inc();
+    let mut open =
+        OpenCodec::new(stats, stats.downstream_cx_http2_total(), stats.downstream_cx_http2_active());
     let codec = cx.worker.shared.codecs.http2().clone();
     let guard = FrameGuard::server(hcm.http2.frame_limits);
     let watch = Watch::new(guard, codec, !hcm.http2.stream_error_on_invalid_message);
     let active = Rc::new(std::cell::Cell::new(0_usize));
-    let remote = serve_streams(
+    open.by_peer = serve_streams(
         &cx,
         &watch,
         &active,
         Counted { transport, prefix: input.freeze(), cx: Rc::clone(&cx) },
     )
     .await;
-    stats.downstream_cx_http2_active().dec();
-    if remote {
-        stats.downstream_cx_destroy_remote().inc();
-    } else {
-        stats.downstream_cx_destroy_local().inc();
-    }
     if active.get() > 0 {
         stats.downstream_cx_destroy_active_rq().inc();
-        match remote {
+        match open.by_peer {
             true => stats.downstream_cx_destroy_remote_active_rq().inc(),
             false => stats.downstream_cx_destroy_local_active_rq().inc(),
         }
