@@ -41,6 +41,11 @@ pub(crate) fn build(file: &CaseFile) -> Value {
         .map(|(name, spec)| cluster(name, spec.kind, &spec.cluster))
         .collect();
     clusters.extend(file.clusters.iter().cloned());
+    if file.xds {
+        let place = json!({"endpoint": {"address": local(json!("{{port:xds}}"))}});
+        let over = json!({"load_assignment": {"endpoints": [{"lb_endpoints": [place]}]}});
+        clusters.push(cluster("xds", Kind::H2, &over));
+    }
     let mut bootstrap = json!({
         "node": {"id": "rig-node", "cluster": "rig-cluster"},
         "admin": {"address": local(json!(0))},

@@ -35,6 +35,8 @@ pub(crate) struct CaseFile {
     pub(crate) log_format: Option<String>,
     /// Files put into `{{tmp}}` before the start.
     pub(crate) files: BTreeMap<String, Value>,
+    /// Has the embedded management server serve the folder `{{tmp}}/xds` at `{{port:xds}}`; a cluster `xds` leads there.
+    pub(crate) xds: bool,
     /// More arguments for the proxy.
     pub(crate) args: Vec<String>,
     /// Only for YAML anchors.

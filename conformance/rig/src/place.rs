@@ -77,7 +77,7 @@ impl Place {
         })
     }
 
-    fn port(&self, name: &str) -> Result<u16> {
+    pub(crate) fn port(&self, name: &str) -> Result<u16> {
         let mut ports = self.ports.lock();
         if let Some(port) = ports.get(name) {
             return Ok(*port);

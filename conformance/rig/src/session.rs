@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::bootstrap;
 use crate::case::{Case, CaseFile};
@@ -72,6 +74,7 @@ async fn run_group(
         std::fs::create_dir_all(path.parent().context("a parent")?)?;
         std::fs::write(path, file_text(&place, value)?)?;
     }
+    let _management = if file.xds { Some(management(&place).await?) } else { None };
     let mut proxy = None;
     if bootstrap::wanted(file) {
         let args = file.args.iter().map(|a| place.fill(a)).collect::<Result<Vec<_>>>()?;
@@ -97,6 +100,15 @@ async fn run_group(
         proxy.stop().await;
     }
     Ok(())
+}
+
+/// The embedded management server, until it is dropped.
+async fn management(place: &Place) -> Result<AbortOnDropHandle<()>> {
+    let dir = place.tmp.join("xds");
+    std::fs::create_dir_all(&dir)?;
+    let server = waystation_xds_server::Server::builder(dir).console(|_| {}).start()?;
+    let listener = TcpListener::bind(("127.0.0.1", place.port("xds")?)).await?;
+    Ok(AbortOnDropHandle::new(tokio::spawn(async move { server.serve(listener).await })))
 }
 
 async fn run_case(

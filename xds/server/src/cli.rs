@@ -12,6 +12,9 @@ use crate::{Server, TlsFiles};
 
 /// Serves a folder of YAML and JSON resources over xDS: ADS and each type's own service, state of the world,
 /// delta and REST, on one port. The folder is watched; a file that is not valid keeps its last good version.
+///
+/// A virtual host wrapped in an envoy.service.discovery.v3.Resource with aliases is sent only to a proxy that asks for
+/// one of its names, `ROUTE_CONFIGURATION/HOST`, on behalf of a request.
 #[derive(Debug, Parser)]
 #[command(name = "waystation xds-server", no_binary_name = true)]
 struct Options {

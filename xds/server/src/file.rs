@@ -207,9 +207,9 @@ impl Document<'_> {
     /// Checks a resource and takes it in; `path` is where it stands in the document.
     fn add(&self, mut any: wire::Any, path: &str, found: &mut Found) -> Result<(), Fault> {
         let mut path = path.to_owned();
-        let mut name = String::new();
+        let (mut name, mut aliases) = (String::new(), Vec::new());
         if any.type_url == WRAPPER.as_bytes() {
-            (name, any) = self.unwrap(&any, &path)?;
+            (name, aliases, any) = self.unwrap(&any, &path)?;
             path = join(&path, "resource");
         }
         let fault = |path: &str, error: &ConfigError| self.fault(path, error);
@@ -229,13 +229,22 @@ impl Document<'_> {
         }
         let warnings = judge.warnings.into_iter().map(|(place, reason)| (join(&path, &place), reason));
         found.warnings.extend(warnings);
-        let resource = Resource::new(ResourceType::from_url(url), name, any.value);
+        let mut resource = Resource::new(ResourceType::from_url(url), name, any.value);
+        if !aliases.is_empty() {
+            if *resource.kind() != ResourceType::VirtualHost {
+                return Err(fault(
+                    &path,
+                    &ConfigError::new("only virtual hosts are asked for by their aliases"),
+                ));
+            }
+            resource = resource.with_aliases(aliases);
+        }
         found.resources.push((path, Arc::new(resource)));
         Ok(())
     }
 
-    /// A resource that carries its name beside it.
-    fn unwrap(&self, any: &wire::Any, path: &str) -> Result<(String, wire::Any), Fault> {
+    /// A resource that carries its name, and its aliases, beside it.
+    fn unwrap(&self, any: &wire::Any, path: &str) -> Result<(String, Vec<Arc<str>>, wire::Any), Fault> {
         let fail = |field: &str, reason: &str| Err(self.fault(path, &ConfigError::field(field, reason)));
         let wrapper = match wire::Resource::decode(any.value.clone()) {
             Ok(wrapper) => wrapper,
@@ -244,15 +253,13 @@ impl Document<'_> {
         if wrapper.ttl.is_some() {
             return fail("ttl", "not supported: nobody would send the heartbeats");
         }
-        if !wrapper.aliases.is_empty() {
-            return fail("aliases", "not supported: a resource is served by its name");
-        }
         if !wrapper.version.is_empty() {
             return fail("version", "not supported: versions are the hashes of what is served");
         }
         let name = String::from_utf8_lossy(&wrapper.name).into_owned();
+        let aliases = wrapper.aliases.iter().map(|alias| String::from_utf8_lossy(alias).into()).collect();
         match wrapper.resource {
-            Some(resource) => Ok((name, resource)),
+            Some(resource) => Ok((name, aliases, resource)),
             None => fail("resource", "is missing"),
         }
     }
@@ -394,6 +401,13 @@ mod tests {
         let text = "'@type': type.googleapis.com/envoy.service.discovery.v3.Resource\nname: routes/api\nresource:\n  '@type': type.googleapis.com/envoy.config.route.v3.VirtualHost\n  name: api\n  domains: ['*']\n";
         let content = parse(Format::Yaml, text.as_bytes()).unwrap();
         assert_eq!(names(&content), ["VirtualHost routes/api@3:1"]);
+        let aliased =
+            parse(Format::Yaml, format!("{text}aliases: [routes/a, routes/b]\n").as_bytes()).unwrap();
+        let resource = &aliased.resources[0].resource;
+        assert_eq!(resource.aliases(), ["routes/a".into(), "routes/b".into()]);
+        assert_ne!(resource.version(), content.resources[0].resource.version());
+        let cluster = "'@type': type.googleapis.com/envoy.service.discovery.v3.Resource\nname: c\naliases: [d]\nresource:\n  '@type': type.googleapis.com/envoy.config.cluster.v3.Cluster\n  name: c\n";
+        assert!(refused(cluster).ends_with("only virtual hosts are asked for by their aliases"));
         assert_eq!(
             refused(&format!("{text}ttl: 3s\n")),
             "7:1: ttl: not supported: nobody would send the heartbeats"

@@ -12,6 +12,7 @@ use xxhash_rust::xxh64::xxh64;
 pub struct Resource {
     kind: ResourceType,
     name: Arc<str>,
+    aliases: Box<[Arc<str>]>,
     version: Arc<str>,
     value: Bytes,
     eds_name: Option<Arc<str>>,
@@ -23,7 +24,24 @@ impl Resource {
         let name = name.into();
         let version = format!("{:016x}", xxh64(&value, 0)).into();
         let eds_name = (kind == ResourceType::Cluster).then(|| eds_name(&name, &value)).flatten();
-        Self { kind, name, version, value, eds_name }
+        Self { kind, name, aliases: Box::default(), version, value, eds_name }
+    }
+
+    /// The same under further names, by which it is served to those who ask for it and to nobody else: a virtual host
+    /// on demand.
+    #[must_use]
+    pub fn with_aliases(mut self, aliases: Vec<Arc<str>>) -> Self {
+        // Other aliases are another version, or they would not be sent.
+        let seed = xxh64(self.version.as_bytes(), 0);
+        self.version =
+            format!("{:016x}", aliases.iter().fold(seed, |hash, one| xxh64(one.as_bytes(), hash))).into();
+        self.aliases = aliases.into();
+        self
+    }
+
+    /// The names besides its own.
+    pub fn aliases(&self) -> &[Arc<str>] {
+        &self.aliases
     }
 
     /// The type.
@@ -60,6 +78,7 @@ impl Resource {
             version: Bytes::copy_from_slice(self.version.as_bytes()),
             resource: Some(self.to_any()),
             name: Bytes::copy_from_slice(self.name.as_bytes()),
+            aliases: self.aliases.iter().map(|alias| Bytes::copy_from_slice(alias.as_bytes())).collect(),
             ..wire::Resource::default()
         }
     }

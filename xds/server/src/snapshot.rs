@@ -10,6 +10,8 @@ use crate::Resource;
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     types: BTreeMap<ResourceType, BTreeMap<Arc<str>, Arc<Resource>>>,
+    /// Aliases to names.
+    aliases: BTreeMap<ResourceType, BTreeMap<Arc<str>, Arc<str>>>,
 }
 
 impl Snapshot {
@@ -17,6 +19,12 @@ impl Snapshot {
     pub fn of(&self, kind: &ResourceType) -> &BTreeMap<Arc<str>, Arc<Resource>> {
         static NONE: BTreeMap<Arc<str>, Arc<Resource>> = BTreeMap::new();
         self.types.get(kind).unwrap_or(&NONE)
+    }
+
+    /// A resource of a type by its name or by an alias; a name goes before an alias.
+    pub fn find(&self, kind: &ResourceType, name: &str) -> Option<&Arc<Resource>> {
+        let resources = self.of(kind);
+        resources.get(name).or_else(|| resources.get(self.aliases.get(kind)?.get(name)?))
     }
 
     /// The types that have resources.
@@ -31,10 +39,15 @@ impl Snapshot {
 }
 
 impl FromIterator<Arc<Resource>> for Snapshot {
-    /// The last of several resources with one type and name counts; files that name one twice never get here.
+    /// The last of several resources with one type and name, or alias, counts; files that name one twice never get here.
     fn from_iter<I: IntoIterator<Item = Arc<Resource>>>(resources: I) -> Self {
         let mut snapshot = Self::default();
         for resource in resources {
+            if !resource.aliases().is_empty() {
+                let of_type = snapshot.aliases.entry(resource.kind().clone()).or_default();
+                let aliases = resource.aliases().iter();
+                of_type.extend(aliases.map(|alias| (Arc::clone(alias), Arc::clone(resource.name()))));
+            }
             let of_type = snapshot.types.entry(resource.kind().clone()).or_default();
             of_type.insert(resource.name().clone(), resource);
         }

@@ -22,6 +22,8 @@ pub(super) struct Feed {
     explicit: bool,
     names: BTreeSet<Arc<str>>,
     held: BTreeMap<Arc<str>, Held>,
+    /// Names that were asked for again; who does so wants to hear of them again.
+    asked_again: BTreeSet<Arc<str>>,
     /// The first request has been read.
     started: bool,
     /// The client waits for an answer to what it asked.
@@ -107,6 +109,7 @@ impl Feed {
             explicit: false,
             names: BTreeSet::new(),
             held: BTreeMap::new(),
+            asked_again: BTreeSet::new(),
             started: false,
             owed: false,
             stale: true,
@@ -154,7 +157,7 @@ impl Feed {
         self.owed |= !self.started || (wildcard && !self.wildcard) || !wanted.is_subset(&self.names);
         self.started = true;
         (self.wildcard, self.names) = (wildcard, wanted);
-        self.prune();
+        self.stale = true;
         Ok(())
     }
 
@@ -179,10 +182,7 @@ impl Feed {
                 versions.into_iter().map(|(name, version)| (name.into(), Held::Version(version.into())));
             self.held = held.collect();
         } else {
-            // Who asks again for a name wants to hear of it again.
-            for name in &subscribe {
-                self.held.remove(name.as_str());
-            }
+            self.asked_again.extend(subscribe.iter().map(|name| Arc::from(name.as_str())));
             self.owed |= !subscribe.is_empty();
         }
         for name in subscribe {
@@ -202,7 +202,7 @@ impl Feed {
                 self.names.remove(name.as_str());
             }
         }
-        self.prune();
+        self.stale = true;
         Ok(())
     }
 
@@ -240,6 +240,7 @@ impl Feed {
             return self.pending;
         }
         self.stale = false;
+        self.forget_unwanted(snapshot);
         let resources = snapshot.of(&self.kind);
         if self.protocol == Protocol::Sotw && !self.is_full_state() {
             // There is no way to say that a resource is gone; should it come back, it is new.
@@ -274,11 +275,13 @@ impl Feed {
             Part::Answer => held.is_none(),
             Part::Removals => false,
         };
-        let changed: Vec<Arc<Resource>> = self
+        // What was asked for by two names is sent once.
+        let changed: BTreeMap<&Arc<str>, &Arc<Resource>> = self
             .wanted(snapshot)
             .filter(|resource| is_new(self.held.get(resource.name()), resource))
-            .cloned()
+            .map(|resource| (resource.name(), resource))
             .collect();
+        let changed: Vec<Arc<Resource>> = changed.into_values().cloned().collect();
         let eds_names = changed.iter().filter_map(|resource| resource.eds_name().cloned()).collect();
         let (version, message) = match self.protocol {
             Protocol::Sotw => self.respond_sotw(part, snapshot, changed, &nonce),
@@ -353,29 +356,42 @@ impl Feed {
             }
         }
         let version = snapshot.version(&self.kind);
+        let name_of = |name: &Arc<str>| Bytes::copy_from_slice(name.as_bytes());
+        let mut resources: Vec<_> = changed.iter().map(|resource| resource.to_wrapped()).collect();
+        let mut removed_resources: Vec<_> = removed.iter().map(name_of).collect();
+        if self.kind == ResourceType::VirtualHost && part != Part::Removals {
+            // A request that waits for a virtual host goes on when its alias comes back without one; of a removal Envoy
+            // tells it nothing.
+            resources.extend(removed_resources.drain(..).map(|name| wire::Resource {
+                aliases: vec![name.clone()],
+                name,
+                ..wire::Resource::default()
+            }));
+        }
         let response = wire::DeltaDiscoveryResponse {
             system_version_info: version.clone(),
-            resources: changed.iter().map(|resource| resource.to_wrapped()).collect(),
+            resources,
             type_url: self.kind.url().to_owned(),
             nonce: nonce.to_owned(),
-            removed_resources: removed.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect(),
+            removed_resources,
             control_plane: Some(control_plane()),
         };
         (version, response.encode_to_vec().into())
     }
 
-    /// What there is of what was asked for.
+    /// What there is of what was asked for. What has aliases is not part of "everything": it is sent to who asks for it.
     fn wanted<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = &'s Arc<Resource>> {
-        let resources = snapshot.of(&self.kind);
-        let all = self.wildcard.then(|| resources.values()).into_iter().flatten();
-        let named = (!self.wildcard).then(|| self.names.iter().filter_map(|name| resources.get(name)));
-        all.chain(named.into_iter().flatten())
+        let sent_unasked = |resource: &&Arc<Resource>| resource.aliases().is_empty();
+        let all = self.wildcard.then(|| snapshot.of(&self.kind).values().filter(sent_unasked));
+        let named = self.names.iter().filter_map(|name| snapshot.find(&self.kind, name));
+        let named = named.filter(move |resource| !self.wildcard || !sent_unasked(resource));
+        all.into_iter().flatten().chain(named)
     }
 
     /// Names asked for that do not exist, of which the client has not been told.
     fn unknown<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = &'s Arc<str>> {
-        let resources = snapshot.of(&self.kind);
-        self.names.iter().filter(|name| !resources.contains_key(*name) && !self.held.contains_key(*name))
+        let unheard = self.names.iter().filter(|name| !self.held.contains_key(*name));
+        unheard.filter(|name| snapshot.find(&self.kind, name).is_none())
     }
 
     /// What the client has and should no longer have.
@@ -386,13 +402,24 @@ impl Feed {
             .filter(|(name, held)| !matches!(held, Held::Absent) && !resources.contains_key(*name))
     }
 
-    /// Forgets what is no longer asked for: the client has dropped it, too.
-    fn prune(&mut self) {
-        if !self.wildcard {
-            let names = &self.names;
-            self.held.retain(|name, _| names.contains(name));
+    /// Forgets what is no longer asked for, which the client has dropped, too, and what is asked for again.
+    fn forget_unwanted(&mut self, snapshot: &Snapshot) {
+        for name in std::mem::take(&mut self.asked_again) {
+            self.held.remove(&name);
+            if let Some(resource) = snapshot.find(&self.kind, &name) {
+                self.held.remove(resource.name());
+            }
         }
-        self.stale = true;
+        let (wildcard, names) = (self.wildcard, &self.names);
+        self.held.retain(|name, held| {
+            let aliases = match held {
+                Held::Sent(resource) => resource.aliases(),
+                Held::Absent | Held::Version(_) => {
+                    snapshot.of(&self.kind).get(name).map_or(&[][..], |resource| resource.aliases())
+                }
+            };
+            wildcard || names.contains(name) || aliases.iter().any(|alias| names.contains(alias))
+        });
     }
 
     /// Whether a state-of-the-world response lists everything. Of types unknown here that is the safe assumption.

@@ -61,10 +61,11 @@ impl Received {
             }
             Protocol::Delta => {
                 let response = wire::DeltaDiscoveryResponse::decode(message).expect("a response");
-                let resources = response
-                    .resources
-                    .into_iter()
-                    .map(|resource| (text(&resource.name), resource.resource.expect("it has a body").value));
+                // `name?` is a name that the server knows nothing for.
+                let resources = response.resources.into_iter().map(|resource| match resource.resource {
+                    Some(any) => (text(&resource.name), any.value),
+                    None => (text(&resource.name) + "?", Bytes::new()),
+                });
                 Self {
                     kind: ResourceType::from_url(&response.type_url),
                     nonce: response.nonce,

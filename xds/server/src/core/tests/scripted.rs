@@ -198,3 +198,35 @@ fn requests_that_end_a_stream() {
     assert_eq!(rig.core.streams().count(), 0);
     assert_eq!(briefs(&rig.publish(world("2"))), [""; 0]);
 }
+
+#[test]
+fn virtual_hosts_by_their_aliases() {
+    const VHDS: ResourceType = ResourceType::VirtualHost;
+    let world = |version: &str, aliases: &[&str]| {
+        let host = |name: &str| Resource::new(VHDS, name, Bytes::from(format!("{name} {version}")));
+        let aliases = aliases.iter().map(|alias| Arc::from(*alias)).collect();
+        Arc::new([host("rc/all"), host("rc/lazy").with_aliases(aliases)].map(Arc::new).into_iter().collect())
+    };
+    let mut rig = Rig::new(Protocol::Delta, world("1", &["rc/a", "rc/b"]));
+    // Without a name there is what has no aliases.
+    assert_eq!(briefs(&rig.change(&VHDS, &[], &[], &[])), ["VirtualHost rc/all"]);
+    rig.ack(&VHDS);
+    // Two names of one resource are one answer, and who asks by another one is answered again.
+    assert_eq!(briefs(&rig.change(&VHDS, &["rc/a", "rc/lazy"], &[], &[])), ["VirtualHost rc/lazy"]);
+    rig.ack(&VHDS);
+    assert_eq!(briefs(&rig.change(&VHDS, &["rc/b"], &[], &[])), ["VirtualHost rc/lazy"]);
+    rig.ack(&VHDS);
+    // Nothing is an answer, too; and it comes once it is there.
+    assert_eq!(briefs(&rig.change(&VHDS, &["rc/c"], &[], &[])), ["VirtualHost rc/c?"]);
+    rig.ack(&VHDS);
+    assert_eq!(briefs(&rig.publish(world("1", &["rc/a", "rc/c"]))), ["VirtualHost rc/b? rc/lazy"]);
+    rig.ack(&VHDS);
+    assert_eq!(briefs(&rig.publish(world("2", &["rc/a", "rc/c"]))), ["VirtualHost rc/all rc/lazy"]);
+    rig.ack(&VHDS);
+    // Given up by one name, it is still followed by the others.
+    assert_eq!(briefs(&rig.change(&VHDS, &[], &["rc/a", "rc/lazy"], &[])), [""; 0]);
+    assert_eq!(briefs(&rig.publish(world("3", &["rc/a", "rc/c"]))), ["VirtualHost rc/all rc/lazy"]);
+    rig.ack(&VHDS);
+    rig.change(&VHDS, &[], &["rc/c", "rc/b"], &[]);
+    assert_eq!(briefs(&rig.publish(world("4", &["rc/a", "rc/c"]))), ["VirtualHost rc/all"]);
+}
