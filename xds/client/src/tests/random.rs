@@ -11,9 +11,10 @@ use bytes::Bytes;
 use fastrand::Rng;
 
 use super::harness::{
-    BAD, CDS, EDS, LDS, Manners, RDS, Seen, Toy, World, brief, delta, options, sotw, spec, toy, wrapped,
+    BAD, CDS, EDS, LDS, Manners, RDS, Seen, Toy, World, brief, delta, named, options, sotw, spec, toy,
+    wrapped,
 };
-use crate::{Interest, Protocol, ResourceType};
+use crate::{Interest, Protocol, ResourceType, SubId};
 
 const KINDS: [ResourceType; 4] = [CDS, EDS, LDS, RDS];
 
@@ -94,6 +95,8 @@ struct Simulation {
     /// Versions that the client may have accepted, over all streams.
     acceptable: BTreeMap<ResourceType, BTreeSet<String>>,
     paused: Vec<ResourceType>,
+    /// Clusters asked for by name beside the wildcard, with the incremental protocol.
+    on_demand: Option<SubId>,
 }
 
 impl Simulation {
@@ -106,9 +109,11 @@ impl Simulation {
         if !manners.listeners_after_clusters {
             world.subscribe(spec(LDS, Interest::Wildcard));
         }
+        let on_demand = (protocol == Protocol::Delta).then(|| world.subscribe(named(CDS, &[])));
         Self {
             rng,
             protocol,
+            on_demand,
             world,
             shelves: KINDS.into_iter().map(|kind| (kind, Shelf { version: 1, ..Shelf::default() })).collect(),
             sessions: BTreeMap::new(),
@@ -144,7 +149,8 @@ impl Simulation {
             89..92 => self.pause_or_resume(),
             92..94 => self.kill_stream(),
             94..97 => self.reconnect(),
-            97..99 => self.send_nonsense(),
+            97 => self.send_nonsense(),
+            98 => self.ask_on_demand(),
             _ => {
                 let by = Duration::from_millis(self.rng.u64(0..3000));
                 self.world.advance(by);
@@ -346,17 +352,22 @@ impl Simulation {
                 }
             }
             Protocol::Delta => {
-                let legacy = first && seen.subscribe.is_empty();
+                let star = seen.subscribe.contains("*");
+                let legacy = first && (seen.subscribe.is_empty() || star);
                 assert!(seen.subscribe.is_disjoint(&session.names), "subscribed twice: {}", brief(&seen));
                 assert!(seen.unsubscribe.is_subset(&session.names), "never subscribed: {}", brief(&seen));
                 assert!(first || is_answer || !seen.subscribe.is_empty() || !seen.unsubscribe.is_empty());
                 session.wildcard |= legacy;
                 session.due |= legacy;
-                session.names.extend(seen.subscribe);
+                session.names.extend(seen.subscribe.into_iter().filter(|name| name != "*"));
                 for name in seen.unsubscribe {
                     session.names.remove(&name);
-                    session.known.remove(&name);
                     session.told_missing.remove(&name);
+                    match session.known.get_mut(&name) {
+                        // The wildcard wants it still: the protocol has the server say anew what there is of it.
+                        Some(version) if session.wildcard => *version = 0,
+                        _ => _ = session.known.remove(&name),
+                    }
                 }
                 for (name, version) in seen.initial {
                     session.known.insert(name, version.parse().expect("our own versions"));
@@ -414,6 +425,17 @@ impl Simulation {
             self.world.core.resume(&kind, self.world.now);
             self.world.settle();
         }
+    }
+
+    /// Asks for a cluster by name, which may not exist, or gives one up.
+    fn ask_on_demand(&mut self) {
+        let Some(sub) = self.on_demand else { return };
+        let names = vec![format!("c{}", self.rng.u32(0..8)).into()];
+        match self.rng.bool() {
+            true => self.world.core.add_names(sub, names, self.world.now),
+            false => self.world.core.remove_names(sub, names, self.world.now),
+        }
+        self.world.settle();
     }
 
     fn collect(&mut self) {

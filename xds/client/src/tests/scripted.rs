@@ -650,6 +650,38 @@ fn name_that_does_not_exist_is_told_at_once() {
 }
 
 #[test]
+fn clusters_on_demand() {
+    let mut world = World::new(Protocol::Delta, Manners::default());
+    let id = world.subscribe(named(CDS, &["gone"]));
+    world.open();
+    assert_eq!(sent(&mut world), ["Cluster +[gone]"]);
+    world.receive_delta(&CDS, "1", "n1", &[], &["gone"]);
+    assert_eq!(names(&world.take_updates()[0].removed), ["gone"]);
+    assert_eq!(sent(&mut world), ["Cluster n=n1"]);
+    // Who was told that there is nothing gives the name up, and may ask anew.
+    world.core.remove_names(id, vec!["gone".into()], world.now);
+    world.settle();
+    assert_eq!(sent(&mut world), ["Cluster -[gone]"]);
+    world.core.add_names(id, vec!["gone".into(), "here".into()], world.now);
+    world.settle();
+    assert_eq!(sent(&mut world), ["Cluster +[gone,here]"]);
+    // Two who ask for one name are one subscription.
+    world.core.add_names(id, vec!["here".into()], world.now);
+    world.settle();
+    assert!(sent(&mut world).is_empty());
+    world.receive_delta(&CDS, "2", "n2", &[toy("here", &[], "1"), toy("gone", &[], "1")], &[]);
+    assert_eq!(world.take_updates()[0].resources.len(), 2);
+    world.take_requests();
+    // What was found stays, and a new stream is told of it.
+    world.close();
+    world.reopen();
+    assert_eq!(sent(&mut world), ["Cluster +[gone,here] held[gone=2,here=2]"]);
+    world.receive_delta(&CDS, "3", "n3", &[], &["gone"]);
+    assert_eq!(names(&world.take_updates()[0].removed), ["gone"]);
+    assert_eq!(world.core.held(&CDS).count(), 1);
+}
+
+#[test]
 fn virtual_hosts_on_demand() {
     let vhds = ResourceType::VirtualHost;
     let mut world = World::new(Protocol::Delta, Manners::default());
