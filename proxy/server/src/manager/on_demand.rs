@@ -221,3 +221,110 @@ impl OnDemand {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+    use tokio::sync::oneshot::error::TryRecvError;
+    use waystation_xds::{GrpcService, GrpcSource, Options};
+
+    /// A main thread whose server never answers.
+    struct Main {
+        shared: Arc<Shared>,
+        client: Client,
+        on_demand: OnDemand,
+        source: ClusterSource,
+        now: Instant,
+    }
+
+    impl Main {
+        fn new(protocol: Protocol) -> Self {
+            let shared = crate::context::tests::shared();
+            let ads = Arc::new(GrpcSource::new(protocol, GrpcService::new("xds")));
+            let options = Options { node: Bytes::new(), ads: Some(ads), seed: 1, unix_ms: 0 };
+            let client = Client::new(options, crate::xds_transport::transport(&shared));
+            let ads = ConfigSourceSpecifier::Ads(core::AggregatedConfigSource::default());
+            let proto = core::ConfigSource { config_source_specifier: Some(ads), ..Default::default() };
+            let source =
+                ClusterSource { config: proto.encode_to_vec().into(), timeout: Duration::from_secs(5) };
+            let on_demand = OnDemand::new(&shared);
+            Self { shared, client, on_demand, source, now: Instant::now() }
+        }
+
+        fn ask(&mut self, name: &str) -> oneshot::Receiver<Answer> {
+            let (reply, answer) = oneshot::channel();
+            self.on_demand.ask(&self.source, name, reply, self.now, &self.shared, &mut self.client);
+            answer
+        }
+
+        fn answered(&mut self, missing: &[&str]) {
+            let missing: Vec<Arc<str>> = missing.iter().map(|name| Arc::from(*name)).collect();
+            let sub = *self.on_demand.by_sub.keys().next().expect("one subscription");
+            self.on_demand.answered(sub, std::iter::empty(), &missing, &mut self.client);
+        }
+    }
+
+    fn run(test: impl FnOnce()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async { test() });
+    }
+
+    #[test]
+    fn all_who_ask_for_a_cluster_share_a_subscription_and_its_answer() {
+        run(|| {
+            let mut main = Main::new(Protocol::Delta);
+            let mut waiting = [main.ask("a"), main.ask("a"), main.ask("b")];
+            assert_eq!((main.on_demand.take_fresh().len(), main.on_demand.pending.len()), (1, 2));
+            main.on_demand.activated("a");
+            let answers = waiting.each_mut().map(oneshot::Receiver::try_recv);
+            assert_eq!(answers, [Ok(Answer::Found), Ok(Answer::Found), Err(TryRecvError::Empty)]);
+            main.answered(&["b"]);
+            assert_eq!(waiting[2].try_recv(), Ok(Answer::Missing));
+            // It is asked for anew, below the same subscription.
+            let mut again = main.ask("b");
+            assert_eq!(again.try_recv(), Err(TryRecvError::Empty));
+            assert!(main.on_demand.take_fresh().is_empty() && main.on_demand.due.len() == 1);
+        });
+    }
+
+    #[test]
+    fn the_wait_ends_when_the_time_of_the_first_who_asked_is_over() {
+        run(|| {
+            let mut main = Main::new(Protocol::Delta);
+            let mut first = main.ask("a");
+            main.now += Duration::from_secs(3);
+            let mut second = main.ask("a");
+            let due = main.on_demand.next_due().unwrap();
+            assert_eq!(due, main.now + Duration::from_secs(2));
+            main.on_demand.expire(due - Duration::from_millis(1));
+            assert_eq!(first.try_recv(), Err(TryRecvError::Empty));
+            main.on_demand.expire(due);
+            assert_eq!((first.try_recv(), second.try_recv()), (Ok(Answer::TimedOut), Ok(Answer::TimedOut)));
+            assert_eq!((main.on_demand.next_due(), main.on_demand.pending.len()), (None, 0));
+        });
+    }
+
+    #[test]
+    fn names_without_an_answer_are_bounded() {
+        run(|| {
+            let mut main = Main::new(Protocol::Delta);
+            for index in 0..MAX_UNANSWERED {
+                main.ask(&format!("c{index}"));
+            }
+            assert_eq!(main.ask("one more").try_recv(), Ok(Answer::Missing));
+            main.answered(&["c7"]);
+            assert_eq!(main.ask("one more").try_recv(), Err(TryRecvError::Empty));
+        });
+    }
+
+    #[test]
+    fn a_state_of_the_world_stream_is_not_asked() {
+        run(|| {
+            let mut main = Main::new(Protocol::Sotw);
+            assert_eq!(main.ask("a").try_recv(), Ok(Answer::Missing));
+        });
+    }
+}
