@@ -24,6 +24,8 @@ use sink::{Destination, Sink};
 pub enum AccessLogType {
     /// Not set.
     NotSet,
+    /// The start of a TCP session.
+    TcpConnectionStart,
     /// The upstream connection of a TCP session was made.
     TcpUpstreamConnected,
     /// Now and then while a TCP session lasts.
@@ -43,6 +45,7 @@ impl AccessLogType {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotSet => "NotSet",
+            Self::TcpConnectionStart => "TcpConnectionStart",
             Self::TcpUpstreamConnected => "TcpUpstreamConnected",
             Self::TcpPeriodic => "TcpPeriodic",
             Self::TcpConnectionEnd => "TcpConnectionEnd",

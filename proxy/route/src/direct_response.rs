@@ -5,6 +5,7 @@ use core::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use waystation_filter_api::data_source::{self, Data};
+use waystation_format::{FormatContext, SubstitutionFormat};
 use waystation_schema::{At, ConfigError};
 
 /// Compiled `DirectResponseAction`.
@@ -12,17 +13,14 @@ use waystation_schema::{At, ConfigError};
 pub struct DirectResponse {
     /// The status.
     pub status: u16,
-    /// The body, possibly empty.
-    pub body: Bytes,
+    body: Bytes,
+    format: Option<SubstitutionFormat>,
 }
 
 impl DirectResponse {
     /// `max_body` is `max_direct_response_body_size_bytes`. A file is read now, by the thread that compiles.
     pub(crate) fn compile(proto: &pb::DirectResponseAction, max_body: usize) -> Result<Self, ConfigError> {
         let pb::DirectResponseAction { status, body, body_format } = proto;
-        if body_format.is_some() {
-            return Err(ConfigError::field("body_format", "not supported: formatted direct response bodies"));
-        }
         let status = u16::try_from(*status).ok().filter(|status| (200..600).contains(status));
         Ok(Self {
             status: status.ok_or_else(|| ConfigError::field("status", "must be between 200 and 599"))?,
@@ -30,7 +28,20 @@ impl DirectResponse {
                 Some(source) => read(source, max_body).at(|| "body")?,
                 None => Bytes::new(),
             },
+            format: body_format
+                .as_ref()
+                .map(|format| SubstitutionFormat::compile(format).at(|| "body_format"))
+                .transpose()?,
         })
+    }
+
+    /// The body, and its content type if there is a format that says so. `cx` needs no `local_reply_body`.
+    pub fn body<'a>(&'a self, cx: &FormatContext<'_>) -> (Bytes, Option<&'a str>) {
+        let Some(format) = &self.format else { return (self.body.clone(), None) };
+        let text = String::from_utf8_lossy(&self.body);
+        let mut body = Vec::new();
+        format.write(&FormatContext { local_reply_body: &text, ..*cx }, &mut body);
+        (body.into(), Some(format.content_type()))
     }
 }
 

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::extensions::internal_redirect as redirect;
 use waystation_filter_api::runtime::{Fraction, RuntimeFraction};
 use waystation_filter_api::wire::{duration, refuse, type_name, unpack};
+use waystation_format::HeaderMutationList;
 use waystation_http::{HeaderName, Headers};
 use waystation_schema::{At, ConfigError};
 
@@ -25,6 +26,8 @@ pub struct MirrorPolicy {
     pub append_shadow_suffix: bool,
     /// `host_rewrite_literal`.
     pub host_rewrite: Option<Box<str>>,
+    /// `request_headers_mutations`, of the copy alone.
+    pub mutations: HeaderMutationList,
 }
 
 #[derive(Debug)]
@@ -57,8 +60,6 @@ impl MirrorPolicy {
             request_headers_mutations,
             host_rewrite_literal,
         } = proto;
-        let why = "header mutations of mirrored requests";
-        refuse("request_headers_mutations", !request_headers_mutations.is_empty(), why)?;
         let cluster = match (&**cluster, &**cluster_header) {
             ("", "") => return Err(ConfigError::new("one of cluster or cluster_header must be set")),
             (name, "") => MirrorCluster::Cluster(compiler.cluster(name).at(|| "cluster")?),
@@ -73,6 +74,8 @@ impl MirrorPolicy {
             },
             trace_sampled: trace_sampled.map(|sampled| sampled.value),
             append_shadow_suffix: !disable_shadow_host_suffix_append,
+            mutations: HeaderMutationList::compile(request_headers_mutations)
+                .at(|| "request_headers_mutations")?,
             host_rewrite: (!host_rewrite_literal.is_empty()).then(|| host_rewrite_literal.as_str().into()),
         })
     }

@@ -26,6 +26,7 @@ use xxhash_rust::xxh64::xxh64;
 use crate::config_source;
 use crate::context::CompileContext;
 use crate::duplex::{self, End, Limits};
+use crate::jitter::spread;
 use crate::on_demand::{Answer, Wanted};
 use crate::pool::connect::{ConnectError, ConnectOptions, connect};
 use crate::transport::Transport;
@@ -87,6 +88,7 @@ pub struct TcpProxy {
     max_connect_attempts: u32,
     hash_source_ip: bool,
     access_log: Vec<AccessLog>,
+    log_on_start: bool,
     log_on_connect: bool,
     log_interval: Option<Duration>,
     on_demand: Option<(Arc<ClusterSource>, OnDemandStats)>,
@@ -178,6 +180,7 @@ impl TcpProxy {
                 .map_or(1, |attempts| attempts.value.max(1)),
             hash_source_ip,
             access_log,
+            log_on_start: options.is_some_and(|options| options.flush_access_log_on_start),
             log_on_connect: proto.flush_access_log_on_connected
                 || options.is_some_and(|options| options.flush_access_log_on_connected),
             log_interval: wire::duration("access_log_flush_interval", interval)?,
@@ -261,6 +264,9 @@ pub async fn serve(
     let now = Instant::now();
     let start_time = SystemTime::now() - now.saturating_duration_since(start);
     let info = StreamInfo::new(connection.id, start, start_time, Rc::new(connection), None);
+    if proxy.log_on_start {
+        proxy.log(&info, AccessLogType::TcpConnectionStart, worker.random());
+    }
     let mut logged = Logged { worker: &worker, proxy, info };
     relay(&worker, proxy, &mut transport, &mut logged.info).await;
 }
@@ -390,8 +396,9 @@ async fn pump(
     info: &mut StreamInfo,
     guard: &mut crate::pool::connect::ConnectionGuard,
 ) -> End {
-    let spread = proxy.max_duration_jitter / 100.0 * fraction(worker.random());
-    let deadline = proxy.max_duration.map(|longest| info.start + longest.mul_f64(1.0 + spread));
+    let deadline = proxy
+        .max_duration
+        .map(|longest| info.start + spread(longest, proxy.max_duration_jitter, worker.random()));
     let limits = Limits { idle_timeout: proxy.idle_timeout, deadline };
     let mut session = duplex::Session::new(limits);
     let mut ticks = proxy.log_interval.map(tokio::time::interval);
@@ -432,12 +439,6 @@ async fn pump(
             None => proxy.log(info, AccessLogType::TcpPeriodic, worker.random()),
         }
     }
-}
-
-/// A number in `[0, 1)`.
-fn fraction(random: u64) -> f64 {
-    // 53 bits are what a double holds exactly.
-    (random >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// Envoy hashes the address without its port.

@@ -189,6 +189,7 @@ impl AccessLogType {
         match self {
             Self::NotSet => 0,
             Self::TcpUpstreamConnected => 1,
+            Self::TcpConnectionStart => 14,
             Self::TcpPeriodic => 2,
             Self::TcpConnectionEnd => 3,
             Self::DownstreamStart => 4,

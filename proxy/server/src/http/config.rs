@@ -3,7 +3,7 @@
 //! Every field is compiled here, or refused with its path, or left out for a reason that stands beside it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -28,7 +28,9 @@ use super::client_cert::{Details, Forward};
 use super::filters::{self, FilterEntry, RouterConfig};
 use super::forwarding::{Internal, Trust};
 use super::stats::Stats;
+use super::timer::after;
 use crate::context::CompileContext;
+use crate::jitter::spread;
 use crate::manager::routes;
 use crate::manager::scopes::{self, ScopeMap};
 
@@ -70,10 +72,22 @@ pub(crate) struct Timeouts {
     pub(crate) request_headers: Option<Duration>,
     /// Of a connection without a stream.
     pub(crate) idle: Option<Duration>,
-    pub(crate) max_connection_duration: Option<Duration>,
+    max_connection_duration: Option<Duration>,
+    /// Percent by which it is spread.
+    max_connection_duration_jitter: f64,
     pub(crate) max_stream_duration: Option<Duration>,
     pub(crate) drain: Option<Duration>,
     pub(crate) delayed_close: Option<Duration>,
+}
+
+impl Timeouts {
+    /// When a connection that began at `start` has lasted for `max_connection_duration`.
+    pub(crate) fn connection_end(&self, start: Instant, random: u64) -> Option<Instant> {
+        after(
+            start,
+            self.max_connection_duration.map(|max| spread(max, self.max_connection_duration_jitter, random)),
+        )
+    }
 }
 
 /// `Http2ProtocolOptions`.
@@ -281,9 +295,6 @@ impl Hcm {
         let http = shared.stats.root().scope("http").tag("envoy.http_conn_manager_prefix", stat_prefix);
         let (filters, router) = filters::compile(http_filters, &http, cx)?;
         let common = common_http_protocol_options.unwrap_or_default();
-        let refuse_jitter =
-            common.max_connection_duration_jitter.as_ref().is_some_and(|percent| percent.value > 0.0);
-        refuse("common_http_protocol_options.max_connection_duration_jitter", refuse_jitter)?;
         let duration = |field: &'static str, value: Option<&wkt::Duration>, default: Option<Duration>| {
             wire::timeout(field, value, default)
         };
@@ -304,6 +315,10 @@ impl Hcm {
                 common.max_connection_duration.as_ref(),
                 None,
             )?,
+            max_connection_duration_jitter: common
+                .max_connection_duration_jitter
+                .as_ref()
+                .map_or(0.0, |percent| percent.value),
             max_stream_duration: duration(
                 "common_http_protocol_options.max_stream_duration",
                 common.max_stream_duration.as_ref(),

@@ -30,6 +30,7 @@ mod router;
 mod upstream;
 
 use chain::Chain;
+use request::format_context;
 pub(crate) use upstream::Event;
 
 /// Memory of a stream that the worker keeps for the next one.
@@ -247,7 +248,9 @@ impl<D: Downstream> Stream<'_, D> {
             Action::Route(action) => return self.forward(&table, route, action).await,
             Action::DirectResponse(direct) => {
                 self.cx.hcm.stats.router.rq_direct_response().inc();
-                self.direct(route, direct.status, direct.body.clone(), None).await?;
+                let (body, content_type) =
+                    direct.body(&format_context(&self.info, Some(&self.heads.request), None));
+                self.direct(route, direct.status, body, content_type, None).await?;
             }
             // To Envoy a redirect is a direct response; its `rq_redirect` has stayed at 0 ever since.
             Action::Redirect(_) => {
@@ -256,7 +259,7 @@ impl<D: Downstream> Stream<'_, D> {
                 let Some((status, location)) = route.redirect(&self.heads.request, &self.info, now) else {
                     return Err(self.no_route());
                 };
-                self.direct(route, status, Bytes::new(), Some(location)).await?;
+                self.direct(route, status, Bytes::new(), None, Some(location)).await?;
             }
             Action::NonForwarding => return Err(self.no_route()),
         }

@@ -301,7 +301,7 @@ impl HttpOptions {
         self.max_connection_duration = duration("max_connection_duration", max_connection_duration.as_ref())?
             .filter(|value| !value.is_zero());
         self.max_connection_duration_jitter =
-            max_connection_duration_jitter.as_ref().map_or(0.0, |percent| percent.value / 100.0);
+            max_connection_duration_jitter.as_ref().map_or(0.0, |percent| percent.value);
         if let Some(count) = u32_value(max_headers_count.as_ref()) {
             self.max_headers_count = count;
         }

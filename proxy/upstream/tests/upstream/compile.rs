@@ -78,9 +78,12 @@ fn what_is_not_here_is_refused_by_path() {
         proto.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
     });
     check("lb_policy", &|proto| proto.lb_policy = LbPolicy::ClusterProvided as i32);
-    check("upstream_connection_options.happy_eyeballs_config", &|proto| {
+    check("upstream_connection_options.happy_eyeballs_config.first_address_family_version", &|proto| {
         proto.upstream_connection_options = Some(pb::UpstreamConnectionOptions {
-            happy_eyeballs_config: Some(Default::default()),
+            happy_eyeballs_config: Some(pb::upstream_connection_options::HappyEyeballsConfig {
+                first_address_family_version: 4,
+                ..Default::default()
+            }),
             ..Default::default()
         });
     });

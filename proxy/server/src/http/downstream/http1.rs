@@ -81,7 +81,7 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         buffer_limit: PIPELINE,
     };
     let mut timer = Timer::default();
-    let expires = after(cx.info.start, hcm.timeouts.max_connection_duration);
+    let expires = hcm.timeouts.connection_end(cx.info.start, cx.worker.random());
     let mut served = 0_u32;
     loop {
         let mut scratch = None;

@@ -92,7 +92,7 @@ async fn serve_streams(
     let mut draining = false;
     let mut served = 0_u32;
     let mut drain_until: Option<Instant> = None;
-    let expires = after(cx.info.start, hcm.timeouts.max_connection_duration);
+    let expires = hcm.timeouts.connection_end(cx.info.start, cx.worker.random());
     loop {
         enum Next {
             Stream(Box<(http::Request<RecvStream>, SendResponse<Bytes>)>),

@@ -37,8 +37,8 @@ pub(super) struct Limits {
     /// When `per_try_timeout` is over: counted from the end of the request, until the response head.
     pub(super) per_try: Option<Instant>,
     pub(super) per_try_timeout: Option<Duration>,
-    /// `per_try_idle_timeout`.
-    pub(super) per_try_idle: Option<Duration>,
+    /// `per_try_idle_timeout`, and when the attempt began: the silence of an earlier one is none of its own.
+    pub(super) per_try_idle: Option<(Duration, Instant)>,
     /// `max_stream_duration` of the cluster.
     pub(super) max_duration: Option<Instant>,
     pub(super) alternative: bool,
@@ -240,7 +240,8 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     fn poll_limits(&mut self, task: &mut Context<'_>, limits: Limits) -> Poll<Step> {
-        let try_idle = limits.per_try_idle.and_then(|idle| after(self.last_activity, Some(idle)));
+        let try_idle =
+            limits.per_try_idle.and_then(|(idle, begun)| after(self.last_activity.max(begun), Some(idle)));
         let own = earliest(earliest(limits.per_try, try_idle), limits.max_duration);
         match self.poll_deadlines(task, own) {
             Poll::Pending => Poll::Pending,

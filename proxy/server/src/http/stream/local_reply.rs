@@ -50,6 +50,7 @@ impl<D: Downstream> Stream<'_, D> {
         route: &Route,
         status: u16,
         body: Bytes,
+        content_type: Option<&str>,
         location: Option<Vec<u8>>,
     ) -> Result<(), StreamEnd> {
         self.info.details = Some("direct_response".into());
@@ -59,6 +60,9 @@ impl<D: Downstream> Stream<'_, D> {
             self.heads.response.append(Known::Location, location);
         }
         self.mutate_response(route, None);
+        if let Some(content_type) = content_type {
+            self.heads.response.set(Known::ContentType, content_type);
+        }
         // Formatters in the route's headers see no code yet, mappers do.
         self.info.response_code = status;
         self.finish_reply(status, body, None).await

@@ -16,6 +16,7 @@ use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::{Cluster, PickContext, Priority};
 
 use super::Stream;
+use super::request::format_context;
 use super::upstream::{self, Carried, Event, RequestPermit, TlsNames, Upstream};
 use crate::http::downstream::Downstream;
 use crate::worker::{Sharing, Worker};
@@ -70,6 +71,9 @@ impl<D: Downstream> Stream<'_, D> {
             };
             let Some(cell) = cell else { continue };
             let mut request = self.heads.request.clone();
+            if !mirror.mutations.is_empty() {
+                mirror.mutations.apply_to_request(&mut request, &format_context(&self.info, None, None));
+            }
             let host = match &mirror.host_rewrite {
                 Some(host) => host.as_bytes().to_vec(),
                 None if mirror.append_shadow_suffix => shadow_host(request.authority().unwrap_or_default()),

@@ -68,6 +68,10 @@ struct Routing<'r> {
     attempts: u32,
     request_count: bool,
     response_count: bool,
+    /// `include_is_timeout_retry_header`.
+    timeout_header: bool,
+    /// Whether the last attempt ran into a per-try timeout.
+    timed_out: bool,
     counted: Counted<'r>,
 }
 
@@ -132,6 +136,7 @@ impl<D: Downstream> Stream<'_, D> {
         let vhost = self.table.as_ref().and_then(|(_, index)| table.held.virtual_host(*index));
         let request_count = vhost.is_some_and(|vhost| vhost.include_request_attempt_count);
         let response_count = vhost.is_some_and(|vhost| vhost.include_attempt_count_in_response);
+        let timeout_header = vhost.is_some_and(|vhost| vhost.include_is_timeout_retry_header);
         if request_count {
             headers.set_number(Known::XEnvoyAttemptCount, 1);
         }
@@ -162,11 +167,14 @@ impl<D: Downstream> Stream<'_, D> {
             attempts: 0,
             request_count,
             response_count,
+            timeout_header,
+            timed_out: false,
             counted,
         };
         let mut permit = None;
         loop {
             routing.attempts += 1;
+            routing.timed_out = false;
             self.attempt_count = Some(routing.attempts).filter(|_| routing.response_count);
             self.info.upstream.attempts = routing.attempts;
             let attempted = self.attempt(&mut routing, &mut retries, &mut permit).await;
@@ -180,6 +188,10 @@ impl<D: Downstream> Stream<'_, D> {
                     let headers = &mut self.heads.request;
                     if routing.request_count {
                         headers.set_number(Known::XEnvoyAttemptCount, u64::from(routing.attempts) + 1);
+                    }
+                    if routing.timeout_header {
+                        let timed_out = if routing.timed_out { "true" } else { "false" };
+                        headers.set(Known::XEnvoyIsTimeoutRetry, timed_out);
                     }
                     let elapsed = self.info.start.elapsed();
                     timeouts::set_headers(&routing.timeouts, headers, elapsed, routing.options, false);

@@ -15,6 +15,7 @@ use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::{ClusterRef, HttpOptions, UpstreamProtocol};
 
 use crate::http::end::ResetReason;
+use crate::jitter::spread;
 use crate::pool::http1::Http1;
 use crate::pool::http2::{Http2, Http2Stream};
 use crate::pool::tcp::Tcp;
@@ -182,7 +183,9 @@ pub(super) async fn acquire(
                 };
                 pool.negotiated_http1.set(wanted == Wanted::Either && !http2);
                 let http = &cluster.http;
-                let expires = http.max_connection_duration.map(|max| guard.start() + max);
+                let expires = http.max_connection_duration.map(|max| {
+                    guard.start() + spread(max, http.max_connection_duration_jitter, worker.random())
+                });
                 if !http2 {
                     stats.upstream_cx_http1_total().inc();
                     cluster.traffic().http1();

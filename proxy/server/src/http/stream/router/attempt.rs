@@ -122,7 +122,7 @@ impl<D: Downstream> Stream<'_, D> {
             limits: Limits {
                 per_try: after(now, per_try.filter(|_| self.request_complete)),
                 per_try_timeout: per_try,
-                per_try_idle: Some(timeouts.per_try_idle).filter(|timeout| !timeout.is_zero()),
+                per_try_idle: Some((timeouts.per_try_idle, now)).filter(|(timeout, _)| !timeout.is_zero()),
                 max_duration: after(now, cluster.http.max_stream_duration),
                 alternative: routing.alternative,
             },
@@ -235,6 +235,7 @@ impl<D: Downstream> Stream<'_, D> {
                     return self.after_failure(routing, retries, permit, outcome, reason, None, active);
                 }
                 Step::PerTry { idle } => {
+                    routing.timed_out = true;
                     if idle {
                         cluster.stats.upstream_rq_per_try_idle_timeout().inc();
                     } else {
