@@ -579,7 +579,9 @@ fn fields(lines: &[String]) -> Vec<(Vec<u8>, Vec<u8>)> {
         .iter()
         .map(|line| {
             let (name, value) = line.split_once(": ").unwrap_or((line.trim_end_matches(':'), ""));
-            (bytes_of(name), bytes_of(value))
+            // `{fill N}` stands for a long value.
+            let long = value.strip_prefix("{fill ").and_then(|rest| rest.strip_suffix('}')?.parse().ok());
+            (bytes_of(name), long.map_or_else(|| bytes_of(value), |length| vec![b'x'; length]))
         })
         .collect()
 }

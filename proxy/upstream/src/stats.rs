@@ -97,7 +97,8 @@ stats_group! {
     /// `http2.*`, likewise. What Envoy says of its own codec's queues has no counterpart here.
     pub struct Http2CodecStats {
         counters {
-            dropped_headers_with_underscores, goaway_sent, header_overflow, headers_cb_no_stream,
+            dropped_headers_with_underscores, goaway_sent, header_list_size_too_large, header_overflow,
+            headers_cb_no_stream,
             inbound_empty_frames_flood, inbound_priority_frames_flood, inbound_window_update_frames_flood,
             keepalive_timeout, metadata_empty_frames, requests_rejected_with_underscores_in_headers,
             rx_messaging_error, rx_reset, stream_refused_errors, trailers, tx_reset,

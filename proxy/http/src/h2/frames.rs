@@ -74,8 +74,11 @@ pub enum Frame {
         /// The error code.
         code: u32,
     },
-    /// The library answers such a request itself.
-    Answer,
+    /// The library answers such a request itself: its head is far too large.
+    Answer {
+        /// The stream.
+        stream: u32,
+    },
 }
 
 /// Both directions of one connection.
@@ -179,7 +182,7 @@ impl FrameGuard {
                     self.last_stream = head.stream;
                     self.streams += 1;
                 }
-                kind::HEADERS if self.taken(head.stream) => seen(Frame::Answer),
+                kind::HEADERS if self.taken(head.stream) => seen(Frame::Answer { stream: head.stream }),
                 kind::RST_STREAM => {
                     seen(Frame::Reset);
                     if self.taken(head.stream) {

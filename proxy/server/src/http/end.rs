@@ -135,8 +135,8 @@ pub(crate) enum StreamEnd {
     DownstreamGone,
     /// The client reset the stream.
     DownstreamReset,
-    /// `headers_with_underscores_action: REJECT_REQUEST`, over HTTP/2.
-    UnexpectedUnderscore,
+    /// An HTTP/2 head that is well-formed and refused by resetting its stream; the text is its details.
+    HeadRefused(&'static str),
     /// The client broke HTTP/2 in a way that only resets the stream; the text is its details.
     DownstreamViolation(&'static str),
 }
@@ -255,7 +255,7 @@ impl StreamEnd {
             Self::LateReply(_)
             | Self::DownstreamGone
             | Self::DownstreamReset
-            | Self::UnexpectedUnderscore
+            | Self::HeadRefused(_)
             | Self::DownstreamViolation(_) => None,
         }
     }
@@ -267,9 +267,7 @@ impl StreamEnd {
                 Some((ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect"))
             }
             Self::DownstreamReset => Some((ResponseFlag::DownstreamRemoteReset, "http2.remote_reset")),
-            Self::UnexpectedUnderscore => {
-                Some((ResponseFlag::DownstreamRemoteReset, "http2.unexpected_underscore"))
-            }
+            Self::HeadRefused(details) => Some((ResponseFlag::DownstreamRemoteReset, details)),
             Self::DownstreamViolation(details) => Some((ResponseFlag::DownstreamProtocolError, details)),
             _ => None,
         }

@@ -12,8 +12,19 @@ use waystation_http::h2::{Flood, Frame, FrameGuard};
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::stats::Http2CodecStats;
 
+use crate::http::end::StreamEnd;
+
 /// The error code that stands for a malformed message (RFC 9113 section 8.1.1).
 const PROTOCOL_ERROR: u32 = 1;
+
+/// The details of a head that is larger than `max_request_headers_kb`.
+pub(crate) const TOO_LARGE: &str = "http2.header_list_size_too_large";
+
+/// The library does not say what was wrong with a request that it refused; nearly always, and with every header field that
+/// a client could want to smuggle, it is a field.
+fn malformed() -> StreamEnd {
+    StreamEnd::DownstreamViolation("http2.invalid.header.field")
+}
 
 /// What the frames of one connection have come to.
 pub(crate) struct Watch {
@@ -24,8 +35,9 @@ pub(crate) struct Watch {
     flood: Cell<Option<Flood>>,
     /// The answer to a malformed message was held back, and the connection is to end.
     broken: Cell<bool>,
-    /// Streams of malformed requests.
-    refused: RefCell<Vec<u32>>,
+    ended: Cell<bool>,
+    /// Streams of requests that the library refused, and why.
+    refused: RefCell<Vec<(u32, StreamEnd)>>,
     peer_goes_away: Cell<bool>,
 }
 
@@ -37,6 +49,7 @@ impl Watch {
             strict,
             flood: Cell::new(None),
             broken: Cell::new(false),
+            ended: Cell::new(false),
             refused: RefCell::default(),
             peer_goes_away: Cell::new(false),
         })
@@ -46,18 +59,25 @@ impl Watch {
     pub(crate) fn taken(&self, stream: u32) {
         if !self.guard.borrow_mut().taken(stream) {
             // It does so after it has reset it, too, when what was wrong came behind the head.
-            self.refused.borrow_mut().retain(|refused| *refused != stream);
+            self.refused.borrow_mut().retain(|(refused, _)| *refused != stream);
         }
     }
 
-    /// How many malformed requests the library has refused since the last time; to be asked when it has none to hand out.
-    pub(crate) fn take_refused(&self) -> usize {
-        std::mem::take(&mut *self.refused.borrow_mut()).len()
+    /// A request that the library has refused; to be asked when it has none to hand out.
+    pub(crate) fn take_refused(&self) -> Option<StreamEnd> {
+        self.refused.borrow_mut().pop().map(|(_, end)| end)
     }
 
-    /// The same once the connection is broken: those that will not be handed out any more count too.
-    pub(crate) fn take_all_refused(&self) -> usize {
-        self.take_refused() + self.guard.borrow().untaken()
+    /// The same for all once the connection is broken: those that will not be handed out any more count too.
+    pub(crate) fn take_all_refused(&self) -> Vec<StreamEnd> {
+        let refused = self.refused.take().into_iter().map(|(_, end)| end);
+        let untaken = self.guard.borrow().untaken();
+        refused.chain((0..untaken).map(|_| malformed())).collect()
+    }
+
+    /// Ends the connection without another byte to the peer.
+    pub(crate) fn end(&self) {
+        self.ended.set(true);
     }
 
     /// The flood that the peer has begun: nothing more is read from it. What came before has still reached the library.
@@ -75,7 +95,7 @@ impl Watch {
             Frame::Reset => self.stats.rx_reset().inc(),
             Frame::Trailers => self.stats.trailers().inc(),
             Frame::GoAway => self.peer_goes_away.set(true),
-            Frame::Refusal { .. } | Frame::Answer => {}
+            Frame::Refusal { .. } | Frame::Answer { .. } => {}
         });
         if let Err(flood) = received {
             match flood {
@@ -90,6 +110,9 @@ impl Watch {
 
     /// Refuses to write the answer to a malformed message where the connection is to end instead.
     fn check<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>) -> io::Result<()> {
+        if self.ended.get() {
+            return Err(io::Error::other("ended"));
+        }
         if self.strict && self.guard.borrow().would_refuse(pieces) == Some(PROTOCOL_ERROR) {
             // The library asks once more when it is told of the failure.
             if !self.broken.replace(true) {
@@ -106,9 +129,13 @@ impl Watch {
             Frame::GoAway => self.stats.goaway_sent().inc(),
             Frame::Refusal { stream, code: PROTOCOL_ERROR } => {
                 self.stats.rx_messaging_error().inc();
-                self.refused.borrow_mut().push(stream);
+                self.refused.borrow_mut().push((stream, malformed()));
             }
-            Frame::Refusal { .. } | Frame::Answer | Frame::Trailers => {}
+            Frame::Answer { stream } => {
+                self.stats.header_list_size_too_large().inc();
+                self.refused.borrow_mut().push((stream, StreamEnd::HeadRefused(TOO_LARGE)));
+            }
+            Frame::Refusal { .. } | Frame::Trailers => {}
         });
     }
 }

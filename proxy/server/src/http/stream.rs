@@ -332,7 +332,7 @@ impl<D: Downstream> Stream<'_, D> {
             StreamEnd::DownstreamReset
             | StreamEnd::DownstreamGone
             | StreamEnd::DownstreamViolation(_)
-            | StreamEnd::UnexpectedUnderscore => {
+            | StreamEnd::HeadRefused(_) => {
                 stats.downstream_rq_rx_reset().inc();
                 // An HTTP/1 connection goes with its request; HTTP/2 counts its end itself.
                 if self.facts.protocol != Protocol::Http2 {
@@ -345,7 +345,7 @@ impl<D: Downstream> Stream<'_, D> {
         if let Some((flag, details)) = end.silent() {
             self.info.flags.set(flag);
             self.info.details = Some(details.into());
-            let refused = matches!(end, StreamEnd::UnexpectedUnderscore);
+            let refused = matches!(end, StreamEnd::HeadRefused(_));
             self.down.reset(if refused { Cut::Failed } else { Cut::Refused });
             return;
         }

@@ -45,7 +45,7 @@ fn a_request_that_the_library_refuses_is_told_apart() {
     assert_eq!(guard.would_refuse([&frame(kind::DATA, 0, 1, b"x")[..]]), None);
     assert_eq!(send(&mut guard, &reset(3, 1)), [Frame::Reset, Frame::Refusal { stream: 3, code: 1 }]);
     assert_eq!(guard.untaken(), 1);
-    assert_eq!(send(&mut guard, &frame(kind::HEADERS, 4, 5, b"431")), [Frame::Answer]);
+    assert_eq!(send(&mut guard, &frame(kind::HEADERS, 4, 5, b"431")), [Frame::Answer { stream: 5 }]);
     assert_eq!(guard.untaken(), 0);
     assert_eq!(send(&mut guard, &frame(kind::GOAWAY, 0, 0, &[0; 8])), [Frame::GoAway]);
     // One that the client takes back itself is nobody's refusal.

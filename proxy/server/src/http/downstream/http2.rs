@@ -18,7 +18,7 @@ use waystation_http::{Headers, Known, Name, h2 as convert};
 use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece, refused};
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
-use crate::http::frames::{Watch, Watched};
+use crate::http::frames::{TOO_LARGE, Watch, Watched};
 use crate::http::stream::{self, Begin};
 use crate::http::timer::{Timer, after, earliest};
 use crate::pool::http2::poll_send;
@@ -26,6 +26,12 @@ use crate::transport::Transport;
 
 /// Bytes of response that may wait for flow control before upstream is read further.
 const HIGH_WATER: usize = 64 * 1024;
+
+/// A header name or value beyond this ends the connection: the bound of Envoy's codec.
+const FIELD_LIMIT: usize = 64 * 1024;
+
+/// What HPACK counts for the fields of a head beyond their bytes (RFC 7541 section 4.1), and Envoy does not.
+const OVERHEAD: u32 = 32 * 1024;
 
 /// Serves a connection to its end; `input` was read while the codec was found out.
 pub(crate) async fn serve(cx: Rc<ConnCx>, transport: Transport, input: BytesMut) {
@@ -69,7 +75,8 @@ async fn serve_streams(
         .initial_connection_window_size(options.initial_connection_window_size)
         .max_concurrent_streams(options.max_concurrent_streams)
         .header_table_size(options.hpack_table_size)
-        .max_header_list_size(hcm.http1.max_head_bytes)
+        // What is refused is ours to refuse: the library would answer it unlogged.
+        .max_header_list_size(hcm.http1.max_head_bytes.saturating_mul(2).saturating_add(OVERHEAD))
         .max_send_buffer_size(HIGH_WATER * 4);
     if options.allow_connect {
         builder.enable_connect_protocol();
@@ -97,8 +104,8 @@ async fn serve_streams(
         enum Next {
             Stream(Box<(http::Request<RecvStream>, SendResponse<Bytes>)>),
             Error(h2::Error),
-            /// The library has refused so many requests.
-            Refused(usize),
+            /// The library has refused a request.
+            Refused(StreamEnd),
             /// The client sends what carries nothing.
             Flood,
             Closed,
@@ -112,9 +119,8 @@ async fn serve_streams(
                 Poll::Ready(None) => return Poll::Ready(Next::Closed),
                 Poll::Pending => {}
             }
-            let refused = watch.take_refused();
-            if refused > 0 {
-                return Poll::Ready(Next::Refused(refused));
+            if let Some(end) = watch.take_refused() {
+                return Poll::Ready(Next::Refused(end));
             }
             if watch.flood().is_some() {
                 return Poll::Ready(Next::Flood);
@@ -166,24 +172,21 @@ async fn serve_streams(
                     serve_stream(&cx, watch, request, respond).await;
                 });
             }
-            Next::Refused(count) => {
-                for _ in 0..count {
-                    Box::pin(refused::log(cx)).await;
-                }
-            }
+            Next::Refused(end) => Box::pin(refused::log(cx, end)).await,
             Next::Error(error) => {
                 let broken = !error.is_io() && !error.is_remote();
                 let refused = watch.take_all_refused();
-                if broken || refused > 0 {
+                let local = broken || !refused.is_empty();
+                if local {
                     stats.downstream_cx_protocol_error().inc();
-                    for _ in 0..refused {
-                        Box::pin(refused::log(cx)).await;
-                    }
+                }
+                for end in refused {
+                    Box::pin(refused::log(cx, end)).await;
                 }
                 // The library has queued GOAWAY; polling on writes it out.
                 let end = std::future::poll_fn(|task| connection.poll_closed(task));
                 let _ = tokio::time::timeout(std::time::Duration::from_secs(1), end).await;
-                return !broken && refused == 0;
+                return !local;
             }
             Next::Flood => return false,
             Next::Closed => return true,
@@ -230,6 +233,29 @@ fn after_opt(from: Option<Instant>, timeout: Option<std::time::Duration>) -> Opt
     from.and_then(|from| after(from, timeout))
 }
 
+/// What of a head is more than Envoy's codec takes.
+fn too_large(cx: &ConnCx, watch: &Watch, head: &Headers) -> Option<StreamEnd> {
+    let limits = &cx.hcm.http1;
+    if head.len() > limits.max_headers as usize {
+        watch.stats.header_overflow().inc();
+        return Some(StreamEnd::HeadRefused("http2.too_many_headers"));
+    }
+    // The memory it takes is more than its size, and known without a walk.
+    let limit = limits.max_head_bytes as usize;
+    if head.capacity_bytes() <= limit {
+        return None;
+    }
+    if head.iter().any(|(name, value)| name.as_bytes().len().max(value.len()) > FIELD_LIMIT) {
+        cx.hcm.stats.hcm.downstream_cx_protocol_error().inc();
+        watch.end();
+        return Some(StreamEnd::DownstreamViolation("codec_error:The_user_callback_function_failed"));
+    }
+    (head.byte_size() > limit).then(|| {
+        watch.stats.header_list_size_too_large().inc();
+        StreamEnd::HeadRefused(TOO_LARGE)
+    })
+}
+
 /// `headers_with_underscores_action`, which the library knows nothing of.
 fn underscores(cx: &ConnCx, watch: &Watch, head: &mut Headers) -> Option<StreamEnd> {
     let action = cx.hcm.http1.underscores;
@@ -243,7 +269,7 @@ fn underscores(cx: &ConnCx, watch: &Watch, head: &mut Headers) -> Option<StreamE
     }
     if action == Underscores::Reject {
         watch.stats.requests_rejected_with_underscores_in_headers().inc();
-        return Some(StreamEnd::UnexpectedUnderscore);
+        return Some(StreamEnd::HeadRefused("http2.unexpected_underscore"));
     }
     watch.stats.dropped_headers_with_underscores().add(found as u64);
     head.retain(|name, _| !offends(name));
@@ -290,13 +316,8 @@ async fn serve_stream(
             .get(Known::Expect)
             .is_some_and(|expect| expect.eq_ignore_ascii_case(b"100-continue")),
     };
-    let refused = if head.len() > cx.hcm.http1.max_headers as usize + 4 {
-        cx.hcm.stats.hcm.downstream_rq_too_large().inc();
-        Some(StreamEnd::Codec {
-            status: 431,
-            body: "Request Header Fields Too Large",
-            details: "http2.too_many_headers",
-        })
+    let refused = if let Some(end) = too_large(cx, &watch, head) {
+        Some(end)
     } else if !head.contains(Known::Authority) && !head.contains(Known::Host) {
         Some(StreamEnd::DownstreamViolation("http2.violation.of.messaging.rule"))
     } else {

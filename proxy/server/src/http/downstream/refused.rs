@@ -13,12 +13,10 @@ use crate::http::end::StreamEnd;
 use crate::http::stream::{self, Begin};
 use crate::http::timer::Timer;
 
-/// Counts and logs a malformed HTTP/2 request. The library does not say what was wrong with it; nearly always, and with
-/// every header field that a client could want to smuggle, it is a field.
-pub(super) async fn log(cx: &ConnCx) {
+/// Counts and logs a request that ended so.
+pub(super) async fn log(cx: &ConnCx, end: StreamEnd) {
     let facts = HeadFacts { protocol: Protocol::Http2, end: true, tunnel: false, expect_continue: false };
-    let refused = Some(StreamEnd::DownstreamViolation("http2.invalid.header.field"));
-    let begin = Begin { start: Instant::now(), facts, refused };
+    let begin = Begin { start: Instant::now(), facts, refused: Some(end) };
     let mut scratch = cx.worker.take_scratch();
     stream::serve(cx, &mut Refused, &mut Timer::default(), &mut scratch, begin).await;
     cx.worker.give_scratch(scratch);
