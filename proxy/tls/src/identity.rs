@@ -12,8 +12,10 @@ use waystation_filter_api::connection::Certificate;
 use waystation_filter_api::data_source;
 use waystation_filter_api::wire::refuse;
 use waystation_schema::{At as _, ConfigError};
+use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
+use crate::ocsp::Staple;
 use crate::x509;
 
 /// What Envoy calls a certificate outside of any named secret, and an authority likewise, in
@@ -25,6 +27,8 @@ pub(crate) const UNNAMED_CA: &str = "unnamed_ca_cert_e3b0c442";
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) certified: Arc<CertifiedKey>,
+    /// The same with its OCSP response, which is stapled until this time in seconds since 1970.
+    stapled: Option<(Arc<CertifiedKey>, i64)>,
     /// The names it serves: its DNS SANs, or its common name when it has none. Lower case.
     pub(crate) server_names: Vec<Box<str>>,
     pub(crate) certificate: Arc<Certificate>,
@@ -84,13 +88,21 @@ impl Identity {
         let der = PrivateKeyDer::from_pem_slice(&key.bytes).map_err(|error| cause(&error))?;
         let key = any_supported_type(&der).map_err(|error| cause(&error))?;
 
-        let mut certified = CertifiedKey::new(certificates, key);
+        let certified = CertifiedKey::new(certificates, key);
         certified.keys_match().map_err(|_| cause(&"KEY_VALUES_MISMATCH"))?;
-        certified.ocsp =
-            data_source::read_filled(ocsp_staple.as_ref()).at(|| "ocsp_staple")?.map(|data| data.bytes);
 
         let unreadable = || ConfigError::field("certificate_chain", "the certificate cannot be read");
         let leaf = x509::parse(certified.cert.first().ok_or_else(unreadable)?).ok_or_else(unreadable)?;
+        let staple = data_source::read_filled(ocsp_staple.as_ref()).at(|| "ocsp_staple")?;
+        let stapled = match staple {
+            None => None,
+            Some(data) => {
+                let until = staple_until(&data.bytes, &leaf)
+                    .map_err(|text| ConfigError::field("ocsp_staple", text))?;
+                let (cert, key) = (certified.cert.clone(), Arc::clone(&certified.key));
+                Some((Arc::new(CertifiedKey { cert, key, ocsp: Some(data.bytes) }), until))
+            }
+        };
         let mut server_names: Vec<Box<str>> = x509::names(&leaf)
             .iter()
             .filter_map(|name| match name {
@@ -105,11 +117,21 @@ impl Identity {
         let stat_name = if name.is_empty() { UNNAMED_CERT.to_owned() } else { name.replace(['.', ':'], "_") };
         Ok(Self {
             certified: Arc::new(certified),
+            stapled,
             server_names,
             certificate: Arc::new(certificate),
             stat_name,
             origin: chain.origin,
         })
+    }
+
+    /// What a client gets at this time, in seconds since 1970: an OCSP response that has expired is not stapled
+    /// (`LENIENT_STAPLING`).
+    pub(crate) fn to_serve(&self, now: i64) -> &Arc<CertifiedKey> {
+        match &self.stapled {
+            Some((stapled, until)) if now < *until => stapled,
+            _ => &self.certified,
+        }
     }
 
     /// Whether the key is an elliptic-curve one.
@@ -118,7 +140,59 @@ impl Identity {
     }
 }
 
+/// Until when an OCSP response may be stapled to a certificate.
+fn staple_until(der: &[u8], leaf: &X509Certificate<'_>) -> Result<i64, &'static str> {
+    let staple = Staple::parse(der)?;
+    if staple.serial != leaf.raw_serial() {
+        return Err("OCSP response does not match its TLS certificate");
+    }
+    Ok(staple.next_update.unwrap_or(i64::MIN))
+}
+
 /// All certificates of a PEM text.
 pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, rustls_pki_types::pem::Error> {
     CertificateDer::pem_slice_iter(pem).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Identity;
+    use crate::ocsp::tests::staple;
+    use envoy_types::pb::envoy::config::core::v3 as core;
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+    use waystation_schema::ConfigError;
+
+    fn compile(serial: &[u8], staple: Vec<u8>) -> Result<Identity, ConfigError> {
+        use core::data_source::Specifier;
+        let source =
+            |specifier| Some(core::DataSource { specifier: Some(specifier), watched_directory: None });
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(["a.test".to_owned()]).unwrap();
+        params.serial_number = Some(rcgen::SerialNumber::from_slice(serial));
+        let proto = pb::TlsCertificate {
+            certificate_chain: source(Specifier::InlineString(params.self_signed(&key).unwrap().pem())),
+            private_key: source(Specifier::InlineString(key.serialize_pem())),
+            ocsp_staple: source(Specifier::InlineBytes(staple)),
+            ..pb::TlsCertificate::default()
+        };
+        Identity::compile(&proto, "")
+    }
+
+    #[test]
+    fn a_response_is_stapled_until_it_expires() {
+        let der = staple(&[1, 2, 3], "20300102030405Z");
+        let identity = compile(&[1, 2, 3], der.clone()).unwrap();
+        let until = 1_893_553_445;
+        assert_eq!(identity.to_serve(until - 1).ocsp.as_ref(), Some(&der));
+        assert_eq!(identity.to_serve(until).ocsp, None);
+        assert_eq!(identity.to_serve(until).cert, identity.certified.cert);
+    }
+
+    #[test]
+    fn what_cannot_be_stapled_is_refused() {
+        let other = compile(&[1, 2, 4], staple(&[1, 2, 3], "20300102030405Z")).unwrap_err();
+        assert_eq!(other.to_string(), "ocsp_staple: OCSP response does not match its TLS certificate");
+        let garbage = compile(&[1], vec![1, 2, 3]).unwrap_err();
+        assert_eq!(garbage.to_string(), "ocsp_staple: OCSP response is malformed");
+    }
 }

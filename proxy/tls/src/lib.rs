@@ -13,6 +13,7 @@ mod client;
 mod common;
 mod follow;
 mod identity;
+mod ocsp;
 mod parameters;
 mod secret;
 mod server;

@@ -223,7 +223,8 @@ fn watched(proto: &pb::Secret) -> Vec<PathBuf> {
     directories
 }
 
-fn unix_now() -> i64 {
+/// Seconds since 1970.
+pub(crate) fn unix_now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

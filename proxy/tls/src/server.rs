@@ -20,7 +20,7 @@ use crate::common::{self, Common, secret_cell};
 use crate::follow::Follower;
 use crate::identity::Identity;
 use crate::parameters::TlsProtocol;
-use crate::secret::{Secret, describe_authority, describe_identity};
+use crate::secret::{Secret, describe_authority, describe_identity, unix_now};
 use crate::session::{RandomTickets, SESSION_TIMEOUT, Sessions, TicketKeys, Tickets};
 use crate::stats::Stats;
 use crate::validation::verifier::{Role, Verifier};
@@ -103,7 +103,8 @@ impl ServerContext {
         match OcspStaplePolicy::try_from(*ocsp_staple_policy) {
             Ok(OcspStaplePolicy::LenientStapling) => {}
             Ok(OcspStaplePolicy::StrictStapling | OcspStaplePolicy::MustStaple) => {
-                let reason = "not supported: staples are sent as they are configured (LENIENT_STAPLING)";
+                let reason = "not supported: rustls does not tell which clients ask for a staple, so none is refused for want of \
+                              one (LENIENT_STAPLING)";
                 return Err(ConfigError::field("ocsp_staple_policy", reason));
             }
             Err(_) => return Err(ConfigError::field("ocsp_staple_policy", "unknown value")),
@@ -371,6 +372,6 @@ impl ResolvesServerCert for Resolver {
         }
         let schemes = hello.signature_schemes();
         let usable = |own: &Identity| own.certified.key.choose_scheme(schemes).is_some();
-        self.choose(name, usable).map(|identity| Arc::clone(&identity.certified))
+        self.choose(name, usable).map(|identity| Arc::clone(identity.to_serve(unix_now())))
     }
 }
