@@ -12,5 +12,6 @@ pub mod needs;
 pub mod on_demand;
 pub mod routes;
 pub mod scopes;
+pub mod secret_files;
 pub mod subscription_stats;
 pub mod virtual_hosts;

@@ -17,7 +17,7 @@ use crate::{
     SubscriptionSpec, UpdateToken,
 };
 
-mod file;
+pub(crate) mod file;
 mod grpc;
 pub(crate) mod raw_codec;
 mod rest;

@@ -74,6 +74,7 @@ pub use crate::core::{
     Action, ControlPlaneStats, Core, Event, Failure, HeldResource, MuxId, Options, Rejection, Resource,
     StreamId, SubId, SubscribeError, SubscriptionStats, Update, UpdateToken,
 };
+pub use driver::file::is_move_into;
 pub use driver::raw_codec::RawCodec;
 pub use driver::{BoxedIo, Client, ConfigCodec, Connect, Io, Transport};
 pub use resource_type::ResourceType;

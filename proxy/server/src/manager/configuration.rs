@@ -25,6 +25,7 @@ use super::dump::Dumped;
 use super::listeners::{Graceful, Listeners, Order};
 use super::needs::{Needs, Slot};
 use super::on_demand::OnDemand;
+use super::secret_files::SecretFiles;
 use super::subscription_stats::Counters;
 use crate::admin::config_dump::{ConfigSnapshot, ResourceDump, ScopesDump};
 use crate::bootstrap::Bootstrap;
@@ -55,6 +56,8 @@ pub enum Change {
     Xds(Event),
     /// A cluster found endpoints by itself.
     Discovery(DnsEvent),
+    /// Files of secrets were replaced.
+    SecretFiles,
     /// A request needs something that is fetched on demand.
     Demand(Question),
 }
@@ -72,6 +75,7 @@ pub struct Configuration {
     on_demand: OnDemand,
     /// Held for the life of the process: their cells have no other owner until somebody refers to them.
     static_secrets: Vec<(Arc<Cell<Secret>>, String, Dumped)>,
+    secret_files: SecretFiles,
     layers: RuntimeLayers,
     purposes: HashMap<SubId, Purpose>,
     /// Of the server's own subscriptions, those that have not had an answer.
@@ -189,6 +193,7 @@ impl Configuration {
             needs: Needs::default(),
             on_demand,
             static_secrets,
+            secret_files: SecretFiles::new(),
             layers,
             purposes: HashMap::new(),
             waiting: Vec::new(),
@@ -280,6 +285,7 @@ impl Configuration {
         tokio::select! {
             event = self.client.next() => Change::Xds(event),
             Some(event) = self.clusters.next() => Change::Discovery(event),
+            () = self.secret_files.moved() => Change::SecretFiles,
             question = self.on_demand.next() => Change::Demand(question),
         }
     }
@@ -289,6 +295,7 @@ impl Configuration {
         match change {
             Change::Xds(event) => self.on_event(event),
             Change::Discovery(event) => self.clusters.on_discovery(event),
+            Change::SecretFiles => self.reload_secrets(),
             Change::Demand(question) => self.on_question(question),
         }
     }
@@ -350,6 +357,7 @@ impl Configuration {
         }
         for sub in self.needs.take_ended().into_iter().chain(self.clusters.take_ended()) {
             self.counters.remove(sub);
+            self.secret_files.forget(sub);
         }
         for sub in self.on_demand.take_fresh() {
             self.counters.add(sub, &self.shared.stats.root().scope("cluster_manager").scope("odcds"));
@@ -476,7 +484,7 @@ impl Configuration {
             let dump = ResourceDump { name: needed.name.clone(), dynamic: true, warming: false, dumped };
             match needed.slot {
                 Slot::Route { .. } => routes.push(dump),
-                Slot::Secret(_) => secrets.push(dump),
+                Slot::Secret { .. } => secrets.push(dump),
                 Slot::Filter { .. } => filters.push(dump),
                 Slot::Scopes(_) => {}
             }

@@ -33,6 +33,15 @@ stats_group! {
     }
 }
 
+stats_group! {
+    /// `sds.<name>.`
+    pub struct SecretStats {
+        counters { key_rotation_failed }
+        gauges {}
+        histograms {}
+    }
+}
+
 /// Where a resource goes when it arrives.
 #[derive(Debug)]
 pub enum Slot {
@@ -48,7 +57,12 @@ pub enum Slot {
     /// A set of scopes; nothing while an update is applied to them.
     Scopes(Option<Box<Scopes>>),
     /// A secret.
-    Secret(Arc<Cell<Secret>>),
+    Secret {
+        /// Where it goes.
+        cell: Arc<Cell<Secret>>,
+        /// What it counts.
+        stats: Box<SecretStats>,
+    },
     /// The configuration of a filter: one place for each holder, so that a chain that an update of its listener keeps has
     /// its places here twice.
     Filter {
@@ -511,8 +525,9 @@ fn parts(need: &Need) -> (ResourceType, &core::ConfigSource, &String, Slot) {
             let scopes = Scopes::new(rds.as_deref().cloned(), Arc::clone(cell), http.clone(), scope);
             (ResourceType::ScopedRouteConfiguration, source, name, Slot::Scopes(Some(Box::new(scopes))))
         }
-        Need::Secret { source, name, cell, .. } => {
-            (ResourceType::Secret, source, name, Slot::Secret(Arc::clone(cell)))
+        Need::Secret { source, name, cell, scope } => {
+            let slot = Slot::Secret { cell: Arc::clone(cell), stats: Box::new(scope.group()) };
+            (ResourceType::Secret, source, name, slot)
         }
         Need::Filter { source, name, place, scope } => {
             let places = vec![Arc::clone(place)];

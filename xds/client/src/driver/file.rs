@@ -77,7 +77,8 @@ fn place(source: &PathSource) -> (PathBuf, Option<OsString>) {
     (parent.unwrap_or(Path::new(".")).to_owned(), source.path.file_name().map(OsString::from))
 }
 
-fn is_move_into(kind: &EventKind) -> bool {
+/// Whether a watched directory has got a file by being moved there.
+pub fn is_move_into(kind: &EventKind) -> bool {
     match kind {
         // Where both ends are known, a third event repeats them.
         EventKind::Modify(ModifyKind::Name(mode)) => matches!(mode, RenameMode::To | RenameMode::Any),

@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
 use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration, VirtualHost};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretProto;
 use envoy_types::pb::envoy::service::runtime::v3::Runtime as RuntimeProto;
+use prost::Message as _;
 use waystation_schema::{ConfigError, Message, Policy, check};
 use waystation_tls::Secret;
 use waystation_xds::{Event, Rejection, Resource, ResourceType, SubId, Update};
@@ -219,10 +220,14 @@ impl Configuration {
                     let vhds = proto.vhds.as_ref();
                     self.needs.apply_routes(sub, table, vhds, &self.shared, &mut self.client)
                 }),
-            Slot::Secret(cell) => self
+            Slot::Secret { cell, .. } => self
                 .decode::<SecretProto>(resource, "envoy.extensions.transport_sockets.tls.v3.Secret")
                 .and_then(|proto| Secret::compile(&proto))
-                .map(|secret| cell.set(Some(Arc::new(secret)))),
+                .and_then(|secret| {
+                    self.secret_files.watch(sub, secret.watched())?;
+                    cell.set(Some(Arc::new(secret)));
+                    Ok(())
+                }),
             // These are applied together.
             Slot::Scopes(_) => return Ok(()),
             Slot::Filter { places, .. } => self
@@ -239,6 +244,25 @@ impl Configuration {
             }
         }
         result
+    }
+
+    /// Reads secrets again of which a file was replaced. One that cannot be used leaves the last good one in force.
+    pub(super) fn reload_secrets(&mut self) {
+        for sub in self.secret_files.take_moved() {
+            let Some(needed) = self.needs.by_sub(sub) else { continue };
+            let (Slot::Secret { cell, stats }, Some(dumped)) = (&needed.slot, &needed.dumped) else {
+                continue;
+            };
+            let proto = SecretProto::decode(dumped.wire.clone());
+            let read = proto.map_err(|error| ConfigError::new(error.to_string()));
+            match read.and_then(|proto| Secret::compile(&proto)) {
+                Ok(secret) => cell.set(Some(Arc::new(secret))),
+                Err(error) => {
+                    stats.key_rotation_failed().inc();
+                    tracing::warn!(target: "secret", "failed to reload secret '{}': {error}", needed.name);
+                }
+            }
+        }
     }
 
     fn allow_unknown(&self) -> bool {
