@@ -309,6 +309,7 @@ impl<D: Downstream> Stream<'_, D> {
         let had_route = self.table.is_some();
         self.info.upstream.cluster = None;
         self.select_route()?;
+        self.check_upgrade()?;
         if !had_route && self.table.is_some() {
             let entry = self.chain.slots[step].entry;
             self.chain.slots.truncate(step + 1);

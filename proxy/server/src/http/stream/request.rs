@@ -146,19 +146,20 @@ impl<D: Downstream> Stream<'_, D> {
             Some(protocol) if !connect => protocol.to_ascii_lowercase(),
             _ => b"connect".to_vec(),
         };
-        // A CONNECT that no route takes is not found rather than forbidden.
-        let Some((table, index)) = &self.table else { return Err(self.no_route()) };
-        let of_route = match table.held.route(*index).map(|route| &route.action) {
+        let of_manager = || {
+            let found = self.cx.hcm.upgrades.iter().find(|(name, _)| name.as_bytes() == protocol);
+            found.is_some_and(|(_, enabled)| *enabled)
+        };
+        let route = self.table.as_ref().and_then(|(table, index)| table.held.route(*index));
+        let of_route = match route.map(|route| &route.action) {
             Some(waystation_route::Action::Route(action)) => action.upgrade(&protocol),
-            _ => None,
+            Some(_) => None,
+            // A filter may fetch a route, which is then asked as well.
+            None if of_manager() => return Ok(()),
+            // A CONNECT that no route takes is not found rather than forbidden.
+            None => return Err(self.no_route()),
         };
-        let allowed = match of_route {
-            Some(config) => config.enabled,
-            None => {
-                let of_manager = self.cx.hcm.upgrades.iter().find(|(name, _)| name.as_bytes() == protocol);
-                of_manager.is_some_and(|(_, enabled)| *enabled)
-            }
-        };
+        let allowed = of_route.map_or_else(of_manager, |config| config.enabled);
         if allowed {
             return Ok(());
         }
