@@ -269,7 +269,7 @@ impl ClientContext {
             replaces_matchers,
             enforce_key_usage: self.enforce_rsa_key_usage,
         };
-        Verifier::new(validation, &self.common.parameters.provider, role)
+        Verifier::new(validation, &self.common.parameters, role)
     }
 }
 

@@ -204,6 +204,10 @@ impl Common {
                 Some(whole.at(|| "combined_validation_context")?)
             }
         };
+        let identities = match &self.parameters.schemes {
+            None => identities,
+            Some(schemes) => identities.iter().map(|own| Arc::new(own.limited(schemes))).collect(),
+        };
         Ok((Material { identities, validation }, rest))
     }
 }

@@ -16,6 +16,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
 use crate::ocsp::Staple;
+use crate::signature::Schemes;
 use crate::x509;
 
 /// What Envoy calls a certificate outside of any named secret, and an authority likewise, in
@@ -24,7 +25,7 @@ const UNNAMED_CERT: &str = "unnamed_cert_e3b0c442";
 pub(crate) const UNNAMED_CA: &str = "unnamed_ca_cert_e3b0c442";
 
 /// A certificate that we can prove to own.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) certified: Arc<CertifiedKey>,
     /// The same with its OCSP response, which is stapled until this time in seconds since 1970.
@@ -131,6 +132,15 @@ impl Identity {
         match &self.stapled {
             Some((stapled, until)) if now < *until => stapled,
             _ => &self.certified,
+        }
+    }
+
+    /// The same, signing by `schemes` only.
+    pub(crate) fn limited(&self, schemes: &Schemes) -> Self {
+        Self {
+            certified: Arc::new(schemes.limit(&self.certified)),
+            stapled: self.stapled.as_ref().map(|(key, until)| (Arc::new(schemes.limit(key)), *until)),
+            ..self.clone()
         }
     }
 

@@ -18,6 +18,7 @@ mod parameters;
 mod secret;
 mod server;
 mod session;
+mod signature;
 mod stats;
 mod validation;
 mod x509;

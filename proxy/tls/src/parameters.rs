@@ -9,6 +9,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion, SupportedCipherSuite, SupportedProtocolVersion};
 use waystation_schema::ConfigError;
 
+use crate::signature::Schemes;
 pub(crate) use pb::tls_parameters::TlsProtocol;
 
 /// What both sides of a handshake may choose from.
@@ -16,6 +17,8 @@ pub(crate) use pb::tls_parameters::TlsProtocol;
 pub(crate) struct Parameters {
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) versions: Vec<&'static SupportedProtocolVersion>,
+    /// Signature schemes, where they are not all that there are.
+    pub(crate) schemes: Option<Schemes>,
 }
 
 impl Parameters {
@@ -33,9 +36,8 @@ impl Parameters {
             signature_algorithms,
             compliance_policies,
         } = proto.unwrap_or(&default);
-        if !signature_algorithms.is_empty() {
-            return Err(ConfigError::field("signature_algorithms", "not supported: rustls has a fixed list"));
-        }
+        let schemes = Schemes::compile(signature_algorithms)
+            .map_err(|reason| ConfigError::field("signature_algorithms", reason))?;
         if !compliance_policies.is_empty() {
             return Err(ConfigError::field("compliance_policies", "not supported: this is not a FIPS build"));
         }
@@ -75,7 +77,7 @@ impl Parameters {
                 provider.kx_groups.push(group);
             }
         }
-        Ok(Self { provider: Arc::new(provider), versions })
+        Ok(Self { provider: Arc::new(provider), versions, schemes })
     }
 }
 
@@ -232,7 +234,7 @@ mod tests {
             ),
             (pb::TlsParameters { ecdh_curves: vec!["nonsense".into()], ..none() }, "ecdh_curves[0]"),
             (
-                pb::TlsParameters { signature_algorithms: vec!["rsa_pss_rsae_sha256".into()], ..none() },
+                pb::TlsParameters { signature_algorithms: vec!["rsa_pss".into()], ..none() },
                 "signature_algorithms",
             ),
             (pb::TlsParameters { compliance_policies: vec![0], ..none() }, "compliance_policies"),

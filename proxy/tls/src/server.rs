@@ -229,7 +229,7 @@ impl ServerContext {
             || material.validation.as_ref().is_some_and(|validation| validation.wants_certificate());
         let verifier = asks.then(|| {
             let role = Role::Server { mandatory };
-            Arc::new(Verifier::new(material.validation.clone(), provider, role))
+            Arc::new(Verifier::new(material.validation.clone(), parameters, role))
         });
         let builder = match &verifier {
             Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier) as _),

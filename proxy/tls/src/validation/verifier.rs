@@ -4,12 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
-};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerMisbehaved,
+    SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{
@@ -19,6 +18,8 @@ use x509_parser::prelude::X509Certificate;
 
 use super::san::has_name;
 use super::{Authorities, Refusal, Trust, Validation};
+use crate::parameters::Parameters;
+use crate::signature::Schemes;
 use crate::x509;
 
 /// Verifies the certificates of peers. Signatures of handshakes are always verified; what else is, the validation
@@ -26,6 +27,8 @@ use crate::x509;
 pub(crate) struct Verifier {
     pub(crate) validation: Option<Arc<Validation>>,
     algorithms: WebPkiSupportedAlgorithms,
+    /// `signature_algorithms`.
+    schemes: Option<Schemes>,
     hints: Vec<DistinguishedName>,
     role: Role,
 }
@@ -50,7 +53,7 @@ pub(crate) enum Role {
 }
 
 impl Verifier {
-    pub(crate) fn new(validation: Option<Arc<Validation>>, provider: &CryptoProvider, role: Role) -> Self {
+    pub(crate) fn new(validation: Option<Arc<Validation>>, parameters: &Parameters, role: Role) -> Self {
         let hints = match (&role, &validation) {
             (Role::Server { .. }, Some(validation)) if !validation.hide_ca_list => validation
                 .authorities()
@@ -60,7 +63,23 @@ impl Verifier {
                 .collect(),
             _ => Vec::new(),
         };
-        Self { validation, algorithms: provider.signature_verification_algorithms, hints, role }
+        let algorithms = parameters.provider.signature_verification_algorithms;
+        Self { validation, algorithms, schemes: parameters.schemes.clone(), hints, role }
+    }
+
+    /// Refuses a handshake's signature by a scheme that we did not offer.
+    fn offered(&self, signature: &DigitallySignedStruct) -> Result<(), Error> {
+        match &self.schemes {
+            Some(schemes) if !schemes.contains(signature.scheme) => {
+                Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn schemes(&self) -> Vec<SignatureScheme> {
+        let supported = self.algorithms.supported_schemes();
+        self.schemes.as_ref().map_or_else(|| supported.clone(), |schemes| schemes.among(&supported))
     }
 
     fn verify(
@@ -257,6 +276,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        self.offered(dss)?;
         verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
@@ -266,11 +286,12 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        self.offered(dss)?;
         verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        self.schemes()
     }
 }
 
@@ -298,6 +319,7 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        self.offered(dss)?;
         verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
@@ -307,11 +329,12 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        self.offered(dss)?;
         verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        self.schemes()
     }
 }
 

@@ -231,3 +231,28 @@ fn the_server_chooses_the_cipher_unless_it_prefers_the_clients_order() {
         assert_eq!(outcome.server.unwrap().cipher, chosen);
     }
 }
+
+#[test]
+fn signatures_are_made_and_accepted_by_the_configured_algorithms() {
+    let with = |algorithm: &str, certificates: &[&Leaf]| pb::CommonTlsContext {
+        tls_params: Some(pb::TlsParameters {
+            signature_algorithms: vec![algorithm.into()],
+            tls_maximum_protocol_version: pb::tls_parameters::TlsProtocol::TlSv13 as i32,
+            ..Default::default()
+        }),
+        ..common(certificates)
+    };
+    // Its key is of P-256.
+    let own = Leaf::self_signed(&["server"]);
+    let (fits, not) = ("ecdsa_secp256r1_sha256", "rsa_pss_rsae_sha256");
+    let world = World::default();
+    for (server, client, works) in [
+        (with(fits, &[&own]), with(fits, &[]), true),
+        // The server cannot sign, the client does not accept how it signs.
+        (with(not, &[&own]), common(&[]), false),
+        (common(&[&own]), with(not, &[]), false),
+    ] {
+        let outcome = shake_plainly(&world.server(&downstream(server)), &world.client(&upstream(client)));
+        assert_eq!(outcome.server.is_ok() && outcome.client.is_ok(), works);
+    }
+}
