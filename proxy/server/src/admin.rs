@@ -18,6 +18,7 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -166,18 +167,27 @@ where
 {
     tokio::spawn(async move {
         let _connection = admin.stats.connection();
+        let (main, quits) = (admin.main.clone(), Arc::new(AtomicBool::new(false)));
+        let asked = Arc::clone(&quits);
         let service = service_fn(move |request| {
-            let admin = admin.clone();
+            let (admin, asked) = (admin.clone(), Arc::clone(&asked));
             async move {
                 let counted = admin.stats.request();
                 let response = handle(&admin, request).await;
                 counted.answered(response.status().as_u16());
+                if response.extensions().get::<info::Quit>().is_some() {
+                    asked.store(true, Ordering::Relaxed);
+                }
                 Ok::<_, Infallible>(response)
             }
         });
         let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
         if let Err(error) = connection.await {
             tracing::debug!(target: "admin", "admin connection: {error}");
+        }
+        // Not before the answer is written: nothing of this thread outlives the main one.
+        if quits.load(Ordering::Relaxed) {
+            main.ask(|server| server.quit()).await;
         }
     });
 }
@@ -226,7 +236,7 @@ async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
         "/listeners" => info::listeners(admin, &query).await,
         "/logging" => logging::logging(&query),
         "/memory" => info::memory(),
-        "/quitquitquit" => info::quit(admin).await,
+        "/quitquitquit" => info::quit(),
         "/ready" => info::ready(admin),
         "/reopen_logs" => info::reopen_logs(admin),
         "/reset_counters" => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf as wkt;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Response, StatusCode};
 use prost::Message as _;
 use waystation_filter_api::address::Address;
@@ -38,11 +39,15 @@ pub(super) fn reopen_logs(admin: &Admin) -> Response<Body> {
     ok()
 }
 
-pub(super) async fn quit(admin: &Admin) -> Response<Body> {
-    match admin.main.ask(|server| server.quit()).await {
-        Some(()) => ok(),
-        None => shutting_down(),
-    }
+/// In the extensions of an answer: the process is to end once it is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quit;
+
+pub(super) fn quit() -> Response<Body> {
+    let mut response = ok();
+    response.extensions_mut().insert(Quit);
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 pub(super) async fn drain_listeners(admin: &Admin, query: &Query) -> Response<Body> {
