@@ -346,6 +346,8 @@ impl fmt::Debug for HttpFilterExtension {
 pub struct FactoryContext<'a> {
     /// The stat scope of the enclosing object, e.g. `http.<stat_prefix>.`.
     pub stats: &'a Scope,
+    /// The root of all statistics, for what is counted below no object.
+    pub root: &'a Scope,
     /// Runtime keys.
     pub runtime: &'a Runtime,
     /// Identity of this proxy.

@@ -27,6 +27,8 @@ use crate::config_source;
 use crate::context::CompileContext;
 use crate::duplex::{self, End, Limits};
 use crate::jitter::spread;
+use crate::manager::on_demand;
+use crate::manager::subscription_stats::SubscriptionStats;
 use crate::on_demand::{Answer, Wanted};
 use crate::pool::connect::{ConnectError, ConnectOptions, connect};
 use crate::transport::Transport;
@@ -72,6 +74,15 @@ stats_group! {
     }
 }
 
+/// How unknown clusters are fetched.
+#[derive(Debug)]
+struct Discovery {
+    source: Arc<ClusterSource>,
+    stats: OnDemandStats,
+    /// Held for the statistics to be there.
+    _subscription: SubscriptionStats,
+}
+
 /// How long a connection waits for its cluster when the configuration does not say.
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -91,7 +102,7 @@ pub struct TcpProxy {
     log_on_start: bool,
     log_on_connect: bool,
     log_interval: Option<Duration>,
-    on_demand: Option<(Arc<ClusterSource>, OnDemandStats)>,
+    on_demand: Option<Discovery>,
     stats: TcpStats,
 }
 
@@ -184,9 +195,11 @@ impl TcpProxy {
             log_on_connect: proto.flush_access_log_on_connected
                 || options.is_some_and(|options| options.flush_access_log_on_connected),
             log_interval: wire::duration("access_log_flush_interval", interval)?,
-            on_demand: on_demand(proto.on_demand.as_ref())
-                .at(|| "on_demand")?
-                .map(|source| (source, stats.group())),
+            on_demand: cluster_source(proto.on_demand.as_ref()).at(|| "on_demand")?.map(|source| Discovery {
+                source,
+                stats: stats.group(),
+                _subscription: on_demand::scope(&context.shared.stats.root()).group(),
+            }),
             stats: stats.group(),
         })
     }
@@ -217,7 +230,9 @@ impl TcpProxy {
 }
 
 /// Where unknown clusters come from; without a source none are fetched.
-fn on_demand(proto: Option<&pb::tcp_proxy::OnDemand>) -> Result<Option<Arc<ClusterSource>>, ConfigError> {
+fn cluster_source(
+    proto: Option<&pb::tcp_proxy::OnDemand>,
+) -> Result<Option<Arc<ClusterSource>>, ConfigError> {
     let Some(pb::tcp_proxy::OnDemand { odcds_config, resources_locator, timeout }) = proto else {
         return Ok(None);
     };
@@ -292,8 +307,8 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
         return;
     };
     let local = worker.cluster(&target.cluster);
-    if let (None, Some((source, stats))) = (local.get(), &proxy.on_demand) {
-        discover(worker, source, stats, target.cluster.name()).await;
+    if let (None, Some(discovery)) = (local.get(), &proxy.on_demand) {
+        discovery.fetch(worker, target.cluster.name()).await;
     }
     let Some(cluster) = local.get() else {
         proxy.stats.downstream_cx_no_route().inc();
@@ -372,18 +387,21 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
     }
 }
 
-/// Waits until a cluster has been fetched. What the client sends meanwhile stays in its socket.
-async fn discover(worker: &Worker, source: &Arc<ClusterSource>, stats: &OnDemandStats, name: &str) {
-    stats.on_demand_cluster_attempt().inc();
-    let wanted = Wanted::Cluster { source: Arc::clone(source), name: name.into() };
-    let answer = match worker.shared.on_demand.ask(wanted) {
-        Some(asked) => asked.answer().await,
-        None => Answer::Missing,
-    };
-    match answer {
-        Answer::Found => stats.on_demand_cluster_success().inc(),
-        Answer::Missing => stats.on_demand_cluster_missing().inc(),
-        Answer::TimedOut => stats.on_demand_cluster_timeout().inc(),
+impl Discovery {
+    /// Waits until a cluster has been fetched. What the client sends meanwhile stays in its socket.
+    async fn fetch(&self, worker: &Worker, name: &str) {
+        let stats = &self.stats;
+        stats.on_demand_cluster_attempt().inc();
+        let wanted = Wanted::Cluster { source: Arc::clone(&self.source), name: name.into() };
+        let answer = match worker.shared.on_demand.ask(wanted) {
+            Some(asked) => asked.answer().await,
+            None => Answer::Missing,
+        };
+        match answer {
+            Answer::Found => stats.on_demand_cluster_success().inc(),
+            Answer::Missing => stats.on_demand_cluster_missing().inc(),
+            Answer::TimedOut => stats.on_demand_cluster_timeout().inc(),
+        }
     }
 }
 

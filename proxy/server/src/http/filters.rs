@@ -114,7 +114,8 @@ fn compile_one(
         return Err(ConfigError::new(reason));
     };
     let shared = cx.shared;
-    let context = FactoryContext { stats: scope, runtime: &shared.runtime, node: &shared.node };
+    let root = shared.stats.root();
+    let context = FactoryContext { stats: scope, root: &root, runtime: &shared.runtime, node: &shared.node };
     let factory = (extension.compile)(&any.value, &context).at(|| "typed_config")?;
     Ok(Some(FilterEntry { name: proto.name.as_str().into(), factory, disabled: proto.disabled }))
 }
@@ -183,7 +184,7 @@ pub(crate) fn compile_route_config(
 ) -> Result<Option<FilterConfig>, ConfigError> {
     let found = EXTENSIONS.iter().find(|extension| extension.route_type_name == Some(type_name(any)));
     let Some(extension) = found else { return Ok(None) };
-    let scope = shared.stats.root();
-    let context = FactoryContext { stats: &scope, runtime: &shared.runtime, node: &shared.node };
+    let root = shared.stats.root();
+    let context = FactoryContext { stats: &root, root: &root, runtime: &shared.runtime, node: &shared.node };
     (extension.compile_route)(&any.value, &context).map(Some)
 }

@@ -24,7 +24,7 @@ use super::clusters::Clusters;
 use super::dump::Dumped;
 use super::listeners::{Graceful, Listeners, Order};
 use super::needs::{Needs, Slot};
-use super::on_demand::OnDemand;
+use super::on_demand::{self, OnDemand};
 use super::secret_files::SecretFiles;
 use super::subscription_stats::Counters;
 use crate::admin::config_dump::{ConfigSnapshot, ResourceDump, ScopesDump};
@@ -360,7 +360,7 @@ impl Configuration {
             self.secret_files.forget(sub);
         }
         for sub in self.on_demand.take_fresh() {
-            self.counters.add(sub, &self.shared.stats.root().scope("cluster_manager").scope("odcds"));
+            self.counters.add(sub, &on_demand::scope(&self.shared.stats.root()));
         }
         self.counters.follow(&mut self.client);
     }

@@ -10,6 +10,7 @@ use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use waystation_filter_api::http::ClusterSource;
 use waystation_schema::ConfigError;
+use waystation_stats::Scope;
 use waystation_xds::{Client, Interest, Protocol, ResourceType, Source, SubId, SubscriptionSpec};
 
 use crate::config_source;
@@ -18,6 +19,12 @@ use crate::on_demand::{Answer, Question};
 
 /// Names of one source that its server has said nothing about. Who asks for another one is told that it does not exist.
 const MAX_UNANSWERED: usize = 16 * 1024;
+
+/// Where subscriptions to clusters on demand are counted. Whoever configures them holds it, so that it is there before the
+/// first of them.
+pub fn scope(root: &Scope) -> Scope {
+    root.scope("cluster_manager").scope("odcds")
+}
 
 /// Who waits for one thing.
 #[derive(Debug, Default)]

@@ -112,7 +112,9 @@ impl DiscoveredFilter {
         let extension = EXTENSIONS.iter().find(|extension| extension.type_name == type_name(any));
         let extension = extension.ok_or_else(|| ConfigError::new("no filter of this type"))?;
         let shared = &self.shared;
-        let context = FactoryContext { stats: &self.scope, runtime: &shared.runtime, node: &shared.node };
+        let root = shared.stats.root();
+        let context =
+            FactoryContext { stats: &self.scope, root: &root, runtime: &shared.runtime, node: &shared.node };
         (extension.compile)(&any.value, &context)
     }
 

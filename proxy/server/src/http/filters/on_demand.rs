@@ -13,8 +13,11 @@ use waystation_filter_api::http::{
 use waystation_filter_api::wire;
 use waystation_http::Headers;
 use waystation_schema::{At, ConfigError};
+use waystation_stats::Scope;
 
 use crate::config_source;
+use crate::manager::on_demand;
+use crate::manager::subscription_stats::SubscriptionStats;
 
 /// The filter.
 pub(super) static EXTENSION: HttpFilterExtension = HttpFilterExtension {
@@ -29,17 +32,21 @@ pub(super) static EXTENSION: HttpFilterExtension = HttpFilterExtension {
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where unknown clusters come from, if they are fetched.
-#[derive(Clone, Debug)]
-struct Config(Option<Arc<ClusterSource>>);
-
-fn compile(wire: &[u8], _cx: &FactoryContext<'_>) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
-    let pb::OnDemand { odcds } = decode(wire)?;
-    Ok(Arc::new(Config::compile(odcds.as_ref())?))
+#[derive(Debug)]
+struct Config {
+    clusters: Option<Arc<ClusterSource>>,
+    /// Held for the statistics to be there.
+    _stats: Option<SubscriptionStats>,
 }
 
-fn compile_route(wire: &[u8], _cx: &FactoryContext<'_>) -> Result<FilterConfig, ConfigError> {
+fn compile(wire: &[u8], cx: &FactoryContext<'_>) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
+    let pb::OnDemand { odcds } = decode(wire)?;
+    Ok(Arc::new(Config::compile(odcds.as_ref(), cx.root)?))
+}
+
+fn compile_route(wire: &[u8], cx: &FactoryContext<'_>) -> Result<FilterConfig, ConfigError> {
     let pb::PerRouteConfig { odcds } = decode(wire)?;
-    Ok(Arc::new(Config::compile(odcds.as_ref())?))
+    Ok(Arc::new(Config::compile(odcds.as_ref(), cx.root)?))
 }
 
 fn decode<M: prost::Message + Default>(wire: &[u8]) -> Result<M, ConfigError> {
@@ -47,9 +54,9 @@ fn decode<M: prost::Message + Default>(wire: &[u8]) -> Result<M, ConfigError> {
 }
 
 impl Config {
-    fn compile(proto: Option<&pb::OnDemandCds>) -> Result<Self, ConfigError> {
+    fn compile(proto: Option<&pb::OnDemandCds>, root: &Scope) -> Result<Self, ConfigError> {
         let Some(pb::OnDemandCds { source, resources_locator, timeout }) = proto else {
-            return Ok(Self(None));
+            return Ok(Self { clusters: None, _stats: None });
         };
         let compile = || {
             if !resources_locator.is_empty() {
@@ -61,7 +68,8 @@ impl Config {
             let timeout = wire::duration("timeout", timeout.as_ref())?.unwrap_or(CLUSTER_TIMEOUT);
             Ok(ClusterSource { config: source.encode_to_vec().into(), timeout })
         };
-        Ok(Self(Some(Arc::new(compile().at(|| "odcds")?))))
+        let clusters = Some(Arc::new(compile().at(|| "odcds")?));
+        Ok(Self { clusters, _stats: Some(on_demand::scope(root).group()) })
     }
 }
 
@@ -71,7 +79,7 @@ impl HttpFilterFactory for Config {
     }
 
     fn create(&self, _: &[FilterConfig]) -> Option<Box<dyn HttpFilter>> {
-        let clusters = self.0.clone();
+        let clusters = self.clusters.clone();
         Some(Box::new(Filter { clusters, asked_for_route: false, asked_for_cluster: false }))
     }
 }
@@ -96,7 +104,7 @@ impl HttpFilter for Filter {
         }
         // A route has its own source, or none and then no discovery, whatever the filter has.
         let of_route = cx.route_config.iter().find_map(|config| config.downcast_ref::<Config>());
-        let Some(source) = of_route.map_or(self.clusters.as_ref(), |config| config.0.as_ref()) else {
+        let Some(source) = of_route.map_or(self.clusters.as_ref(), |config| config.clusters.as_ref()) else {
             return Flow::Continue;
         };
         self.asked_for_cluster = true;
@@ -120,7 +128,8 @@ mod tests {
     use envoy_types::pb::envoy::config::core::v3 as core;
 
     fn refusal(proto: pb::OnDemandCds) -> String {
-        Config::compile(Some(&proto)).unwrap_err().to_string()
+        let shared = crate::context::tests::shared();
+        Config::compile(Some(&proto), &shared.stats.root()).unwrap_err().to_string()
     }
 
     #[test]
