@@ -9,6 +9,7 @@
 
 mod client;
 mod footprint;
+mod instructions;
 mod load;
 mod peers;
 mod place;
@@ -35,6 +36,7 @@ const USAGE: &str = "usage: cargo bench-peers [SCENARIO..] [options]
 
 scenarios (all, when none is named):
   h1 h2 h2h1 tls      CPU per request, latency and memory under load
+  instructions        instructions per request of this proxy, under valgrind
   idle                memory and start with a small configuration, memory of an idle connection
   clusters update     10 000 clusters: start, scrape, the change of one
   routes              10 000 routes: the last against the first
@@ -57,11 +59,12 @@ struct Bench {
 
 type Scenario = fn(&Bench) -> Result<Vec<Section>, String>;
 
-const SCENARIOS: [(&str, Scenario); 8] = [
+const SCENARIOS: [(&str, Scenario); 9] = [
     ("h1", traffic::h1),
     ("h2", traffic::h2),
     ("h2h1", traffic::h2h1),
     ("tls", traffic::tls),
+    ("instructions", instructions::instructions),
     ("idle", footprint::idle),
     ("clusters", scale::clusters),
     ("update", scale::update),

@@ -16,6 +16,8 @@ pub(super) enum Load {
     Closed2 { connections: u32, streams: u32 },
     /// `h2load --rps`: so many requests a second, the clients in step.
     Fixed { connections: u32, streams: u32, rate: u32, version: Version },
+    /// `h2load -n`: so many requests, each stream followed by the next.
+    Counted { connections: u32, streams: u32, requests: u32, version: Version },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,12 +36,18 @@ pub(super) struct Outcome {
     pub(super) latencies: Vec<Duration>,
 }
 
+impl Version {
+    fn flag(self) -> &'static str {
+        if self == Self::Http1 { " --h1" } else { "" }
+    }
+}
+
 impl Load {
     /// The program that it needs.
     pub(super) fn program(self) -> &'static str {
         match self {
             Self::Closed1 { .. } => "wrk",
-            Self::Closed2 { .. } | Self::Fixed { .. } => "h2load",
+            Self::Closed2 { .. } | Self::Fixed { .. } | Self::Counted { .. } => "h2load",
         }
     }
 
@@ -60,8 +68,11 @@ impl Load {
                 format!("-t1 -c{connections} -m{streams} -D{seconds}")
             }
             Self::Fixed { connections, streams, rate, version } => {
-                let version = if version == Version::Http1 { " --h1" } else { "" };
+                let version = version.flag();
                 format!("-t1 -c{connections} -m{streams} -D{seconds} --rps={}{version}", rate / connections)
+            }
+            Self::Counted { connections, streams, requests, version } => {
+                format!("-t1 -c{connections} -m{streams} -n{requests}{}", version.flag())
             }
         };
         line.split(' ').map(str::to_owned).collect()
@@ -84,7 +95,7 @@ impl Load {
         let text = String::from_utf8_lossy(&output.stdout);
         let outcome = match self {
             Self::Closed1 { .. } => wrk(&text),
-            Self::Closed2 { .. } | Self::Fixed { .. } => h2load(&text),
+            Self::Closed2 { .. } | Self::Fixed { .. } | Self::Counted { .. } => h2load(&text),
         };
         let mut outcome = outcome.ok_or_else(|| {
             let errors = String::from_utf8_lossy(&output.stderr);

@@ -135,6 +135,18 @@ impl Peer {
         values: &[(&str, &str)],
         prepare: impl FnOnce(&Path) -> Result<(), String>,
     ) -> Result<Proxy<'_>, String> {
+        self.start_under(&[], place, config, values, prepare)
+    }
+
+    /// Starts it as what another program, given with its arguments, runs.
+    pub(super) fn start_under(
+        &self,
+        wrapper: &[String],
+        place: &Place,
+        config: &str,
+        values: &[(&str, &str)],
+        prepare: impl FnOnce(&Path) -> Result<(), String>,
+    ) -> Result<Proxy<'_>, String> {
         let name = self.kind.name();
         let folder = place.folder(name)?;
         prepare(&folder)?;
@@ -149,7 +161,9 @@ impl Peer {
         let file = folder.join(Path::new(&file).file_name().unwrap_or_default());
         write(&file, &text)?;
         let arguments = self.kind.arguments(&file.to_string_lossy(), &folder.to_string_lossy());
-        let process = Process::start(name, &self.program, &arguments, PROXY_CORE, &folder)?;
+        let own = std::iter::once(self.program.to_string_lossy().into_owned()).chain(arguments);
+        let line: Vec<String> = wrapper.iter().cloned().chain(own).collect();
+        let process = Process::start(name, Path::new(&line[0]), &line[1..], PROXY_CORE, &folder)?;
         Ok(Proxy { peer: self, process, listen, admin, folder })
     }
 }

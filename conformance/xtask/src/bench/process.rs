@@ -72,6 +72,12 @@ impl Process {
         }
     }
 
+    /// Ends it and gives what it printed.
+    pub(super) fn output(mut self) -> String {
+        self.end();
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// The last lines of its output, in one line.
     pub(super) fn last_words(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();
@@ -92,6 +98,18 @@ impl Process {
         pids
     }
 
+    fn end(&mut self) {
+        let family = self.family();
+        if matches!(self.child.try_wait(), Ok(None)) {
+            signal("-TERM", &family[..1]);
+        }
+        if !self.ends_within(GRACE) {
+            signal("-KILL", &family);
+            // It cannot refuse; this only collects its status.
+            let _ = self.child.wait();
+        }
+    }
+
     fn ends_within(&mut self, limit: Duration) -> bool {
         let start = Instant::now();
         while start.elapsed() < limit {
@@ -106,15 +124,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let family = self.family();
-        if matches!(self.child.try_wait(), Ok(None)) {
-            signal("-TERM", &family[..1]);
-        }
-        if !self.ends_within(GRACE) {
-            signal("-KILL", &family);
-            // It cannot refuse; this only collects its status.
-            let _ = self.child.wait();
-        }
+        self.end();
     }
 }
 
