@@ -20,8 +20,7 @@ use crate::name::Name;
 pub struct Headers {
     arena: Vec<u8>,
     entries: Vec<Entry>,
-    /// One bit per known id.
-    present: [u64; 4],
+    present: KnownSet,
     /// Bytes of the arena that no entry refers to any more.
     wasted: usize,
 }
@@ -69,7 +68,7 @@ impl Headers {
     pub fn clear(&mut self) {
         self.arena.clear();
         self.entries.clear();
-        self.present = [0; 4];
+        self.present = KnownSet::default();
         self.wasted = 0;
     }
 
@@ -212,6 +211,21 @@ impl Headers {
         true
     }
 
+    /// Whether any of `names` is present.
+    #[inline]
+    pub fn contains_any(&self, names: &KnownSet) -> bool {
+        self.present.0.iter().zip(names.0).any(|(ours, theirs)| ours & theirs != 0)
+    }
+
+    /// Removes all entries of all `names`.
+    #[inline]
+    pub fn remove_all(&mut self, names: &KnownSet) {
+        // The usual case: none of the many optional headers is there.
+        if self.contains_any(names) {
+            self.retain(|name, _| !name.known().is_some_and(|known| names.has(known)));
+        }
+    }
+
     /// Keeps the entries for which `keep` says so.
     pub fn retain(&mut self, mut keep: impl FnMut(Name<'_>, &[u8]) -> bool) {
         let mut entries = std::mem::take(&mut self.entries);
@@ -223,7 +237,7 @@ impl Headers {
             kept
         });
         self.entries = entries;
-        self.present = [0; 4];
+        self.present = KnownSet::default();
         for index in 0..self.entries.len() {
             self.mark(self.entries[index].id);
         }
@@ -353,8 +367,8 @@ impl Headers {
 
     /// The known names present now.
     #[inline]
-    pub(crate) fn bits(&self) -> Present {
-        Present(self.present)
+    pub(crate) fn bits(&self) -> KnownSet {
+        self.present
     }
 
     /// Takes back the newest entry, which must not be a pseudo-header; a known name stays marked as present only if
@@ -418,17 +432,17 @@ impl Headers {
 
     #[inline]
     fn has(&self, id: u8) -> bool {
-        self.present[usize::from(id >> 6)] & (1 << (id & 63)) != 0
+        self.present.0[usize::from(id >> 6)] & (1 << (id & 63)) != 0
     }
 
     #[inline]
     fn mark(&mut self, id: u8) {
-        self.present[usize::from(id >> 6)] |= 1 << (id & 63);
+        self.present.0[usize::from(id >> 6)] |= 1 << (id & 63);
     }
 
     #[inline]
     fn unmark(&mut self, id: u8) {
-        self.present[usize::from(id >> 6)] &= !(1 << (id & 63));
+        self.present.0[usize::from(id >> 6)] &= !(1 << (id & 63));
     }
 
     #[inline]
@@ -538,13 +552,26 @@ impl Headers {
     }
 }
 
-/// A set of known names.
-#[derive(Clone, Copy)]
-pub(crate) struct Present([u64; 4]);
+/// A set of known names: one bit for each id.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KnownSet([u64; 4]);
 
-impl Present {
+impl KnownSet {
+    /// The set of `names`.
+    pub const fn of(names: &[Known]) -> Self {
+        let mut bits = [0; 4];
+        let mut next = 0;
+        while next < names.len() {
+            let id = names[next].id();
+            bits[(id >> 6) as usize] |= 1 << (id & 63);
+            next += 1;
+        }
+        Self(bits)
+    }
+
+    /// Whether `known` is one of them.
     #[inline]
-    pub(crate) fn has(&self, known: Known) -> bool {
+    pub fn has(&self, known: Known) -> bool {
         let id = known.id();
         self.0[usize::from(id >> 6)] & (1 << (id & 63)) != 0
     }

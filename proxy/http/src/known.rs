@@ -239,7 +239,7 @@ impl Known {
 
     /// The id stored in a header entry: never 0.
     #[inline]
-    pub(crate) fn id(self) -> u8 {
+    pub(crate) const fn id(self) -> u8 {
         self as u8 + 1
     }
 

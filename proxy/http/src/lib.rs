@@ -23,7 +23,7 @@ mod sanitize;
 
 pub use date::DateCache;
 pub use grpc::{decode_grpc_message, encode_grpc_message};
-pub use headers::{GetAll, Headers, Iter, is_valid_value};
+pub use headers::{GetAll, Headers, Iter, KnownSet, is_valid_value};
 pub use known::Known;
 pub use name::{HeaderName, InvalidName, Name};
 pub use path::{EscapedSlashes, PathOptions, PathOutcome, normalize_path};

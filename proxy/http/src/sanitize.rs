@@ -1,7 +1,7 @@
 //! Hop-by-hop headers: what must not travel from one connection to the next.
 
 use crate::h1::Error;
-use crate::headers::Headers;
+use crate::headers::{Headers, KnownSet};
 use crate::known::Known;
 use crate::name::Name;
 
@@ -61,6 +61,13 @@ pub fn remove_nominated(headers: &mut Headers) -> Result<(), Error> {
     Ok(())
 }
 
+/// What belongs to one connection.
+const HOP_BY_HOP: KnownSet =
+    KnownSet::of(&[Known::KeepAlive, Known::ProxyConnection, Known::TransferEncoding]);
+
+/// And what asks to make the connection something else.
+const SWITCHING: KnownSet = KnownSet::of(&[Known::Connection, Known::Upgrade]);
+
 /// Removes the hop-by-hop headers of a request on its way upstream. `upgrade`: the request is an upgrade that the
 /// configuration allows, so `connection: upgrade` and `upgrade` stay.
 pub fn sanitize_request(headers: &mut Headers, upgrade: bool) {
@@ -75,14 +82,11 @@ pub fn sanitize_response(headers: &mut Headers, upgrade: bool) {
 }
 
 fn remove_hop_by_hop(headers: &mut Headers, upgrade: bool) {
+    headers.remove_all(&HOP_BY_HOP);
     // Envoy leaves `connection` of an upgrade as the peer wrote it.
     if !upgrade {
-        headers.remove(Known::Connection);
-        headers.remove(Known::Upgrade);
+        headers.remove_all(&SWITCHING);
     }
-    headers.remove(Known::KeepAlive);
-    headers.remove(Known::ProxyConnection);
-    headers.remove(Known::TransferEncoding);
 }
 
 /// Leaves of `te` what may be forwarded: `trailers`, or nothing. Tells whether it is still there.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use waystation_filter_api::address::Address;
-use waystation_http::{HeaderName, Headers, Known};
+use waystation_http::{HeaderName, Headers, Known, KnownSet};
 use waystation_matchers::CidrList;
 
 use super::end::StreamEnd;
@@ -68,7 +68,7 @@ pub(crate) struct Verdict {
 }
 
 /// Headers that only internal requests may bring; Envoy's `cleanInternalHeaders`.
-const INTERNAL_ONLY: [Known; 14] = [
+const INTERNAL_ONLY: KnownSet = KnownSet::of(&[
     Known::XEnvoyRetriableStatusCodes,
     Known::XEnvoyRetriableHeaderNames,
     Known::XEnvoyRetryOn,
@@ -83,15 +83,15 @@ const INTERNAL_ONLY: [Known; 14] = [
     Known::XEnvoyIpTags,
     Known::XEnvoyOriginalUrl,
     Known::XEnvoyHedgeOnPerTryTimeout,
-];
+]);
 
 /// And those that even other hops may not bring to the edge.
-const EDGE_ONLY: [Known; 4] = [
+const EDGE_ONLY: KnownSet = KnownSet::of(&[
     Known::XEnvoyDecoratorOperation,
     Known::XEnvoyDownstreamServiceCluster,
     Known::XEnvoyDownstreamServiceNode,
     Known::XEnvoyUpstreamStreamDurationMs,
-];
+]);
 
 /// Cleans and completes the head of a request, and says where it comes from.
 pub(crate) fn apply(trust: &Trust, peer: Peer<'_>, headers: &mut Headers) -> Result<Verdict, StreamEnd> {
@@ -154,9 +154,9 @@ pub(crate) fn apply(trust: &Trust, peer: Peer<'_>, headers: &mut Headers) -> Res
         headers.append(Known::XEnvoyInternal, "true");
     } else {
         if edge {
-            remove_all(headers, &EDGE_ONLY);
+            headers.remove_all(&EDGE_ONLY);
         }
-        remove_all(headers, &INTERNAL_ONLY);
+        headers.remove_all(&INTERNAL_ONLY);
     }
     if let Some((cluster, node)) = &trust.user_agent {
         headers.set(Known::XEnvoyDownstreamServiceCluster, cluster.as_bytes());
@@ -174,12 +174,6 @@ pub(crate) fn apply(trust: &Trust, peer: Peer<'_>, headers: &mut Headers) -> Res
         headers.set(Known::XEnvoyExternalAddress, client.ip().to_string());
     }
     Ok(Verdict { remote, internal, edge })
-}
-
-fn remove_all(headers: &mut Headers, names: &[Known]) {
-    for name in names {
-        headers.remove(*name);
-    }
 }
 
 impl Detection {

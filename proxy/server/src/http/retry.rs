@@ -2,13 +2,23 @@
 
 use std::time::{Duration, SystemTime};
 
-use waystation_http::{Headers, Known};
+use waystation_http::{Headers, Known, KnownSet};
 use waystation_route::{RequestRetry, RetryOn, RetryPolicy};
 
 use super::end::ResetReason;
 
 /// Envoy's default for the first back-off.
 const BASE: Duration = Duration::from_millis(25);
+
+/// What a request asks for itself; for us alone.
+const ASKED: KnownSet = KnownSet::of(&[
+    Known::XEnvoyRetryOn,
+    Known::XEnvoyRetryGrpcOn,
+    Known::XEnvoyMaxRetries,
+    Known::XEnvoyRetriableStatusCodes,
+    Known::XEnvoyRetriableHeaderNames,
+    Known::XEnvoyHedgeOnPerTryTimeout,
+]);
 
 /// What became of one attempt.
 #[derive(Clone, Copy, Debug)]
@@ -48,16 +58,7 @@ impl<'a> Retries<'a> {
     /// The retries that a route's policy and the request's headers ask for; the headers are taken off.
     pub(crate) fn new(policy: Option<&'a RetryPolicy>, headers: &mut Headers) -> Self {
         let request = RetryPolicy::for_request(policy, headers);
-        for name in [
-            Known::XEnvoyRetryOn,
-            Known::XEnvoyRetryGrpcOn,
-            Known::XEnvoyMaxRetries,
-            Known::XEnvoyRetriableStatusCodes,
-            Known::XEnvoyRetriableHeaderNames,
-            Known::XEnvoyHedgeOnPerTryTimeout,
-        ] {
-            headers.remove(name);
-        }
+        headers.remove_all(&ASKED);
         let back_off = policy.map(|policy| policy.back_off);
         let base = back_off.and_then(|back_off| back_off.base).unwrap_or(BASE);
         let max = back_off.and_then(|back_off| back_off.max).unwrap_or(base * 10);
