@@ -42,6 +42,8 @@ pub(crate) struct Scratch {
     pub(crate) response_trailers: Headers,
     /// The request body as far as it was read, while it may have to be sent again or has not been sent yet.
     pub(crate) kept: Vec<Bytes>,
+    /// For streams that have a task of their own.
+    pub(crate) timer: Timer,
 }
 
 /// A head beyond this is not kept.
@@ -50,6 +52,7 @@ const KEEP: usize = 8 * 1024;
 impl Scratch {
     pub(crate) fn recycle(&mut self) {
         self.kept.clear();
+        self.timer.hand_over();
         for headers in
             [&mut self.request, &mut self.request_trailers, &mut self.response, &mut self.response_trailers]
         {
@@ -226,7 +229,7 @@ impl<D: Downstream> Stream<'_, D> {
     async fn run(&mut self) -> Result<(), StreamEnd> {
         self.prepare_head()?;
         if self.cx.hcm.log_on_request {
-            self.log(AccessLogType::DownstreamStart, Instant::now());
+            self.log(AccessLogType::DownstreamStart, self.timer.now());
         }
         self.select_route()?;
         self.check_upgrade()?;
@@ -255,7 +258,7 @@ impl<D: Downstream> Stream<'_, D> {
             // To Envoy a redirect is a direct response; its `rq_redirect` has stayed at 0 ever since.
             Action::Redirect(_) => {
                 self.cx.hcm.stats.router.rq_direct_response().inc();
-                let now = Instant::now();
+                let now = self.timer.now();
                 let Some((status, location)) = route.redirect(&self.heads.request, &self.info, now) else {
                     return Err(self.no_route());
                 };
@@ -379,7 +382,7 @@ impl<D: Downstream> Stream<'_, D> {
     /// Waits until everything queued is on its way, or the client is gone or too slow.
     async fn flush(&mut self) -> Result<(), StreamEnd> {
         let idle = self.deadlines.idle;
-        let until = super::timer::after(Instant::now(), self.cx.hcm.timeouts.flush.or(idle));
+        let until = super::timer::after(self.timer.now(), self.cx.hcm.timeouts.flush.or(idle));
         let (down, timer) = (&mut *self.down, &mut *self.timer);
         std::future::poll_fn(|task| match down.poll_flush(task) {
             std::task::Poll::Pending => {
@@ -392,7 +395,7 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// Statistics, filters' completion, access log.
     fn complete(&mut self) {
-        let now = Instant::now();
+        let now = self.timer.now();
         self.info.timing.complete = Some(now);
         let bytes = self.down.bytes();
         self.info.bytes = waystation_filter_api::stream::Bytes {

@@ -14,6 +14,7 @@ use waystation_http::Headers;
 use waystation_http::h1::{self, After, Framing, Received, RequestHead, ServerConn, Version};
 
 use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece};
+use crate::drain::DrainWait;
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
 use crate::http::outbox::Outbox;
@@ -83,14 +84,15 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
     let mut timer = Timer::default();
     let expires = hcm.timeouts.connection_end(cx.info.start, cx.worker.random());
     let mut served = 0_u32;
+    let mut drain = cx.drain.waiter();
     loop {
         let mut scratch = None;
-        let next = connection.next_request(cx, &mut timer, &mut scratch, expires).await;
+        let next = connection.next_request(cx, &mut timer, &mut drain, &mut scratch, expires).await;
         let mut scratch = match scratch {
             Some(scratch) => scratch,
             None => cx.worker.take_scratch(),
         };
-        let now = Instant::now();
+        let now = timer.now();
         let begin = match next {
             Next::Head(head) => {
                 served += 1;
@@ -198,14 +200,14 @@ impl Http1 {
         &mut self,
         cx: &ConnCx,
         timer: &mut Timer,
+        drain: &mut DrainWait,
         scratch: &mut Option<Box<stream::Scratch>>,
         expires: Option<Instant>,
     ) -> Next {
         let timeouts = &cx.hcm.timeouts;
-        let since = Instant::now();
+        let since = timer.now();
         let idle = after(since, timeouts.idle);
         let mut head_by = None;
-        let mut drain = cx.drain.waiter();
         std::future::poll_fn(|task| {
             loop {
                 if !self.input.is_empty() {
@@ -217,7 +219,7 @@ impl Http1 {
                         Err(error) => return Poll::Ready(Next::Refused(error)),
                     }
                     if head_by.is_none() {
-                        head_by = after(Instant::now(), timeouts.request_headers);
+                        head_by = after(timer.now(), timeouts.request_headers);
                     }
                 }
                 match self.poll_fill(task) {

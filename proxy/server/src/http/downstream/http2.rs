@@ -1,5 +1,6 @@
 //! A downstream HTTP/2 connection: the `h2` crate below, one local task per stream.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -42,15 +43,14 @@ pub(crate) async fn serve(cx: Rc<ConnCx>, transport: Transport, input: BytesMut)
     let codec = cx.worker.shared.codecs.http2().clone();
     let guard = FrameGuard::server(hcm.http2.frame_limits);
     let watch = Watch::new(guard, codec, !hcm.http2.stream_error_on_invalid_message);
-    let active = Rc::new(std::cell::Cell::new(0_usize));
-    open.by_peer = serve_streams(
-        &cx,
-        &watch,
-        &active,
-        Counted { transport, prefix: input.freeze(), cx: Rc::clone(&cx) },
-    )
-    .await;
-    if active.get() > 0 {
+    let streams = Rc::new(Streams {
+        active: Cell::new(0),
+        idle_since: Cell::new(cx.info.start),
+        watch: Rc::clone(&watch),
+    });
+    let io = Counted { transport, prefix: input.freeze(), cx: Rc::clone(&cx) };
+    open.by_peer = serve_streams(&cx, &watch, &streams, io).await;
+    if streams.active.get() > 0 {
         stats.downstream_cx_destroy_active_rq().inc();
         match open.by_peer {
             true => stats.downstream_cx_destroy_remote_active_rq().inc(),
@@ -60,12 +60,7 @@ pub(crate) async fn serve(cx: Rc<ConnCx>, transport: Transport, input: BytesMut)
 }
 
 /// Whether it was the client that ended the connection.
-async fn serve_streams(
-    cx: &Rc<ConnCx>,
-    watch: &Rc<Watch>,
-    active: &Rc<std::cell::Cell<usize>>,
-    io: Counted,
-) -> bool {
+async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>, io: Counted) -> bool {
     let hcm = &cx.hcm;
     let stats = &hcm.stats.hcm;
     let options = &hcm.http2;
@@ -89,12 +84,10 @@ async fn serve_streams(
             return true;
         }
     };
-    let idle_wake = Rc::new(tokio::sync::Notify::new());
     let mut ping = connection.ping_pong();
     let mut pinging: Option<Instant> = None;
-    let mut next_ping = after(Instant::now(), options.keepalive_interval);
+    let mut next_ping = after(cx.info.start, options.keepalive_interval);
     let mut timer = Timer::default();
-    let mut idle_since = Instant::now();
     let mut drain = cx.drain.waiter();
     let mut draining = false;
     let mut served = 0_u32;
@@ -137,10 +130,7 @@ async fn serve_streams(
                     return Poll::Ready(Next::Drain);
                 }
             }
-            if active.get() > 0 {
-                idle_since = Instant::now();
-            }
-            let idle = after(idle_since, hcm.timeouts.idle).filter(|_| active.get() == 0);
+            let idle = streams.idle_since().and_then(|since| after(since, hcm.timeouts.idle));
             let pong = after_opt(pinging, options.keepalive_timeout);
             let due = [idle, next_ping, pong, drain_until]
                 .into_iter()
@@ -153,7 +143,7 @@ async fn serve_streams(
                 let (request, respond) = *stream;
                 watch.taken(request.body().stream_id().as_u32());
                 served += 1;
-                let now = Instant::now();
+                let now = timer.now();
                 if hcm.max_requests_per_connection.is_some_and(|max| served >= max) && !draining {
                     stats.downstream_cx_max_requests_reached().inc();
                     draining = true;
@@ -163,14 +153,13 @@ async fn serve_streams(
                     draining = true;
                     connection.graceful_shutdown();
                 }
-                active.set(active.get() + 1);
-                watch.stats.streams_active().inc();
-                let guard = Active(Rc::clone(active), Rc::clone(&idle_wake), Rc::clone(watch));
+                let guard = Active::new(streams);
                 let (cx, watch) = (Rc::clone(cx), Rc::clone(watch));
-                tokio::task::spawn_local(async move {
+                // Boxed: the runtime moves what is spawned several times, and a stream's state is kilobytes.
+                tokio::task::spawn_local(Box::pin(async move {
                     let _guard = guard;
-                    serve_stream(&cx, watch, request, respond).await;
-                });
+                    serve_stream(&cx, watch, now, request, respond).await;
+                }));
             }
             Next::Refused(end) => Box::pin(refused::log(cx, end)).await,
             Next::Error(error) => {
@@ -196,7 +185,7 @@ async fn serve_streams(
                 connection.graceful_shutdown();
             }
             Next::Timer => {
-                let now = Instant::now();
+                let now = timer.now();
                 if drain_until.is_some_and(|until| now >= until) {
                     return false;
                 }
@@ -217,8 +206,8 @@ async fn serve_streams(
                     connection.graceful_shutdown();
                     drain_until = after(now, hcm.timeouts.drain);
                 }
-                let idle = after(idle_since, hcm.timeouts.idle);
-                if active.get() == 0 && idle.is_some_and(|due| now >= due) && !draining {
+                let idle = streams.idle_since().and_then(|since| after(since, hcm.timeouts.idle));
+                if idle.is_some_and(|due| now >= due) && !draining {
                     stats.downstream_cx_idle_timeout().inc();
                     draining = true;
                     connection.graceful_shutdown();
@@ -276,23 +265,49 @@ fn underscores(cx: &ConnCx, watch: &Watch, head: &mut Headers) -> Option<StreamE
     None
 }
 
-struct Active(Rc<std::cell::Cell<usize>>, Rc<tokio::sync::Notify>, Rc<Watch>);
+/// The streams of a connection that are under way.
+struct Streams {
+    active: Cell<usize>,
+    /// When the last of them ended.
+    idle_since: Cell<Instant>,
+    watch: Rc<Watch>,
+}
+
+/// One of them.
+struct Active(Rc<Streams>);
+
+impl Streams {
+    fn idle_since(&self) -> Option<Instant> {
+        (self.active.get() == 0).then(|| self.idle_since.get())
+    }
+}
+
+impl Active {
+    fn new(streams: &Rc<Streams>) -> Self {
+        streams.active.set(streams.active.get() + 1);
+        streams.watch.stats.streams_active().inc();
+        Self(Rc::clone(streams))
+    }
+}
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-        self.2.stats.streams_active().dec();
-        self.1.notify_one();
+        // The library wakes the connection's task when a stream goes, so that it looks at its idle timeout.
+        self.0.active.set(self.0.active.get() - 1);
+        if self.0.active.get() == 0 {
+            self.0.idle_since.set(Instant::now());
+        }
+        self.0.watch.stats.streams_active().dec();
     }
 }
 
 async fn serve_stream(
-    cx: &Rc<ConnCx>,
+    cx: &ConnCx,
     watch: Rc<Watch>,
+    start: Instant,
     request: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
-    let start = Instant::now();
     let mut scratch = cx.worker.take_scratch();
     let (parts, receive) = request.into_parts();
     let protocol = parts.extensions.get::<h2::ext::Protocol>().map(h2::ext::Protocol::as_str);
@@ -337,12 +352,13 @@ async fn serve_stream(
         bytes: ByteCounts::default(),
         watch,
     };
-    let mut timer = Timer::default();
+    let mut timer = std::mem::take(&mut scratch.timer);
     stream::serve(cx, &mut down, &mut timer, &mut scratch, Begin { start, facts, refused }).await;
     if down.finished && !down.receive.is_end_stream() {
         // RFC 9113 section 8.1: the response is complete, the rest of the request is not needed.
         down.respond.send_reset(Reason::NO_ERROR);
     }
+    scratch.timer = timer;
     cx.worker.give_scratch(scratch);
 }
 

@@ -94,7 +94,7 @@ impl<D: Downstream> Stream<'_, D> {
             return Poll::Ready(Step::End(end));
         }
         if moved {
-            self.last_activity = Instant::now();
+            self.last_activity = self.timer.now();
         }
         self.poll_limits(task, attempt.limits)
     }
@@ -132,9 +132,9 @@ impl<D: Downstream> Stream<'_, D> {
             } else if self.request_passed() {
                 attempt.request_sent = true;
                 if attempt.limits.per_try.is_none() && !attempt.head_seen {
-                    attempt.limits.per_try = after(Instant::now(), attempt.limits.per_try_timeout);
+                    attempt.limits.per_try = after(self.timer.now(), attempt.limits.per_try_timeout);
                 }
-                self.info.timing.last_upstream_tx = Some(Instant::now());
+                self.info.timing.last_upstream_tx = Some(self.timer.now());
                 let trailers = Some(&self.heads.request_trailers).filter(|_| self.request_has_trailers);
                 if let Err(reason) = attempt.upstream.send_end(trailers) {
                     return Some(Step::Reset(reason));
@@ -225,16 +225,18 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// Whether the response head in `heads.response` opens the tunnel that the request asks for.
     pub(super) fn is_tunnel_accepted(&self) -> bool {
-        let status = self.heads.response.status().unwrap_or(0);
-        let connect = self.heads.request.method() == Some(b"CONNECT");
-        self.facts.tunnel && (status == 101 || connect && (200..300).contains(&status))
+        self.facts.tunnel && {
+            let status = self.heads.response.status().unwrap_or(0);
+            let connect = self.heads.request.method() == Some(b"CONNECT");
+            status == 101 || connect && (200..300).contains(&status)
+        }
     }
 
     /// The request was read to its end: from here on upstream is waited for.
     pub(super) fn mark_request_complete(&mut self) {
         self.request_complete = true;
         self.deadlines.request = None;
-        let now = Instant::now();
+        let now = self.timer.now();
         self.info.timing.last_downstream_rx = Some(now);
         self.deadlines.route = after(now, self.route_timeout);
     }
@@ -246,7 +248,7 @@ impl<D: Downstream> Stream<'_, D> {
         match self.poll_deadlines(task, own) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(StreamEnd::PerTryTimeout { .. }) => {
-                let now = Instant::now();
+                let now = self.timer.now();
                 if limits.max_duration.is_some_and(|due| now >= due) {
                     return Poll::Ready(Step::End(StreamEnd::UpstreamMaxStreamDuration));
                 }
@@ -271,7 +273,7 @@ impl<D: Downstream> Stream<'_, D> {
             if self.timer.poll(task, due).is_pending() {
                 return Poll::Pending;
             }
-            let now = Instant::now();
+            let now = self.timer.now();
             let passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
             let request_complete = self.request_complete;
             if passed(deadlines.request) {

@@ -3,23 +3,21 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use waystation_filter_api::cell::Cell;
 use waystation_filter_api::stream::Protocol;
 use waystation_http::{Headers, Known};
-use waystation_route::{ClusterRef as RouteCluster, Route, RouteAction};
+use waystation_route::{Route, RouteAction};
 use waystation_upstream::cluster::ClusterRef;
-use waystation_upstream::{Cluster, PickContext, Priority};
+use waystation_upstream::{PickContext, Priority};
 
 use super::Stream;
 use super::request::format_context;
 use super::upstream::{self, Carried, Event, RequestPermit, TlsNames, Upstream};
 use crate::http::downstream::Downstream;
-use crate::worker::{Sharing, Worker};
+use crate::worker::{LocalCluster, Sharing, Worker};
 
 /// Where the request puts the copies of its body. Dropped before its end, it takes the mirror with it.
 pub(super) struct Feed {
@@ -63,13 +61,7 @@ impl<D: Downstream> Stream<'_, D> {
             if self.facts.tunnel || !mirror.fraction.contains(self.random) {
                 continue;
             }
-            let cell = match mirror.cluster(&self.heads.request) {
-                RouteCluster::Cell(cell) => Some(Arc::clone(cell)),
-                RouteCluster::Named(name) => {
-                    str::from_utf8(name).ok().and_then(|name| self.cx.worker.shared.clusters.find(name))
-                }
-            };
-            let Some(cell) = cell else { continue };
+            let Some(local) = self.local_cluster(mirror.cluster(&self.heads.request)) else { continue };
             let mut request = self.heads.request.clone();
             if !mirror.mutations.is_empty() {
                 mirror.mutations.apply_to_request(&mut request, &format_context(&self.info, None, None));
@@ -89,7 +81,7 @@ impl<D: Downstream> Stream<'_, D> {
                 feed.push(data);
             }
             let worker = Rc::clone(&self.cx.worker);
-            tokio::task::spawn_local(send(worker, cell, request, feed.reader(), action.timeout));
+            tokio::task::spawn_local(send(worker, local, request, feed.reader(), action.timeout));
             self.mirrors.push(feed);
         }
         if self.request_passed() {
@@ -191,12 +183,12 @@ impl Reader {
 /// Sends a request and reads its response to the end.
 async fn send(
     worker: Rc<Worker>,
-    cell: Arc<Cell<Cluster>>,
+    local: Rc<LocalCluster>,
     request: Headers,
     body: Reader,
     timeout: Duration,
 ) {
-    let exchange = exchange(&worker, &cell, request, body);
+    let exchange = exchange(&worker, &local, request, body);
     if timeout.is_zero() {
         exchange.await;
     } else {
@@ -207,8 +199,7 @@ async fn send(
     }
 }
 
-async fn exchange(worker: &Rc<Worker>, cell: &Arc<Cell<Cluster>>, request: Headers, body: Reader) {
-    let local = worker.cluster(cell);
+async fn exchange(worker: &Rc<Worker>, local: &LocalCluster, request: Headers, body: Reader) {
     let Some(cluster) = local.get() else { return };
     let now = Instant::now();
     let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), Sharing::default(), now) else {

@@ -1,7 +1,6 @@
 //! Internal redirects: a redirect of upstream that is followed here instead of being passed on.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use waystation_filter_api::flags::ResponseFlags;
 use waystation_filter_api::stream::{RouteView, Timing, UpstreamInfo};
@@ -98,7 +97,7 @@ impl<D: Downstream> Stream<'_, D> {
         mut route: Option<(Rc<dyn RouteView>, u32)>,
         status: u16,
     ) {
-        let now = Instant::now();
+        let now = self.timer.now();
         self.info.response_code = status;
         self.info.details = Some("internal_redirect".into());
         self.info.timing.complete = Some(now);

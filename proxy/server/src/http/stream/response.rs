@@ -1,7 +1,5 @@
 //! The response head on its way downstream.
 
-use std::time::Instant;
-
 use waystation_http::{Headers, Known};
 use waystation_route::{Route, WeightedCluster};
 
@@ -55,7 +53,7 @@ impl<D: Downstream> Stream<'_, D> {
     /// with it, which HEAD decides too.
     pub(super) fn send_response_head(&mut self, end: bool) -> bool {
         let hcm = &self.cx.hcm;
-        let now = Instant::now();
+        let now = self.timer.now();
         let head: &mut Headers = &mut self.heads.response;
         let forced = || self.heads.request.contains(Known::XEnvoyForceTrace);
         if (hcm.request_id.always_in_response || forced())

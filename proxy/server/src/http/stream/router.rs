@@ -1,10 +1,8 @@
 //! The router: the cluster of a request, its timeouts and copies, and attempts until one stands.
 
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use waystation_filter_api::cell::Cell;
 use waystation_http::Known;
 use waystation_route::timeouts::{self, RequestTimeouts, RouterOptions};
 use waystation_route::{
@@ -12,7 +10,7 @@ use waystation_route::{
 };
 use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::ClusterRef;
-use waystation_upstream::{Cluster, MetadataMatch, Priority};
+use waystation_upstream::{MetadataMatch, Priority};
 
 use super::Stream;
 use super::upstream::Carried;
@@ -99,12 +97,11 @@ impl<D: Downstream> Stream<'_, D> {
             [] => None,
             policies => HashPolicy::hash(policies, &self.heads.request, &self.info, &mut cookies),
         };
-        let (cell, picked) = self.target(action, hash);
+        let (local, picked) = self.target(action, hash);
         let weighted = picked.and_then(|index| match &action.clusters {
             ClusterSpecifier::Weighted(weighted) => weighted.clusters().get(index),
             _ => None,
         });
-        let local = cell.map(|cell| cx.worker.cluster(&cell));
         let Some((local, cluster)) = local.and_then(|local| local.get().map(|cluster| (local, cluster)))
         else {
             hcm.stats.router.no_cluster().inc();
@@ -141,7 +138,7 @@ impl<D: Downstream> Stream<'_, D> {
             headers.set_number(Known::XEnvoyAttemptCount, 1);
         }
         self.mutate_request(route, weighted);
-        let now = Instant::now();
+        let now = self.timer.now();
         route.rewrite(&mut self.heads.request, weighted, &self.info, now);
         self.route_timeout = Some(timeouts.global).filter(|timeout| !timeout.is_zero());
         if self.request_complete {
@@ -193,7 +190,7 @@ impl<D: Downstream> Stream<'_, D> {
                         let timed_out = if routing.timed_out { "true" } else { "false" };
                         headers.set(Known::XEnvoyIsTimeoutRetry, timed_out);
                     }
-                    let elapsed = self.info.start.elapsed();
+                    let elapsed = self.timer.now().saturating_duration_since(self.info.start);
                     timeouts::set_headers(&routing.timeouts, headers, elapsed, routing.options, false);
                     self.heads.response.clear();
                 }
@@ -209,8 +206,8 @@ impl<D: Downstream> Stream<'_, D> {
         if ends { Carried::Raw } else { Carried::Http(self.facts.protocol) }
     }
 
-    /// The cell of the cluster, and which weighted cluster it is.
-    fn target(&self, action: &RouteAction, hash: Option<u64>) -> (Option<Arc<Cell<Cluster>>>, Option<usize>) {
+    /// The cluster, and which weighted cluster it is.
+    fn target(&self, action: &RouteAction, hash: Option<u64>) -> (Option<Rc<LocalCluster>>, Option<usize>) {
         let target = action.target(&self.heads.request, self.random, || hash);
         let picked = match (&action.clusters, target.weighted) {
             (ClusterSpecifier::Weighted(all), Some(weighted)) => {
@@ -218,13 +215,20 @@ impl<D: Downstream> Stream<'_, D> {
             }
             _ => None,
         };
-        let cell = match target.cluster {
-            RouteCluster::Cell(cell) => Some(Arc::clone(cell)),
+        (self.local_cluster(target.cluster), picked)
+    }
+
+    /// This worker's view of a cluster that a route or mirror names.
+    pub(super) fn local_cluster(&self, cluster: RouteCluster<'_>) -> Option<Rc<LocalCluster>> {
+        let worker = &self.cx.worker;
+        match cluster {
+            // The usual case leaves the count that all workers share alone.
+            RouteCluster::Cell(cell) => Some(worker.cluster(cell)),
             RouteCluster::Named(name) => {
-                str::from_utf8(name).ok().and_then(|name| self.cx.worker.shared.clusters.find(name))
+                let cell = str::from_utf8(name).ok().and_then(|name| worker.shared.clusters.find(name))?;
+                Some(worker.cluster(&cell))
             }
-        };
-        (cell, picked)
+        }
     }
 
     /// What the log and filters say of the cluster before the router is reached, as Envoy sets it with the route.
@@ -234,14 +238,13 @@ impl<D: Downstream> Stream<'_, D> {
         }
         let Some((table, index)) = &self.table else { return };
         let Some(Action::Route(action)) = table.held.route(*index).map(|route| &route.action) else { return };
-        let cell = self.target(action, None).0;
-        let cluster = cell.and_then(|cell| self.cx.worker.cluster(&cell).get());
+        let cluster = self.target(action, None).0.and_then(|local| local.get());
         self.info.upstream.cluster = cluster.map(|cluster| cluster as _);
     }
 
     /// Waits out a back-off.
     async fn pause(&mut self, delay: Duration) -> Result<(), StreamEnd> {
-        let until = Some(Instant::now() + delay);
+        let until = Some(self.timer.now() + delay);
         let ended = std::future::poll_fn(|task| {
             if self.request_complete
                 && let std::task::Poll::Ready(end) = self.down.poll_gone(task)
@@ -278,7 +281,7 @@ impl<D: Downstream> Stream<'_, D> {
         }
         let outcome = outcome.unwrap_or(Outcome::Response(&self.heads.response));
         let mut admitted = None;
-        let wall = self.cx.worker.wall_clock(Instant::now());
+        let wall = self.cx.worker.wall_clock(self.timer.now());
         let decision = retries.decide(outcome, wall, self.cx.worker.random(), || {
             let taken = cluster.admission.try_acquire(priority, Resource::Retries);
             admitted = taken.then(|| RetryPermit(Rc::clone(cluster), priority));

@@ -45,7 +45,7 @@ impl<D: Downstream> Stream<'_, D> {
         retries: &mut Retries<'_>,
         permit: &mut Option<RetryPermit>,
     ) -> Attempted {
-        let now = Instant::now();
+        let now = self.timer.now();
         let cluster = Rc::clone(&routing.cluster);
         let pool = match self.pick(routing, now) {
             Some(pool) => pool,
@@ -67,7 +67,9 @@ impl<D: Downstream> Stream<'_, D> {
                 Err(end) => return Attempted::Over(end),
             },
         };
-        self.info.timing.pool_ready = Some(now.elapsed());
+        let asked = now;
+        let now = self.timer.now();
+        self.info.timing.pool_ready = Some(now.saturating_duration_since(asked));
         let upstream = match upstream {
             Ok(upstream) => upstream,
             Err(NoStream { reason, transport }) => {
@@ -197,7 +199,7 @@ impl<D: Downstream> Stream<'_, D> {
                     self.kept_bytes = self.heads.kept.iter().map(bytes::Bytes::len).sum();
                     attempt.replayed = 0;
                     attempt.keep = false;
-                    self.last_activity = Instant::now();
+                    self.last_activity = self.timer.now();
                     match self.on_response_head(routing, end) {
                         Ok(()) => self.send_encoded(),
                         Err(stopped) => {
@@ -417,7 +419,7 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// Passes the response head on.
     fn on_response_head(&mut self, routing: &mut Routing<'_>, end: bool) -> Result<(), Stopped> {
-        let now = Instant::now();
+        let now = self.timer.now();
         let status = self.heads.response.status().unwrap_or(0);
         self.info.timing.first_upstream_rx = Some(now);
         self.info.details = Some("via_upstream".into());
