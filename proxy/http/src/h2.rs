@@ -51,7 +51,7 @@ pub fn read_request(parts: &request::Parts, protocol: Option<&str>, headers: &mu
         match Name::from(name.as_str()) {
             Name::Known(Known::Host) => {}
             Name::Known(Known::Cookie) => headers.append_joined(Known::Cookie, "; ", value.as_bytes()),
-            name => append_field(name, value.as_bytes(), Known::is_inline_in_request, headers),
+            name => append_field(name, value, Known::is_inline_in_request, headers),
         }
     }
 }
@@ -61,7 +61,7 @@ pub fn read_response(parts: &response::Parts, headers: &mut Headers) {
     headers.clear();
     headers.append(Known::Status, parts.status.as_str());
     for (name, value) in &parts.headers {
-        append_field(Name::from(name.as_str()), value.as_bytes(), Known::is_inline_in_response, headers);
+        append_field(Name::from(name.as_str()), value, Known::is_inline_in_response, headers);
     }
 }
 
@@ -118,17 +118,21 @@ pub fn write_trailers(headers: &Headers) -> Result<HeaderMap, InvalidHead> {
 
 /// As the HTTP/1 codec reads a field: headers of which there is one are joined when they are repeated, so that what is trusted
 /// does not depend on the protocol; of lengths only one goes on, which the HTTP/2 library has held the body against.
-fn append_field(name: Name<'_>, value: &[u8], joins: fn(Known) -> bool, headers: &mut Headers) {
+#[inline]
+fn append_field(name: Name<'_>, value: &HeaderValue, joins: fn(Known) -> bool, headers: &mut Headers) {
+    // A `HeaderValue` holds no control byte but the tab.
     match name {
         Name::Known(Known::ContentLength) if headers.contains(Known::ContentLength) => {}
-        Name::Known(known) if joins(known) => headers.append_joined(known, ",", value),
-        name => headers.append(name, value),
+        Name::Known(known) if headers.contains(known) && joins(known) => {
+            headers.append_joined(known, ",", value);
+        }
+        name => headers.append_safe(name, value.as_bytes()),
     }
 }
 
 fn append_all(map: &HeaderMap, headers: &mut Headers) {
     for (name, value) in map {
-        headers.append(name.as_str(), value.as_bytes());
+        headers.append_safe(Name::from(name.as_str()), value.as_bytes());
     }
 }
 
@@ -152,6 +156,7 @@ fn write_fields(headers: &Headers) -> Result<(HeaderMap, Pseudo), InvalidHead> {
     let mut pseudo = Pseudo { shared: shared.clone(), authority: None, path: None };
     let mut map = HeaderMap::with_capacity(headers.len());
     for (name, range) in entries {
+        let unique = is_unique(name);
         let name = match name {
             Name::Known(Known::Authority) => {
                 pseudo.authority = Some(range);
@@ -174,10 +179,25 @@ fn write_fields(headers: &Headers) -> Result<(HeaderMap, Pseudo), InvalidHead> {
             Name::Known(known) => KNOWN_NAMES[known as usize].clone(),
             Name::Other(bytes) => HeaderName::from_bytes(bytes).map_err(|_| InvalidHead("name"))?,
         };
-        let value = HeaderValue::from_maybe_shared(shared.slice(range)).map_err(|_| InvalidHead("value"))?;
+        let mut value =
+            HeaderValue::from_maybe_shared(shared.slice(range)).map_err(|_| InvalidHead("value"))?;
+        value.set_sensitive(unique);
         map.try_append(name, value).map_err(|_| InvalidHead("number of headers"))?;
     }
     Ok((map, pseudo))
+}
+
+/// Whether a header has another value in every message. Such a value in HPACK's dynamic table only drives out those that
+/// come again, and the library compares a value with all that the table holds under its name: RFC 7541 section 6.2.3 has
+/// a representation that stays out of the table.
+fn is_unique(name: Name<'_>) -> bool {
+    use Known as K;
+    matches!(
+        name,
+        Name::Known(
+            K::XRequestId | K::Traceparent | K::B3 | K::XB3TraceId | K::XB3SpanId | K::XB3ParentSpanId
+        )
+    )
 }
 
 /// Cloning one of these copies a pointer; parsing would cost a hash and a look-up each time. Pseudo-headers have a

@@ -339,6 +339,13 @@ impl Headers {
         known
     }
 
+    /// Adds a regular header whose value is known to hold no NUL, CR or LF.
+    #[inline]
+    pub(crate) fn append_safe(&mut self, name: Name<'_>, value: &[u8]) {
+        debug_assert!(is_valid_value(value) && !name.is_pseudo(), "the caller's proof does not hold");
+        self.push_raw(name, value);
+    }
+
     /// Adds `:authority` from a `host` header, keeping how the peer spelled that name if `keep_case`.
     pub(crate) fn append_authority(&mut self, spelled: &[u8], value: &[u8], keep_case: bool) {
         // As it was read: whether it is one is the caller's next question.
