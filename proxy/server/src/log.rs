@@ -14,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 use time::OffsetDateTime;
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
@@ -191,6 +192,19 @@ impl<S: Subscriber> Layer<S> for EnvoyLayer {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         // Decided once for each place that logs, and again when levels change: a place that is off costs one load.
         if is_enabled(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        // What no component shows costs one comparison, wherever it is.
+        let lowest = LEVELS[..COMPONENTS.len()].iter().map(|level| level.load(Ordering::Relaxed)).min()?;
+        Some(match Level::ALL[usize::from(lowest)] {
+            Level::Trace => LevelFilter::TRACE,
+            Level::Debug => LevelFilter::DEBUG,
+            Level::Info => LevelFilter::INFO,
+            Level::Warning => LevelFilter::WARN,
+            Level::Error | Level::Critical => LevelFilter::ERROR,
+            Level::Off => LevelFilter::OFF,
+        })
     }
 
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
