@@ -1,18 +1,13 @@
 //! Memory given back to the kernel.
 
 /// Returns freed memory. Compiling a large configuration and rendering it for the admin interface free many times what
-/// they keep, and the C library holds on to that. It costs milliseconds: once after start-up, and when a rendering thread
-/// ends.
-#[cfg(target_env = "gnu")]
-#[expect(unsafe_code, reason = "malloc_trim has no safe wrapper")]
+/// they keep, and the allocator holds on to that. It costs less than a millisecond: after start-up and each change, and
+/// when a rendering thread ends.
+#[expect(unsafe_code, reason = "the allocator's collection has no safe wrapper")]
 pub fn give_back() {
-    // SAFETY: malloc_trim takes no pointer, and is safe to call from any thread at any time.
-    unsafe { libc::malloc_trim(0) };
+    // SAFETY: mi_collect takes no pointer, and is safe to call from any thread at any time.
+    unsafe { libmimalloc_sys::mi_collect(true) };
 }
-
-/// Other C libraries give memory back by themselves.
-#[cfg(not(target_env = "gnu"))]
-pub fn give_back() {}
 
 /// Lets go of the program's code. Start-up runs through seven megabytes of it once, and an idle proxy through a hundred
 /// kilobytes; what is run again comes back from the page cache by one short fault for each 64 KiB.

@@ -114,7 +114,11 @@ impl Server {
             }
             let due = self.next_due();
             tokio::select! {
-                change = self.configuration.next() => self.configuration.apply(change),
+                change = self.configuration.next() => {
+                    self.configuration.apply(change);
+                    // What was compiled from is as large as what is kept.
+                    memory::give_back();
+                }
                 Some(job) = jobs.recv() => job(&mut self),
                 signal = signals.next() => self.on_signal(signal),
                 _ = flush.tick() => {
