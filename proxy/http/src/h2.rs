@@ -153,17 +153,17 @@ impl Pseudo {
 fn write_fields(headers: &Headers) -> Result<(HeaderMap, Pseudo), InvalidHead> {
     let (arena, entries) = headers.parts();
     let shared = Bytes::copy_from_slice(arena);
-    let mut pseudo = Pseudo { shared: shared.clone(), authority: None, path: None };
+    let (mut authority, mut path) = (None, None);
     let mut map = HeaderMap::with_capacity(headers.len());
     for (name, range) in entries {
         let unique = is_unique(name);
         let name = match name {
             Name::Known(Known::Authority) => {
-                pseudo.authority = Some(range);
+                authority = Some(range);
                 continue;
             }
             Name::Known(Known::Path) => {
-                pseudo.path = Some(range);
+                path = Some(range);
                 continue;
             }
             // RFC 9113 section 8.2.2: nothing that belongs to one connection.
@@ -184,7 +184,7 @@ fn write_fields(headers: &Headers) -> Result<(HeaderMap, Pseudo), InvalidHead> {
         value.set_sensitive(unique);
         map.try_append(name, value).map_err(|_| InvalidHead("number of headers"))?;
     }
-    Ok((map, pseudo))
+    Ok((map, Pseudo { shared, authority, path }))
 }
 
 /// Whether a header has another value in every message. Such a value in HPACK's dynamic table only drives out those that

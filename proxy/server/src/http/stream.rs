@@ -3,6 +3,7 @@
 //! The engine is generic over the downstream codec and holds the upstream stream as an enum, so that HTTP/1 to HTTP/1
 //! runs in one task without a channel, a spawn or a boxed future.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,8 @@ pub(crate) struct Scratch {
     pub(crate) kept: Vec<Bytes>,
     /// For streams that have a task of their own.
     pub(crate) timer: Timer,
+    /// Pieces of a response on their way to the HTTP/2 library.
+    pub(crate) pending: VecDeque<Bytes>,
 }
 
 /// A head beyond this is not kept.
@@ -52,6 +55,8 @@ const KEEP: usize = 8 * 1024;
 impl Scratch {
     pub(crate) fn recycle(&mut self) {
         self.kept.clear();
+        self.pending.clear();
+        self.pending.shrink_to(16);
         self.timer.hand_over();
         for headers in
             [&mut self.request, &mut self.request_trailers, &mut self.response, &mut self.response_trailers]

@@ -342,7 +342,7 @@ async fn serve_stream(
         receive,
         respond,
         send: None,
-        pending: VecDeque::new(),
+        pending: std::mem::take(&mut scratch.pending),
         pending_bytes: 0,
         ended: false,
         trailers: None,
@@ -359,6 +359,7 @@ async fn serve_stream(
         down.respond.send_reset(Reason::NO_ERROR);
     }
     scratch.timer = timer;
+    scratch.pending = down.pending;
     cx.worker.give_scratch(scratch);
 }
 

@@ -61,7 +61,7 @@ struct Routing<'r> {
     cookies: Vec<String>,
     alternative: bool,
     carried: Carried,
-    /// Hosts tried, for predicates and the log.
+    /// Hosts tried, where a predicate asks for them.
     tried: Vec<u64>,
     attempts: u32,
     request_count: bool,

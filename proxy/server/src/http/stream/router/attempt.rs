@@ -56,7 +56,9 @@ impl<D: Downstream> Stream<'_, D> {
             }
         };
         let host = pool.host();
-        routing.tried.push(host.id());
+        if routing.action.retry_policy.as_deref().is_some_and(|policy| !policy.host_predicates.is_empty()) {
+            routing.tried.push(host.id());
+        }
         let previous = self.info.upstream.host.replace(Rc::clone(&host) as _);
         routing.route.rewrite_host_to_upstream(&mut self.heads.request, host.hostname());
         let priority = routing.action.priority;
