@@ -185,9 +185,9 @@ impl ClientContext {
         self.stats.failure(error)
     }
 
-    /// What `/certs` tells of it.
+    /// What `/certs` tells of it; nothing while a secret has not arrived.
     pub fn describe(&self) -> Option<admin::Certificate> {
-        let built = self.follower.last()?;
+        let built = self.follower.current(|secrets| self.build(secrets))?;
         Some(admin::Certificate {
             ca_cert: built.validation.iter().flat_map(|validation| describe_authority(validation)).collect(),
             cert_chain: built.identity.iter().flat_map(|identity| describe_identity(identity)).collect(),

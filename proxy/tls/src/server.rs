@@ -198,9 +198,9 @@ impl ServerContext {
         self.stats.failure(error)
     }
 
-    /// What `/certs` tells of it.
+    /// What `/certs` tells of it; nothing while a secret has not arrived.
     pub fn describe(&self) -> Option<admin::Certificate> {
-        let built = self.follower.last()?;
+        let built = self.follower.current(|secrets| self.build(secrets))?;
         let validation = built.verifier.as_ref().and_then(|verifier| verifier.validation.as_deref());
         Some(admin::Certificate {
             ca_cert: validation.into_iter().flat_map(describe_authority).collect(),

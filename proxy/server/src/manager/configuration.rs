@@ -35,6 +35,7 @@ use crate::context::{Shared, static_secret};
 use crate::dns::DnsEvent;
 use crate::on_demand::{Question, Wanted};
 use crate::overload;
+use crate::pool::connect::UpstreamSocket;
 use crate::runtime_layers::RuntimeLayers;
 use crate::server::StartError;
 use crate::server_stats::ServerStats;
@@ -446,10 +447,15 @@ impl Configuration {
         listeners.chain(clusters).collect()
     }
 
-    /// `/certs`.
+    /// `/certs`: the certificates of every TLS context that is in use, wherever they come from.
     pub fn certificates(&self) -> Vec<admin_pb::Certificate> {
-        let live = self.shared.secrets.live();
-        live.iter().filter_map(|cell| cell.get()).filter_map(|secret| secret.describe()).collect()
+        let chains = self.listeners.active().flat_map(|running| running.listener.all_chains());
+        let of_listeners = chains.filter_map(|chain| chain.tls.as_ref()?.describe());
+        let clusters = self.clusters.active();
+        let sockets = clusters.iter().flat_map(|cluster| cluster.transports());
+        let sockets = sockets.filter_map(|socket| socket.downcast_ref::<UpstreamSocket>());
+        let of_clusters = sockets.filter_map(|socket| socket.tls()?.describe());
+        of_listeners.chain(of_clusters).collect()
     }
 
     /// Cluster objects for `/clusters`.

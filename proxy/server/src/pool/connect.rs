@@ -33,6 +33,17 @@ pub enum UpstreamSocket {
     ProxyProtocol(Box<(ProxyProtocol, UpstreamSocket)>),
 }
 
+impl UpstreamSocket {
+    /// Its TLS context, if it has one.
+    pub fn tls(&self) -> Option<&ClientContext> {
+        match self {
+            Self::Plain => None,
+            Self::Tls(context) => Some(context),
+            Self::ProxyProtocol(around) => around.1.tls(),
+        }
+    }
+}
+
 /// What a caller asks of a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectOptions<'a> {

@@ -33,6 +33,14 @@ struct SocketMatch {
     total_match_count: Counter,
 }
 
+impl super::Cluster {
+    /// The products of the factory for all its transport sockets: those that are matched, then the default one.
+    pub fn transports(&self) -> impl Iterator<Item = &TransportFactory> {
+        let TransportSockets { matches, default, .. } = &self.sockets;
+        matches.iter().map(|matched| &matched.factory).chain([default])
+    }
+}
+
 impl TransportSockets {
     pub(super) fn compile(
         proto: &pb::Cluster,
