@@ -9,10 +9,30 @@ pub(crate) fn spread(duration: Duration, percent: f64, random: u64) -> Duration 
     duration.mul_f64(1.0 + percent / 100.0 * fraction)
 }
 
+/// Exponential back-off with full jitter before the N-th further attempt: less than `base` doubled N - 1 times, and
+/// than `max`.
+pub(crate) fn back_off(base: Duration, max: Duration, attempt: u32, random: u64) -> Duration {
+    let doubled = 1_u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX);
+    let ceiling = u64::try_from(base.saturating_mul(doubled).min(max).as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(random % ceiling.max(1))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::spread;
+    use super::{back_off, spread};
     use std::time::Duration;
+
+    #[test]
+    fn back_off_doubles_up_to_its_maximum() {
+        let (base, max) = (Duration::from_millis(100), Duration::from_millis(350));
+        for (attempt, ceiling) in [(1, 100), (2, 200), (3, 350), (40, 350)] {
+            for random in [0, ceiling - 1, ceiling, 12_345] {
+                let expected = Duration::from_millis(random % ceiling);
+                assert_eq!(back_off(base, max, attempt, random), expected, "{attempt} {random}");
+            }
+        }
+        assert_eq!(back_off(Duration::ZERO, Duration::ZERO, 1, 7), Duration::ZERO);
+    }
 
     #[test]
     fn between_the_duration_and_its_percentage() {

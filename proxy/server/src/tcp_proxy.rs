@@ -26,7 +26,7 @@ use xxhash_rust::xxh64::xxh64;
 use crate::config_source;
 use crate::context::CompileContext;
 use crate::duplex::{self, End, Limits};
-use crate::jitter::spread;
+use crate::jitter::{back_off, spread};
 use crate::manager::on_demand;
 use crate::manager::subscription_stats::SubscriptionStats;
 use crate::on_demand::{Answer, Wanted};
@@ -97,6 +97,8 @@ pub struct TcpProxy {
     /// Percent by which the maximal duration is spread.
     max_duration_jitter: f64,
     max_connect_attempts: u32,
+    /// Base and maximum of the wait between attempts, which otherwise follow at once.
+    back_off: Option<(Duration, Duration)>,
     hash_source_ip: bool,
     access_log: Vec<AccessLog>,
     log_on_start: bool,
@@ -127,7 +129,6 @@ impl TcpProxy {
         )?;
         refuse(proto.downstream_idle_timeout.is_some(), "downstream_idle_timeout", "use idle_timeout")?;
         refuse(proto.upstream_idle_timeout.is_some(), "upstream_idle_timeout", "use idle_timeout")?;
-        refuse(proto.backoff_options.is_some(), "backoff_options", "not supported: attempts follow at once")?;
         refuse(
             !proto.proxy_protocol_tlvs.is_empty(),
             "proxy_protocol_tlvs",
@@ -189,6 +190,12 @@ impl TcpProxy {
                 .max_connect_attempts
                 .as_ref()
                 .map_or(1, |attempts| attempts.value.max(1)),
+            back_off: proto
+                .backoff_options
+                .as_ref()
+                .map(back_off_bounds)
+                .transpose()
+                .at(|| "backoff_options")?,
             hash_source_ip,
             access_log,
             log_on_start: options.is_some_and(|options| options.flush_access_log_on_start),
@@ -252,6 +259,18 @@ fn match_of(proto: Option<&core::Metadata>) -> Result<Option<MetadataMatch>, Con
         Some(waystation_filter_api::value::Value::Struct(fields)) => MetadataMatch::compile(fields),
         _ => Ok(None),
     }
+}
+
+fn back_off_bounds(proto: &core::BackoffStrategy) -> Result<(Duration, Duration), ConfigError> {
+    let core::BackoffStrategy { base_interval, max_interval } = proto;
+    let base = wire::positive("base_interval", base_interval.as_ref())?;
+    let base = base.ok_or_else(|| ConfigError::field("base_interval", "is required"))?;
+    let max = wire::positive("max_interval", max_interval.as_ref())?.unwrap_or(base * 10);
+    if max < base {
+        let reason = "must be greater than or equal to the base_interval";
+        return Err(ConfigError::field("max_interval", reason));
+    }
+    Ok((base, max))
 }
 
 /// Only the source address can be hashed; `filter_state` waits for filters that set it.
@@ -363,6 +382,9 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
                         info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
                     }
                     return;
+                }
+                if let Some((base, max)) = proxy.back_off {
+                    tokio::time::sleep(back_off(base, max, attempts, worker.random())).await;
                 }
             }
         }

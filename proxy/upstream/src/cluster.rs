@@ -17,7 +17,7 @@ use waystation_schema::ConfigError;
 use waystation_stats::{ResponseStats, Scope};
 
 use crate::admission::Admission;
-use crate::discovery::{DnsSettings, OriginalDst};
+use crate::discovery::{DnsSettings, OriginalDst, ResolverSettings};
 use crate::host::Locality;
 use crate::load_balancer::LbPolicy;
 use crate::stats::{ClusterStats, RequestSizeStats, TimeoutBudgetStats, TrafficStats};
@@ -54,6 +54,8 @@ pub struct Environment {
     pub local_cluster: Option<Arc<Cell<Cluster>>>,
     /// `cluster_manager.upstream_bind_config`, for clusters without their own.
     pub bind: Option<BindOptions>,
+    /// The bootstrap's `typed_dns_resolver_config`, for clusters that say nothing of a resolver.
+    pub resolver: ResolverSettings,
 }
 
 /// What compiling one cluster needs.
@@ -239,7 +241,13 @@ impl Deref for ClusterRef {
 impl Environment {
     /// An environment without zone-aware routing.
     pub fn new(runtime: Runtime) -> Arc<Self> {
-        Arc::new(Self { runtime, locality: Locality::default(), local_cluster: None, bind: None })
+        Arc::new(Self {
+            runtime,
+            locality: Locality::default(),
+            local_cluster: None,
+            bind: None,
+            resolver: ResolverSettings::default(),
+        })
     }
 }
 

@@ -76,11 +76,18 @@ pub(crate) struct Timeouts {
     /// Percent by which it is spread.
     max_connection_duration_jitter: f64,
     pub(crate) max_stream_duration: Option<Duration>,
-    pub(crate) drain: Option<Duration>,
+    drain: Option<Duration>,
+    /// Percent by which it is spread.
+    drain_jitter: f64,
     pub(crate) delayed_close: Option<Duration>,
 }
 
 impl Timeouts {
+    /// When a connection that begins to drain `now` is over.
+    pub(crate) fn drain_end(&self, now: Instant, random: u64) -> Option<Instant> {
+        after(now, self.drain.map(|drain| spread(drain, self.drain_jitter, random)))
+    }
+
     /// When a connection that began at `start` has lasted for `max_connection_duration`.
     pub(crate) fn connection_end(&self, start: Instant, random: u64) -> Option<Instant> {
         after(
@@ -257,10 +264,6 @@ impl Hcm {
             if set { Err(ConfigError::field(field, "is not supported in this version")) } else { Ok(()) }
         };
         refuse("http3_protocol_options", http3_protocol_options.is_some())?;
-        refuse(
-            "drain_timeout_jitter",
-            drain_timeout_jitter.as_ref().is_some_and(|percent| percent.value > 0.0),
-        )?;
         refuse("forward_client_cert_matcher", forward_client_cert_matcher.is_some())?;
         refuse(
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
@@ -325,6 +328,7 @@ impl Hcm {
                 None,
             )?,
             drain: duration("drain_timeout", drain_timeout.as_ref(), seconds(5))?,
+            drain_jitter: drain_timeout_jitter.as_ref().map_or(0.0, |percent| percent.value),
             delayed_close: duration("delayed_close_timeout", delayed_close_timeout.as_ref(), seconds(1))?,
         };
         let node = &shared.node;

@@ -17,6 +17,7 @@ use waystation_filter_api::wire;
 use waystation_schema::{At as _, ConfigError, Message, Policy, check};
 use waystation_stats::stats_group;
 use waystation_upstream::cluster::{self, Cluster, Discovery, Environment};
+use waystation_upstream::discovery::ResolverSettings;
 use waystation_xds::{Client, Interest, Rejection, ResourceType, SubId, SubscriptionSpec, Update};
 use xxhash_rust::xxh64::xxh64;
 
@@ -101,6 +102,7 @@ impl Clusters {
         shared: &Arc<Shared>,
         proto: &bootstrap::ClusterManager,
         locality: &core::Locality,
+        resolver: ResolverSettings,
     ) -> Result<Self, ConfigError> {
         let local_cluster = proto.local_cluster_name.clone();
         let bind = proto.upstream_bind_config.as_ref().map(cluster::BindOptions::compile).transpose();
@@ -111,6 +113,7 @@ impl Clusters {
                 .filter(|name| !name.is_empty())
                 .map(|name| shared.clusters.cell(name)),
             bind: bind.at(|| "cluster_manager.upstream_bind_config")?,
+            resolver,
         });
         Ok(Self {
             stats: shared.stats.root().scope("cluster_manager").group(),
@@ -573,7 +576,9 @@ mod tests {
         );
         let mut needs = Needs::default();
         let manager = ClusterManager::default();
-        let mut clusters = Clusters::new(&shared, &manager, &core::Locality::default()).unwrap();
+        let mut clusters =
+            Clusters::new(&shared, &manager, &core::Locality::default(), ResolverSettings::default())
+                .unwrap();
         let template = "{name: c, type: EDS, eds_cluster_config: {eds_config: {resource_api_version: V3, api_config_source: \
                         {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: x}}]}}}}";
         let message = Message::find("envoy.config.cluster.v3.Cluster").unwrap();

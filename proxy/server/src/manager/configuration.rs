@@ -18,6 +18,7 @@ use waystation_filter_api::address::Address;
 use waystation_filter_api::cell::Cell;
 use waystation_schema::{At as _, ConfigError};
 use waystation_tls::Secret;
+use waystation_upstream::discovery::ResolverSettings;
 use waystation_xds::{Client, Event, Interest, ResourceType, SubId, SubscriptionSpec};
 
 use super::clusters::Clusters;
@@ -179,7 +180,8 @@ impl Configuration {
         }
 
         let manager = proto.cluster_manager.clone().unwrap_or_default();
-        let clusters = Clusters::new(&shared, &manager, &locality).map_err(text)?;
+        let resolver = ResolverSettings::of_bootstrap(&proto).map_err(text)?;
+        let clusters = Clusters::new(&shared, &manager, &locality, resolver).map_err(text)?;
         let listeners = Listeners::new(&shared, options.concurrency);
         let counters = Counters::new(&shared.stats.root(), dynamic.ads_config.is_some());
         let on_demand = OnDemand::new(&shared);

@@ -14,7 +14,7 @@ use waystation_schema::{At, ConfigError};
 
 use super::{Cluster, CompileContext, Discovery, EdsSettings, Endpoints, TransportSockets, connection, http};
 use crate::admission::Admission;
-use crate::discovery::{Assignment, DnsSettings, OriginalDst};
+use crate::discovery::{Assignment, DnsSettings, OriginalDst, ResolverSettings};
 use crate::load_balancer::LbPolicy;
 use crate::stats::{ClusterStats, cluster_scope};
 
@@ -33,7 +33,7 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
     let budgets = proto.track_timeout_budgets || track.is_some_and(|track| track.timeout_budgets);
     let sizes = track.is_some_and(|track| track.request_response_sizes);
     let policy = LbPolicy::compile(proto, runtime)?;
-    let (discovery, assignment) = discovery(proto, &policy)?;
+    let (discovery, assignment) = discovery(proto, &policy, &cx.environment.resolver)?;
     let sockets = TransportSockets::compile(proto, cx.transport, &scope)?;
     let cluster = Cluster {
         name: proto.name.as_str().into(),
@@ -145,7 +145,11 @@ impl ProtocolOptions {
 }
 
 /// Where endpoints come from, and those that are known already.
-fn discovery(proto: &pb::Cluster, policy: &LbPolicy) -> Result<(Discovery, Option<Assignment>), ConfigError> {
+fn discovery(
+    proto: &pb::Cluster,
+    policy: &LbPolicy,
+    resolver: &ResolverSettings,
+) -> Result<(Discovery, Option<Assignment>), ConfigError> {
     use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
     let kind = match &proto.cluster_discovery_type {
         None => DiscoveryType::Static,
@@ -153,7 +157,7 @@ fn discovery(proto: &pb::Cluster, policy: &LbPolicy) -> Result<(Discovery, Optio
             DiscoveryType::try_from(*kind).map_err(|_| ConfigError::field("type", "unknown value"))?
         }
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            return custom_discovery(proto, custom, policy).at(|| "cluster_type");
+            return custom_discovery(proto, custom, policy, resolver).at(|| "cluster_type");
         }
     };
     if kind != DiscoveryType::Eds && proto.eds_cluster_config.is_some() {
@@ -190,7 +194,7 @@ fn discovery(proto: &pb::Cluster, policy: &LbPolicy) -> Result<(Discovery, Optio
         }
         DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
             let logical = kind == DiscoveryType::LogicalDns;
-            let settings = DnsSettings::compile_legacy(proto, assignment(proto)?, logical)?;
+            let settings = DnsSettings::compile_legacy(proto, assignment(proto)?, logical, resolver)?;
             Ok((Discovery::Dns(Box::new(settings)), None))
         }
         DiscoveryType::OriginalDst => {
@@ -215,6 +219,7 @@ fn custom_discovery(
     proto: &pb::Cluster,
     custom: &pb::cluster::CustomClusterType,
     policy: &LbPolicy,
+    resolver: &ResolverSettings,
 ) -> Result<(Discovery, Option<Assignment>), ConfigError> {
     let any = custom.typed_config.as_ref().ok_or_else(|| {
         ConfigError::new(format!("not supported: cluster type {} without typed_config", custom.name))
@@ -226,7 +231,7 @@ fn custom_discovery(
                 return Err(ConfigError::new("DNS clusters do not provide a load balancer"));
             }
             let config: cluster_types::dns::v3::DnsCluster = unpack(any).at(at)?;
-            let settings = DnsSettings::compile(&config, assignment(proto)?).at(at)?;
+            let settings = DnsSettings::compile(&config, assignment(proto)?, resolver).at(at)?;
             Ok((Discovery::Dns(Box::new(settings)), None))
         }
         "envoy.extensions.clusters.original_dst.v3.OriginalDstCluster" => {

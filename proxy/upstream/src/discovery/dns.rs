@@ -8,6 +8,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::clusters::dns::v3 as dns_pb;
@@ -236,6 +237,7 @@ impl DnsSettings {
         proto: &pb::Cluster,
         assignment: Assignment,
         logical: bool,
+        default: &ResolverSettings,
     ) -> Result<Self, ConfigError> {
         use pb::cluster::DnsLookupFamily;
         let family = match DnsLookupFamily::try_from(proto.dns_lookup_family) {
@@ -248,7 +250,7 @@ impl DnsSettings {
         };
         let resolver = match &proto.typed_dns_resolver_config {
             Some(typed) => ResolverSettings::compile(typed).at(|| "typed_dns_resolver_config")?,
-            None => ResolverSettings::compile_legacy(proto)?,
+            None => ResolverSettings::compile_legacy(proto, default)?,
         };
         let failure = proto.dns_failure_refresh_rate.as_ref();
         let failure_refresh = failure
@@ -272,7 +274,11 @@ impl DnsSettings {
     }
 
     /// Compiles `DnsCluster`.
-    pub(crate) fn compile(proto: &dns_pb::DnsCluster, assignment: Assignment) -> Result<Self, ConfigError> {
+    pub(crate) fn compile(
+        proto: &dns_pb::DnsCluster,
+        assignment: Assignment,
+        default: &ResolverSettings,
+    ) -> Result<Self, ConfigError> {
         let dns_pb::DnsCluster {
             dns_refresh_rate,
             dns_failure_refresh_rate,
@@ -293,7 +299,7 @@ impl DnsSettings {
         };
         let resolver = match typed_dns_resolver_config {
             Some(typed) => ResolverSettings::compile(typed).at(|| "typed_dns_resolver_config")?,
-            None => ResolverSettings::default(),
+            None => default.clone(),
         };
         let failure_refresh = dns_failure_refresh_rate
             .as_ref()
@@ -368,19 +374,36 @@ impl ResolverSettings {
         }
     }
 
-    fn compile_legacy(proto: &pb::Cluster) -> Result<Self, ConfigError> {
+    /// What the bootstrap says of the resolver of clusters that say nothing themselves.
+    ///
+    /// # Errors
+    /// When a server is no IP address, or the resolver is not known.
+    pub fn of_bootstrap(proto: &Bootstrap) -> Result<Self, ConfigError> {
+        if let Some(typed) = &proto.typed_dns_resolver_config {
+            return Self::compile(typed).at(|| "typed_dns_resolver_config");
+        }
+        match &proto.dns_resolution_config {
+            Some(config) => Self::compile_resolution(config).at(|| "dns_resolution_config"),
+            None => Ok(Self { tcp: proto.use_tcp_for_dns_lookups, ..Self::default() }),
+        }
+    }
+
+    fn compile_resolution(config: &core::DnsResolutionConfig) -> Result<Self, ConfigError> {
+        let options = config.dns_resolver_options.unwrap_or_default();
+        Ok(Self {
+            servers: servers(&config.resolvers)?,
+            tcp: options.use_tcp_for_dns_lookups,
+            no_search_domain: options.no_default_search_domain,
+            as_fallback: false,
+        })
+    }
+
+    fn compile_legacy(proto: &pb::Cluster, default: &Self) -> Result<Self, ConfigError> {
         let (resolvers, tcp, config) =
             (&proto.dns_resolvers, proto.use_tcp_for_dns_lookups, proto.dns_resolution_config.as_ref());
         match config {
-            Some(config) => {
-                let options = config.dns_resolver_options.unwrap_or_default();
-                Ok(Self {
-                    servers: servers(&config.resolvers).at(|| "dns_resolution_config")?,
-                    tcp: options.use_tcp_for_dns_lookups,
-                    no_search_domain: options.no_default_search_domain,
-                    as_fallback: false,
-                })
-            }
+            Some(config) => Self::compile_resolution(config).at(|| "dns_resolution_config"),
+            None if resolvers.is_empty() && !tcp => Ok(default.clone()),
             None => {
                 let servers = servers(resolvers).at(|| "dns_resolvers")?;
                 Ok(Self { servers, tcp, no_search_domain: false, as_fallback: false })

@@ -191,6 +191,7 @@ fn zone_aware_routing_keeps_to_its_zone_as_far_as_it_can() {
         locality: Locality { zone: "a".into(), ..Locality::default() },
         local_cluster: Some(Arc::clone(&own)),
         bind: None,
+        resolver: Default::default(),
     });
     own.set(Some(Rig::within(&local, &environment).cluster));
 

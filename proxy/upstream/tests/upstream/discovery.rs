@@ -12,8 +12,10 @@ use envoy_types::pb::envoy::config::endpoint::v3 as ep;
 use envoy_types::pb::envoy::r#type::v3 as types;
 use envoy_types::pb::google::protobuf as wkt;
 use waystation_filter_api::address::Address;
-use waystation_upstream::cluster::Discovery;
+use waystation_filter_api::runtime::Runtime;
+use waystation_upstream::cluster::{Discovery, Environment};
 use waystation_upstream::discovery::{DnsDiscovery, DnsFailure, DnsRecord, DnsSettings, LookupFamily};
+use waystation_upstream::host::Locality;
 use waystation_upstream::load_balancer::OriginalDestination;
 use waystation_upstream::{Host, HostRef, NoHost, PickContext};
 
@@ -329,4 +331,56 @@ fn a_header_and_a_port_name_the_destination() {
     for bad in [&b"nonsense"[..], b"10.1.2.3", b"\xff"] {
         assert_eq!(pick(bad), Err(NoHost::InvalidOriginalDestination));
     }
+}
+
+#[test]
+fn the_bootstraps_resolver_is_for_clusters_without_their_own() {
+    use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
+    use waystation_upstream::discovery::ResolverSettings;
+    let server = |text: &str| {
+        let socket = core::SocketAddress {
+            address: text.into(),
+            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(53)),
+            ..Default::default()
+        };
+        core::Address { address: Some(core::address::Address::SocketAddress(socket)) }
+    };
+    let proto = Bootstrap {
+        dns_resolution_config: Some(core::DnsResolutionConfig {
+            resolvers: vec![server("10.0.0.1")],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let resolver = ResolverSettings::of_bootstrap(&proto).unwrap();
+    assert_eq!(resolver.servers, ["10.0.0.1:53".parse().unwrap()]);
+    let tcp = Bootstrap { use_tcp_for_dns_lookups: true, ..Default::default() };
+    assert!(ResolverSettings::of_bootstrap(&tcp).unwrap().tcp);
+    let named = Bootstrap {
+        dns_resolution_config: Some(core::DnsResolutionConfig {
+            resolvers: vec![server("not an address")],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let path = ResolverSettings::of_bootstrap(&named).unwrap_err().path();
+    assert_eq!(path, "dns_resolution_config.resolvers[0]");
+
+    let environment = Arc::new(Environment {
+        runtime: Runtime::new(),
+        locality: Locality::default(),
+        local_cluster: None,
+        bind: None,
+        resolver,
+    });
+    let resolver_of = |change: &dyn Fn(&mut pb::Cluster)| {
+        let mut proto = cluster(LbPolicy::RoundRobin, vec![locality("", 0, 0, vec![at("a.example", 80)])]);
+        proto.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::StrictDns as i32));
+        change(&mut proto);
+        let rig = Rig::within(&proto, &environment);
+        settings(&rig).resolver.clone()
+    };
+    assert_eq!(resolver_of(&|_| {}), environment.resolver);
+    let own = resolver_of(&|proto| proto.dns_resolvers = vec![server("10.0.0.2")]);
+    assert_eq!(own.servers, ["10.0.0.2:53".parse().unwrap()]);
 }

@@ -204,14 +204,14 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
                     stats.downstream_cx_max_duration_reached().inc();
                     draining = true;
                     connection.graceful_shutdown();
-                    drain_until = after(now, hcm.timeouts.drain);
+                    drain_until = hcm.timeouts.drain_end(now, cx.worker.random());
                 }
                 let idle = streams.idle_since().and_then(|since| after(since, hcm.timeouts.idle));
                 if idle.is_some_and(|due| now >= due) && !draining {
                     stats.downstream_cx_idle_timeout().inc();
                     draining = true;
                     connection.graceful_shutdown();
-                    drain_until = after(now, hcm.timeouts.drain);
+                    drain_until = hcm.timeouts.drain_end(now, cx.worker.random());
                 }
             }
         }
