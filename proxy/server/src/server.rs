@@ -125,7 +125,7 @@ impl Server {
                     self.shared.stats.flush();
                     self.configuration.refresh_runtime();
                     self.configuration.prune();
-                    self.stats.renew(&self.shared);
+                    self.stats.renew(&self.shared, self.configuration.first_expiry());
                 }
                 () = until(due) => {}
             }

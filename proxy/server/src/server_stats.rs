@@ -86,14 +86,14 @@ impl ServerStats {
         self.group.live().set(u64::from(live));
     }
 
-    /// Renews the gauges.
-    pub fn renew(&self, shared: &Shared) {
+    /// Renews the gauges; `first_expiry` is that of all certificates, in seconds since 1970.
+    pub fn renew(&self, shared: &Shared, first_expiry: Option<u64>) {
         let group = &self.group;
         let state = shared.state();
         group.state().set(state as u64);
         group.live().set(u64::from(!shared.health_check_failed()));
         group.uptime().set(shared.start.elapsed().as_secs());
-        group.days_until_first_cert_expiring().set(days_until_first_expiry(shared));
+        group.days_until_first_cert_expiring().set(days_until(first_expiry));
         group.total_connections().set(shared.connections());
         let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
         let mut pages =
@@ -106,12 +106,22 @@ impl ServerStats {
     }
 }
 
-/// Whole days until the first of all certificates expires, 0 once one has; the largest value without any, as Envoy.
-fn days_until_first_expiry(shared: &Shared) -> u64 {
-    let live = shared.secrets.live();
-    let described = live.iter().filter_map(|cell| cell.get()).filter_map(|secret| secret.describe());
-    let details = described.flat_map(|certificate| [certificate.ca_cert, certificate.cert_chain].concat());
-    let expiry = details.filter_map(|details| Some(details.expiration_time?.seconds)).min();
+/// Whole days until that time, 0 once it has passed; the largest value without any certificate, as Envoy.
+fn days_until(expiry: Option<u64>) -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    expiry.map_or(u32::MAX.into(), |at| u64::try_from(at).unwrap_or(0).saturating_sub(now) / 86_400)
+    expiry.map_or(u32::MAX.into(), |at| at.saturating_sub(now) / 86_400)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::days_until;
+    use std::time::SystemTime;
+
+    #[test]
+    fn days_are_whole_and_never_negative() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        assert_eq!(days_until(Some(now + 2 * 86_400 + 3_600)), 2);
+        assert_eq!(days_until(Some(now - 1)), 0);
+        assert_eq!(days_until(None), u64::from(u32::MAX));
+    }
 }

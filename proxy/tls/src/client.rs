@@ -58,7 +58,7 @@ struct Built {
     validation: Option<Arc<Validation>>,
     /// Replaced as a whole when one is added.
     variants: ArcSwap<Vec<Arc<Variant>>>,
-    _expirations: Vec<Gauge>,
+    expirations: Vec<Gauge>,
 }
 
 /// The configuration for connections with the same demands. Each has its own sessions: one that was made under weaker
@@ -185,6 +185,11 @@ impl ClientContext {
         self.stats.failure(error)
     }
 
+    /// When the first of its certificates expires, in seconds since 1970.
+    pub fn first_expiry(&self) -> Option<u64> {
+        self.follower.last()?.expirations.iter().map(Gauge::value).min()
+    }
+
     /// What `/certs` tells of it; nothing while a secret has not arrived.
     pub fn describe(&self) -> Option<admin::Certificate> {
         let built = self.follower.current(|secrets| self.build(secrets))?;
@@ -203,7 +208,7 @@ impl ClientContext {
             identity: material.identities.into_iter().next(),
             validation: material.validation,
             variants: ArcSwap::default(),
-            _expirations: expirations,
+            expirations,
         };
         let plain = Demands { alpn: &[], verify_san: None, replaces_matchers: false };
         let variant = self

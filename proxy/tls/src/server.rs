@@ -65,7 +65,7 @@ struct Built {
     without_alpn: Option<Arc<ServerConfig>>,
     resolver: Arc<Resolver>,
     verifier: Option<Arc<Verifier>>,
-    _expirations: Vec<Gauge>,
+    expirations: Vec<Gauge>,
 }
 
 impl ServerContext {
@@ -198,6 +198,11 @@ impl ServerContext {
         self.stats.failure(error)
     }
 
+    /// When the first of its certificates expires, in seconds since 1970.
+    pub fn first_expiry(&self) -> Option<u64> {
+        self.follower.last()?.expirations.iter().map(Gauge::value).min()
+    }
+
     /// What `/certs` tells of it; nothing while a secret has not arrived.
     pub fn describe(&self) -> Option<admin::Certificate> {
         let built = self.follower.current(|secrets| self.build(secrets))?;
@@ -280,7 +285,7 @@ impl ServerContext {
         if !secrets.is_empty() {
             self.stats.factory.ssl_context_update_by_sds().inc();
         }
-        Ok(Built { config: Arc::new(config), without_alpn, resolver, verifier, _expirations: expirations })
+        Ok(Built { config: Arc::new(config), without_alpn, resolver, verifier, expirations })
     }
 
     /// What a session under shared keys is bound to: the demands on clients and the names we serve, but not the very

@@ -460,6 +460,17 @@ impl Configuration {
         of_listeners.chain(of_clusters).collect()
     }
 
+    /// When the first of these certificates expires, in seconds since 1970.
+    pub fn first_expiry(&self) -> Option<u64> {
+        let chains = self.listeners.active().flat_map(|running| running.listener.all_chains());
+        let of_listeners = chains.filter_map(|chain| chain.tls.as_ref()?.first_expiry()).min();
+        let clusters = self.clusters.active();
+        let sockets = clusters.iter().flat_map(|cluster| cluster.transports());
+        let sockets = sockets.filter_map(|socket| socket.downcast_ref::<UpstreamSocket>());
+        let of_clusters = sockets.filter_map(|socket| socket.tls()?.first_expiry()).min();
+        of_listeners.into_iter().chain(of_clusters).min()
+    }
+
     /// Cluster objects for `/clusters`.
     pub fn cluster_list(&self) -> Vec<Arc<waystation_upstream::Cluster>> {
         self.clusters.active()
