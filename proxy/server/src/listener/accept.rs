@@ -232,7 +232,8 @@ impl Listeners {
         remote: Address,
         admitted: Admitted,
     ) {
-        let info = ConnectionInfo::new(self.worker.connection_id(), Instant::now(), local, remote);
+        // Boxed: each step of the way would keep room for it in the task, which stays as large while the connection is idle.
+        let info = Box::new(ConnectionInfo::new(self.worker.connection_id(), Instant::now(), local, remote));
         let (listeners, active) = (self.handle(), Rc::clone(active));
         tokio::task::spawn_local(async move { listeners.serve(active, socket, info, admitted).await });
     }
@@ -243,7 +244,7 @@ impl Listeners {
         &self,
         mut active: Rc<Active>,
         mut socket: Socket,
-        mut info: ConnectionInfo,
+        mut info: Box<ConnectionInfo>,
         mut admitted: Admitted,
     ) {
         let mut is_redirected = false;
@@ -269,7 +270,7 @@ impl Listeners {
         };
         let Some(state) = active.chain_of(&info) else {
             listener.stats.no_filter_chain_match().inc();
-            self.log_unserved(&listener, info, Some(ResponseFlag::NoRouteFound), "filter_chain_not_found");
+            self.log_unserved(&listener, *info, Some(ResponseFlag::NoRouteFound), "filter_chain_not_found");
             return;
         };
         drop(active);
@@ -287,7 +288,7 @@ impl Listeners {
         listener: &Listener,
         state: &ChainState,
         socket: Socket,
-        mut info: ConnectionInfo,
+        mut info: Box<ConnectionInfo>,
     ) {
         let ChainState { chain, drain, .. } = state;
         info.filter_chain = Arc::clone(&chain.name);
@@ -298,7 +299,7 @@ impl Listeners {
                     Ok(transport) => transport,
                     Err(reason) => {
                         *info.transport_failure_reason.borrow_mut() = Some(reason.into());
-                        self.log_unserved(listener, info, None, "");
+                        self.log_unserved(listener, *info, None, "");
                         return;
                     }
                 }
@@ -308,10 +309,10 @@ impl Listeners {
         match &chain.filters {
             NetworkFilter::Http(manager) => {
                 let manager = Held::new(Arc::clone(manager));
-                http::serve_connection(worker, manager, transport, Rc::new(info), drain.clone()).await;
+                http::serve_connection(worker, manager, transport, Rc::from(info), drain.clone()).await;
             }
             // Established TCP sessions outlive a drain: its end ends them.
-            NetworkFilter::Tcp(proxy) => Box::pin(tcp_proxy::serve(worker, proxy, transport, info)).await,
+            NetworkFilter::Tcp(proxy) => Box::pin(tcp_proxy::serve(worker, proxy, transport, *info)).await,
             NetworkFilter::Echo => network::echo(transport).await,
             NetworkFilter::DirectResponse(body) => network::direct_response(transport, body).await,
             NetworkFilter::None => {}
