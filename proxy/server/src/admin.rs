@@ -3,6 +3,7 @@
 //! What it shows of the configuration it asks the main thread for, as references to encoded messages. What may be long
 //! is rendered by threads that stand behind it ([`render`]): `/ready` waits for nobody's million lines.
 
+pub mod access_log;
 mod certs;
 mod clusters;
 pub mod config_dump;
@@ -39,6 +40,7 @@ use crate::cli::options::Options;
 use crate::context::Shared;
 use crate::control::MainThread;
 use crate::memory;
+use access_log::{AdminLogs, Peers};
 use endpoints::ENDPOINTS;
 
 /// A request body (form values of `/runtime_modify`) is read up to this size.
@@ -64,6 +66,7 @@ pub(crate) struct Admin {
     pub(crate) node: Arc<[u8]>,
     /// `allow_paths`; empty allows all.
     allowed: Arc<[StringMatcher]>,
+    logs: AdminLogs,
     stats: Arc<counting::AdminStats>,
 }
 
@@ -101,6 +104,12 @@ impl Query {
     }
 }
 
+impl Admin {
+    fn peers(&self, local: Address, remote: Address) -> Peers {
+        Peers { id: self.shared.reserve_connection_ids(1), local, remote }
+    }
+}
+
 /// Starts the thread that serves `socket`.
 pub fn spawn(
     socket: Socket,
@@ -109,9 +118,10 @@ pub fn spawn(
     main: MainThread,
     node: Arc<[u8]>,
     allowed: Vec<StringMatcher>,
+    logs: AdminLogs,
 ) -> io::Result<()> {
     let stats = counting::AdminStats::new(&shared.stats.root());
-    let admin = Admin { shared, options, main, node, allowed: allowed.into(), stats };
+    let admin = Admin { shared, options, main, node, allowed: allowed.into(), logs, stats };
     std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -141,7 +151,13 @@ async fn serve(socket: Socket, admin: Admin) -> io::Result<()> {
         let listener = tokio::net::UnixListener::from_std(socket.into())?;
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => spawn_connection(TokioIo::new(stream), admin.clone()),
+                Ok((stream, _)) => {
+                    let path =
+                        stream.local_addr().ok().and_then(|at| Some(at.as_pathname()?.display().to_string()));
+                    let path = Address::Pipe(path.unwrap_or_default().into());
+                    let peers = admin.peers(path.clone(), path);
+                    spawn_connection(TokioIo::new(stream), peers, admin.clone());
+                }
                 Err(error) => accept_failed(&error).await,
             }
         }
@@ -149,7 +165,11 @@ async fn serve(socket: Socket, admin: Admin) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(socket.into())?;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => spawn_connection(TokioIo::new(stream), admin.clone()),
+            Ok((stream, remote)) => {
+                let local = stream.local_addr().unwrap_or(remote);
+                let peers = admin.peers(Address::Ip(local), Address::Ip(remote));
+                spawn_connection(TokioIo::new(stream), peers, admin.clone());
+            }
             Err(error) => accept_failed(&error).await,
         }
     }
@@ -161,7 +181,7 @@ async fn accept_failed(error: &io::Error) {
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
 }
 
-fn spawn_connection<I>(io: TokioIo<I>, admin: Admin)
+fn spawn_connection<I>(io: TokioIo<I>, peers: Peers, admin: Admin)
 where
     TokioIo<I>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
@@ -171,6 +191,7 @@ where
         let asked = Arc::clone(&quits);
         let service = service_fn(move |request| {
             let (admin, asked) = (admin.clone(), Arc::clone(&asked));
+            let logged = admin.logs.note(&peers, &request);
             async move {
                 let counted = admin.stats.request();
                 let response = handle(&admin, request).await;
@@ -178,7 +199,10 @@ where
                 if response.extensions().get::<info::Quit>().is_some() {
                     asked.store(true, Ordering::Relaxed);
                 }
-                Ok::<_, Infallible>(response)
+                Ok::<_, Infallible>(match logged {
+                    Some(logged) => logged.answered(response),
+                    None => response,
+                })
             }
         });
         let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);

@@ -12,6 +12,7 @@ use prost::Message as _;
 use waystation_schema::At as _;
 use waystation_stats::Store;
 
+use crate::admin::access_log::AdminLogs;
 use crate::bootstrap::{Bootstrap, LoadError};
 use crate::context::Shared;
 use crate::control::MainThread;
@@ -138,6 +139,8 @@ async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String
         .flatten();
     let allowed = bootstrap.proto.admin.as_ref().map(admin::allowed_paths).transpose();
     let allowed = allowed.at(|| "admin").map_err(text)?.unwrap_or_default();
+    let logs = bootstrap.proto.admin.as_ref().map(|proto| AdminLogs::compile(proto, &shared)).transpose();
+    let logs = logs.at(|| "admin").map_err(text)?.unwrap_or_default();
     let unknown = bootstrap.report.unknown.len() as u64;
     let server = Server::new(bootstrap, Arc::clone(&options), Arc::clone(&shared), node.clone())?;
     server.count_unknown_static(unknown);
@@ -155,7 +158,7 @@ async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String
                 .map_err(|error| format!("cannot write admin address path {}: {error}", path.display()))?;
         }
         let node = node.encode_to_vec().into();
-        admin::spawn(socket, Arc::clone(&shared), Arc::clone(&options), main.clone(), node, allowed)
+        admin::spawn(socket, Arc::clone(&shared), Arc::clone(&options), main.clone(), node, allowed, logs)
             .map_err(|error| format!("cannot start the admin thread: {error}"))?;
     }
     let result = server.run(main, jobs).await.map_err(|error| error.to_string());

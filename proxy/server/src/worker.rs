@@ -418,7 +418,7 @@ async fn sweep(worker: Weak<Worker>) {
 }
 
 /// The address that packets to the outside would carry; no packet is sent to find out.
-fn local_ip() -> IpAddr {
+pub(crate) fn local_ip() -> IpAddr {
     let probe = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
         // TEST-NET-1: routed like any other address.
         socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
