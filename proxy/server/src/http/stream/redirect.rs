@@ -30,7 +30,7 @@ impl<D: Downstream> Stream<'_, D> {
         let current_host = self.heads.request.authority().unwrap_or_default().to_vec();
         let current_host = String::from_utf8_lossy(&current_host).into_owned();
         let location = self.heads.response.get_str(Known::Location).unwrap_or_default().to_owned();
-        let Some(target) = parse(&location, &current_scheme, &current_host) else {
+        let Some(target) = parse(&location) else {
             stats.passthrough_internal_redirect_bad_location().inc();
             return false;
         };
@@ -132,11 +132,9 @@ impl<D: Downstream> Stream<'_, D> {
     }
 }
 
-fn parse<'a>(location: &'a str, scheme: &'a str, authority: &'a str) -> Option<Target<'a>> {
+/// Where a `location` leads. As in Envoy it must be absolute: a relative one is the client's to resolve.
+fn parse(location: &str) -> Option<Target<'_>> {
     let location = location.split('#').next().unwrap_or_default();
-    if location.starts_with('/') {
-        return Some(Target { scheme, authority, path: location });
-    }
     let (scheme, rest) = location.split_once("://")?;
     if !matches!(scheme, "http" | "https") {
         return None;
@@ -156,7 +154,9 @@ mod tests {
     #[test]
     fn locations() {
         let rows = [
-            ("/x?y#z", Some(("http", "a", "/x?y"))),
+            ("https://b/x?y#z", Some(("https", "b", "/x?y"))),
+            ("/x?y", None),
+            ("//b/x", None),
             ("https://b:8443/p", Some(("https", "b:8443", "/p"))),
             ("http://b", Some(("http", "b", "/"))),
             ("ftp://b/", None),
@@ -164,8 +164,7 @@ mod tests {
             ("", None),
         ];
         for (location, expected) in rows {
-            let found =
-                parse(location, "http", "a").map(|target| (target.scheme, target.authority, target.path));
+            let found = parse(location).map(|target| (target.scheme, target.authority, target.path));
             assert_eq!(found, expected, "{location}");
         }
     }
