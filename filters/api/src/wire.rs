@@ -33,14 +33,20 @@ pub fn decode<M: Message + Default>(wire: &[u8]) -> Result<M, ConfigError> {
     M::decode(wire).map_err(|error| ConfigError::new(error.to_string()))
 }
 
+/// The longest duration there is: ten thousand years (`google/protobuf/duration.proto`). A clock can be moved by it without
+/// running over.
+const LONGEST: u64 = 315_576_000_000;
+
 /// A duration that must not be negative; `None` when it is not set.
 ///
 /// # Errors
-/// When it is negative or has more than a second of nanoseconds.
+/// When it is negative, longer than the longest there is, or has more than a second of nanoseconds.
 pub fn duration(field: &str, value: Option<&wkt::Duration>) -> Result<Option<Duration>, ConfigError> {
     value
         .map(|value| match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
-            (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Ok(Duration::new(seconds, nanos)),
+            (Ok(seconds), Ok(nanos)) if seconds <= LONGEST && nanos < 1_000_000_000 => {
+                Ok(Duration::new(seconds, nanos))
+            }
             _ => Err(ConfigError::field(field, "duration out of range")),
         })
         .transpose()

@@ -323,7 +323,7 @@ impl Configuration {
         for name in self.clusters.take_activated() {
             self.on_demand.activated(&name);
         }
-        self.on_demand.expire(now);
+        self.on_demand.expire(now, &mut self.client);
     }
 
     /// Gives up what requests asked for that have left since.

@@ -63,6 +63,8 @@ pub struct OnDemand {
     due: BTreeSet<(Instant, Box<str>)>,
     /// Subscriptions that are not counted yet.
     fresh: Vec<SubId>,
+    /// Sources that cannot be asked, and that was logged.
+    refused: HashSet<Bytes>,
 }
 
 #[derive(Debug)]
@@ -75,6 +77,8 @@ struct Subscribed {
 struct Pending {
     waiters: Waiters,
     due: Instant,
+    /// The source that was asked.
+    source: Bytes,
 }
 
 impl OnDemand {
@@ -87,6 +91,7 @@ impl OnDemand {
             pending: HashMap::new(),
             due: BTreeSet::new(),
             fresh: Vec::new(),
+            refused: HashSet::new(),
         }
     }
 
@@ -111,6 +116,10 @@ impl OnDemand {
         shared: &Shared,
         client: &mut Client,
     ) {
+        // Who asks has left, or a client has chosen a name that means something else in xDS.
+        if reply.is_closed() || name == "*" || name.starts_with("xdstp:") {
+            return;
+        }
         let mut waiters = Waiters::default();
         waiters.push(reply);
         if shared.clusters.find(name).is_some_and(|cell| cell.is_set()) {
@@ -124,11 +133,15 @@ impl OnDemand {
             Ok(true) => {
                 let due = now + source.timeout;
                 self.due.insert((due, name.into()));
-                self.pending.insert(name.into(), Pending { waiters, due });
+                let source = source.config.clone();
+                self.pending.insert(name.into(), Pending { waiters, due, source });
             }
             Ok(false) => waiters.answer(Answer::Missing),
             Err(error) => {
-                tracing::warn!(target: "upstream", "cannot discover cluster '{name}': {error}");
+                // Once: clients decide how often it is tried.
+                if self.refused.insert(source.config.clone()) {
+                    tracing::warn!(target: "upstream", "cannot discover cluster '{name}': {error}");
+                }
                 waiters.answer(Answer::Missing);
             }
         }
@@ -200,14 +213,21 @@ impl OnDemand {
         self.end(name, Answer::Found);
     }
 
-    /// Ends the waits that have lasted long enough. What comes later is there for the next request.
-    pub fn expire(&mut self, now: Instant) {
+    /// Ends the waits that have lasted long enough. A name that the server has said nothing about is given up, so that names
+    /// that clients make up do not use up [`MAX_UNANSWERED`]; the next request asks anew.
+    pub fn expire(&mut self, now: Instant, client: &mut Client) {
         while let Some((due, name)) = self.due.pop_first() {
             if due > now {
                 self.due.insert((due, name));
                 return;
             }
-            self.end(&name, Answer::TimedOut);
+            let Some(mut pending) = self.pending.remove(&name) else { continue };
+            pending.waiters.answer(Answer::TimedOut);
+            if let Some(source) = self.sources.get_mut(&pending.source)
+                && let Some(name) = source.unanswered.take(&*name)
+            {
+                client.remove_names(source.sub, vec![name]);
+            }
         }
     }
 
@@ -306,9 +326,9 @@ mod tests {
             let mut second = main.ask("a");
             let due = main.on_demand.next_due().unwrap();
             assert_eq!(due, main.now + Duration::from_secs(2));
-            main.on_demand.expire(due - Duration::from_millis(1));
+            main.on_demand.expire(due - Duration::from_millis(1), &mut main.client);
             assert_eq!(first.try_recv(), Err(TryRecvError::Empty));
-            main.on_demand.expire(due);
+            main.on_demand.expire(due, &mut main.client);
             assert_eq!((first.try_recv(), second.try_recv()), (Ok(Answer::TimedOut), Ok(Answer::TimedOut)));
             assert_eq!((main.on_demand.next_due(), main.on_demand.pending.len()), (None, 0));
         });
@@ -324,6 +344,21 @@ mod tests {
             assert_eq!(main.ask("one more").try_recv(), Ok(Answer::Missing));
             main.answered(&["c7"]);
             assert_eq!(main.ask("one more").try_recv(), Err(TryRecvError::Empty));
+            // A server that stays silent does not end discovery.
+            let due = main.on_demand.next_due().unwrap();
+            main.on_demand.expire(due, &mut main.client);
+            assert_eq!(main.ask("and another").try_recv(), Err(TryRecvError::Empty));
+        });
+    }
+
+    #[test]
+    fn names_that_mean_something_else_are_not_asked_for() {
+        run(|| {
+            let mut main = Main::new(Protocol::Delta);
+            for name in ["*", "xdstp://a/envoy.config.cluster.v3.Cluster/*"] {
+                assert!(main.ask(name).try_recv().is_err(), "{name}");
+            }
+            assert!(main.on_demand.pending.is_empty() && main.on_demand.take_fresh().is_empty());
         });
     }
 
