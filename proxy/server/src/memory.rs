@@ -1,8 +1,8 @@
 //! Memory given back to the kernel.
 
 /// Returns freed memory. Compiling a large configuration and rendering it for the admin interface free many times what
-/// they keep, and the allocator holds on to that. It costs less than a millisecond: after start-up and each change, and
-/// when a rendering thread ends.
+/// they keep, and the allocator holds on to that. It looks at the memory of the calling thread, which costs a millisecond: the
+/// main thread calls it after start-up and, at most once per flush interval, after changes; a rendering thread at its end.
 #[expect(unsafe_code, reason = "the allocator's collection has no safe wrapper")]
 pub fn give_back() {
     // SAFETY: mi_collect takes no pointer, and is safe to call from any thread at any time.
@@ -19,8 +19,9 @@ pub fn let_go_of_code() {
     else {
         return;
     };
-    // SAFETY: the range is one mapping of the kernel's list, private, of a file, and not writable, so its pages hold what
-    // the file holds: dropping them changes nothing that a read or a jump could see.
+    // SAFETY: the range is one mapping of the kernel's list, private, of a file, and not writable. The program is position
+    // independent without text relocations, so its pages hold what the file holds: dropping them changes nothing that a read
+    // or a jump could see. (A breakpoint that a debugger has set before start-up ended is lost.)
     unsafe { libc::madvise(code.start as *mut _, code.len(), libc::MADV_DONTNEED) };
 }
 

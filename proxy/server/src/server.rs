@@ -15,7 +15,7 @@ use crate::bootstrap::Bootstrap;
 use crate::cli::options::{Mode, Options};
 use crate::context::{ServerState, Shared};
 use crate::control::{Job, MainThread};
-use crate::manager::configuration::Configuration;
+use crate::manager::configuration::{Change, Configuration};
 use crate::manager::listeners::Graceful;
 use crate::memory;
 use crate::server_stats::ServerStats;
@@ -105,6 +105,7 @@ impl Server {
         let mut signals = Signals::new()?;
         let mut flush = tokio::time::interval(self.flush_interval);
         self.configuration.subscribe_runtime();
+        let mut compiled = false;
         loop {
             self.progress();
             self.configuration.count_subscriptions();
@@ -115,9 +116,8 @@ impl Server {
             let due = self.next_due();
             tokio::select! {
                 change = self.configuration.next() => {
+                    compiled |= !matches!(change, Change::Demand(_));
                     self.configuration.apply(change);
-                    // What was compiled from is as large as what is kept.
-                    memory::give_back();
                 }
                 Some(job) = jobs.recv() => job(&mut self),
                 signal = signals.next() => self.on_signal(signal),
@@ -126,6 +126,10 @@ impl Server {
                     self.configuration.refresh_runtime();
                     self.configuration.prune();
                     self.stats.renew(&self.shared, self.configuration.first_expiry());
+                    // What was compiled from is as large as what is kept.
+                    if std::mem::take(&mut compiled) {
+                        memory::give_back();
+                    }
                 }
                 () = until(due) => {}
             }
