@@ -20,6 +20,8 @@ struct State {
     /// While the operator fails the health check, every response closes its connection.
     health: Option<Arc<Shared>>,
     waiting: RefCell<Slab<Waker>>,
+    /// How often draining has started; each time empties `waiting`.
+    starts: Cell<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +35,8 @@ struct Started {
 #[derive(Debug)]
 pub struct DrainWait {
     handle: DrainHandle,
-    slot: Option<usize>,
+    /// The place, and after which start it was taken.
+    slot: Option<(usize, u32)>,
 }
 
 impl DrainHandle {
@@ -48,12 +51,14 @@ impl DrainHandle {
     }
 
     /// Starts draining. With `over` (the gradual strategy) the share of responses that close their connection grows
-    /// from none to all within that time; zero (the immediate strategy) closes with every response.
+    /// from none to all within that time; zero (the immediate strategy) closes with every response. A drain that goes on
+    /// is only ever made to end earlier.
     pub fn start(&self, now: Instant, over: Duration) {
-        if self.0.started.get().is_some() {
+        if self.0.started.get().is_some_and(|started| started.at + started.over <= now + over) {
             return;
         }
         self.0.started.set(Some(Started { at: now, over }));
+        self.0.starts.set(self.0.starts.get() + 1);
         for waker in self.0.waiting.borrow_mut().drain() {
             waker.wake();
         }
@@ -75,14 +80,16 @@ impl DrainHandle {
         }
     }
 
-    /// When a connection that is idle should look again: spread over what remains of the drain time.
-    pub fn idle_close_at(&self, random: u64) -> Option<Instant> {
+    /// When a connection that can give notice without a response, as HTTP/2 can, does so: spread over the drain time.
+    pub fn go_away_at(&self, connection: u64) -> Option<Instant> {
         let started = self.0.started.get()?;
-        let millis = u64::try_from(started.over.as_millis()).unwrap_or(u64::MAX);
-        Some(started.at + Duration::from_millis(random % millis.max(1)))
+        let millis = u64::try_from(started.over.as_millis()).unwrap_or(u64::MAX).max(1);
+        // Connections are numbered in turn: the product of an odd number spreads them (Knuth, TAOCP 6.4).
+        let spread = connection.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        Some(started.at + Duration::from_millis(spread % millis))
     }
 
-    /// A place to wait in; [`DrainWait::register`] puts a waker there.
+    /// A place to wait in; [`DrainWait::due`] puts a waker there.
     pub fn waiter(&self) -> DrainWait {
         DrainWait { handle: self.clone(), slot: None }
     }
@@ -100,26 +107,22 @@ impl Started {
 }
 
 impl DrainWait {
-    /// Has `waker` woken when draining starts. Registers once: a connection is one task.
+    /// As [`DrainHandle::go_away_at`]. `waker` is woken when that changes; it is kept once, for a connection is one task.
     #[inline]
-    pub fn register(&mut self, waker: &Waker) {
-        if self.slot.is_none() && !self.handle.is_draining() {
-            self.slot = Some(self.handle.0.waiting.borrow_mut().insert(waker.clone()));
+    pub fn due(&mut self, waker: &Waker, connection: u64) -> Option<Instant> {
+        let state = &self.handle.0;
+        if self.slot.is_none_or(|(_, starts)| starts != state.starts.get()) {
+            self.slot = Some((state.waiting.borrow_mut().insert(waker.clone()), state.starts.get()));
         }
-    }
-
-    /// The state that is waited on.
-    #[inline]
-    pub fn handle(&self) -> &DrainHandle {
-        &self.handle
+        self.handle.go_away_at(connection)
     }
 }
 
 impl Drop for DrainWait {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot {
-            // Draining that has started has emptied the slab.
-            self.handle.0.waiting.borrow_mut().try_remove(slot);
+        let state = &self.handle.0;
+        if let Some((slot, _)) = self.slot.filter(|(_, starts)| *starts == state.starts.get()) {
+            state.waiting.borrow_mut().remove(slot);
         }
     }
 }
@@ -128,6 +131,23 @@ impl Drop for DrainWait {
 mod tests {
     use super::DrainHandle;
     use std::time::{Duration, Instant};
+
+    #[test]
+    fn notices_are_spread_over_the_drain_time() {
+        let start = Instant::now();
+        let drain = DrainHandle::new();
+        assert_eq!(drain.go_away_at(1), None);
+        drain.start(start, Duration::from_secs(100));
+        let mut tenths = [0; 10];
+        for connection in 1..=1000 {
+            let after = drain.go_away_at(connection).unwrap() - start;
+            tenths[after.as_secs() as usize / 10] += 1;
+        }
+        assert!(tenths.iter().all(|count| (50..=150).contains(count)), "{tenths:?}");
+        let at_once = DrainHandle::new();
+        at_once.start(start, Duration::ZERO);
+        assert_eq!(at_once.go_away_at(7), Some(start));
+    }
 
     #[test]
     fn probability_grows_with_time() {
@@ -143,5 +163,10 @@ mod tests {
         let at_once = DrainHandle::new();
         at_once.start(start, Duration::ZERO);
         assert!(at_once.should_close(start, u64::MAX));
+        let later = start + Duration::from_secs(10);
+        drain.start(later, Duration::from_secs(200));
+        assert!(!drain.should_close(later, 50_000), "a drain is not prolonged");
+        drain.start(later, Duration::ZERO);
+        assert!(drain.should_close(later, 50_000), "it is cut short");
     }
 }

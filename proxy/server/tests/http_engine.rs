@@ -6,6 +6,11 @@ mod http {
     mod on_demand;
 }
 
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
 use http::harness::{Proxy, Upstream, run};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nserver: up\r\n\r\nhello";
@@ -366,5 +371,88 @@ fn websocket_over_http2_reaches_http1_upstream() {
         )
         .await;
         assert_eq!(proxy.http2_websocket("ping").await, (200, "ping".to_owned()));
+    });
+}
+
+/// The preface, empty SETTINGS and a GET, by a client that acknowledges nothing.
+const SILENT_HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\
+    \x00\x00\x00\x04\x00\x00\x00\x00\x00\
+    \x00\x00\x06\x01\x05\x00\x00\x00\x01\x82\x86\x84\x41\x01a";
+
+/// Reads frames up to one of this type.
+async fn until_frame(stream: &mut TcpStream, kind: u8) {
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        if head[3] == kind {
+            return;
+        }
+    }
+}
+
+/// The type of GOAWAY.
+const GOAWAY: u8 = 7;
+
+#[test]
+fn an_http2_client_that_does_not_acknowledge_goaway_holds_nobody_up() {
+    run(async {
+        let upstream = Upstream::echo().await;
+        let timeouts = "drain_timeout: 100s\ncommon_http_protocol_options: {idle_timeout: 0.05s";
+        for more in ["}", ", max_requests_per_connection: 1}"] {
+            let proxy = Proxy::start(&upstream, &format!("{timeouts}{more}")).await;
+            let mut stream = proxy.connect().await;
+            stream.write_all(SILENT_HTTP2).await.unwrap();
+            until_frame(&mut stream, GOAWAY).await;
+            // Its idle timeout comes, and others are served: they too are idle for that long before they end.
+            for _ in 0..3 {
+                let mut other = proxy.connect().await;
+                other.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+                let mut answer = Vec::new();
+                other.read_to_end(&mut answer).await.unwrap();
+                assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+            }
+        }
+    });
+}
+
+#[test]
+fn an_http2_connection_without_a_preface_ends_by_the_idle_timeout() {
+    run(async {
+        let upstream = Upstream::silent().await;
+        let options = "codec_type: HTTP2\ncommon_http_protocol_options: {idle_timeout: 0.05s}";
+        let proxy = Proxy::start(&upstream, options).await;
+        // What comes are SETTINGS, and the end.
+        proxy.connect().await.read_to_end(&mut Vec::new()).await.unwrap();
+        proxy.until_closed().await;
+        proxy.stat("http.in.downstream_cx_idle_timeout", 1);
+    });
+}
+
+#[test]
+fn a_drain_tells_before_it_closes() {
+    run(async {
+        let upstream = Upstream::echo().await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let mut first = proxy.connect().await;
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        first.write_all(request).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            assert_ne!(first.read_buf(&mut head).await.unwrap(), 0);
+        }
+        assert!(!head.windows(17).any(|part| part == b"connection: close"));
+        let mut second = proxy.connect().await;
+        second.write_all(SILENT_HTTP2).await.unwrap();
+        until_frame(&mut second, 1).await;
+        proxy.drain.start(Instant::now(), Duration::ZERO);
+        until_frame(&mut second, GOAWAY).await;
+        // The idle connection was not closed under the request that was on its way.
+        first.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        first.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+        assert!(answer.windows(17).any(|part| part == b"connection: close"));
     });
 }

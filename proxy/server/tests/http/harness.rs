@@ -306,6 +306,8 @@ async fn read_request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
 pub(crate) struct Proxy {
     address: SocketAddr,
     pub(crate) shared: Arc<Shared>,
+    /// Of all connections.
+    pub(crate) drain: DrainHandle,
     /// Clusters live in cells that only routes hold.
     clusters: Vec<Arc<waystation_filter_api::cell::Cell<waystation_upstream::Cluster>>>,
 }
@@ -480,6 +482,8 @@ typed_extension_protocol_options:
         let worker = Worker::new(0, Arc::clone(&shared), Some(1));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let drain = DrainHandle::new();
+        let draining = drain.clone();
         tokio::task::spawn_local(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
@@ -494,12 +498,12 @@ typed_extension_protocol_options:
                     hcm.clone(),
                     Transport::tcp(stream),
                     Rc::new(info),
-                    DrainHandle::new(),
+                    draining.clone(),
                 );
                 tokio::task::spawn_local(served);
             }
         });
-        Self { address, shared, clusters: vec![cell] }
+        Self { address, shared, drain, clusters: vec![cell] }
     }
 
     /// Until the proxy has no connection any more.

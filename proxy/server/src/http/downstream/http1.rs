@@ -14,7 +14,6 @@ use waystation_http::Headers;
 use waystation_http::h1::{self, After, Framing, Received, RequestHead, ServerConn, Version};
 
 use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece};
-use crate::drain::DrainWait;
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
 use crate::http::outbox::Outbox;
@@ -58,7 +57,6 @@ enum Next {
     HeadTimeout,
     Idle,
     MaxDuration,
-    Drained,
     Closed,
 }
 
@@ -84,10 +82,9 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
     let mut timer = Timer::default();
     let expires = hcm.timeouts.connection_end(cx.info.start, cx.worker.random());
     let mut served = 0_u32;
-    let mut drain = cx.drain.waiter();
     loop {
         let mut scratch = None;
-        let next = connection.next_request(cx, &mut timer, &mut drain, &mut scratch, expires).await;
+        let next = connection.next_request(cx, &mut timer, &mut scratch, expires).await;
         let mut scratch = match scratch {
             Some(scratch) => scratch,
             None => cx.worker.take_scratch(),
@@ -152,10 +149,6 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
                 stats.downstream_cx_max_duration_reached().inc();
                 break;
             }
-            Next::Drained => {
-                stats.downstream_cx_drain_close().inc();
-                break;
-            }
             // A request whose head never came whole is still a request to the access log.
             Next::Closed if !connection.input.is_empty() => Begin::refused(now, StreamEnd::DownstreamGone),
             Next::Closed => break,
@@ -195,12 +188,13 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
 }
 
 impl Http1 {
-    /// Waits for the next request head. The stream's memory is taken only once something has arrived.
+    /// Waits for the next request head. The stream's memory is taken only once something has arrived. Draining does not
+    /// end the wait: a request may be on its way, and HTTP/1 has no other notice than a response with `connection: close`.
+    /// Who stays silent is closed with the listener.
     async fn next_request(
         &mut self,
         cx: &ConnCx,
         timer: &mut Timer,
-        drain: &mut DrainWait,
         scratch: &mut Option<Box<stream::Scratch>>,
         expires: Option<Instant>,
     ) -> Next {
@@ -229,13 +223,6 @@ impl Http1 {
                 }
                 if self.input.is_empty() {
                     self.worker.give_buffer(std::mem::take(&mut self.input));
-                    if drain.handle().is_draining() {
-                        let at = cx.drain.idle_close_at(cx.info.id.wrapping_mul(0x9e37_79b9));
-                        if timer.poll(task, at).is_ready() {
-                            return Poll::Ready(Next::Drained);
-                        }
-                    }
-                    drain.register(task.waker());
                 }
                 let waiting_by = if self.input.is_empty() { earliest(idle, expires) } else { head_by };
                 if timer.poll(task, waiting_by).is_pending() {

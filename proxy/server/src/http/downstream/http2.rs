@@ -2,10 +2,11 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::future::Future as _;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
@@ -27,6 +28,9 @@ use crate::transport::Transport;
 
 /// Bytes of response that may wait for flow control before upstream is read further.
 const HIGH_WATER: usize = 64 * 1024;
+
+/// How soon a connection whose drain time is over looks again whether its streams are.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A header name or value beyond this ends the connection: the bound of Envoy's codec.
 const FIELD_LIMIT: usize = 64 * 1024;
@@ -76,23 +80,36 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
     if options.allow_connect {
         builder.enable_connect_protocol();
     }
-    let mut connection = match builder.handshake::<_, Bytes>(Watched::downstream(io, Rc::clone(watch))).await
-    {
-        Ok(connection) => connection,
-        Err(_) => {
+    let expires = hcm.timeouts.connection_end(cx.info.start, cx.worker.random());
+    let mut timer = Timer::default();
+    let preface_by = earliest(after(cx.info.start, hcm.timeouts.idle), expires);
+    let mut preface = pin!(builder.handshake::<_, Bytes>(Watched::downstream(io, Rc::clone(watch))));
+    let preface = std::future::poll_fn(|task| match preface.as_mut().poll(task) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending => timer.poll(task, preface_by).map(|()| None),
+    });
+    let mut connection = match preface.await {
+        Some(Ok(connection)) => connection,
+        Some(Err(_)) => {
             stats.downstream_cx_protocol_error().inc();
             return true;
         }
+        None => {
+            match expires.is_some_and(|expires| Instant::now() >= expires) {
+                true => stats.downstream_cx_max_duration_reached().inc(),
+                false => stats.downstream_cx_idle_timeout().inc(),
+            }
+            return false;
+        }
     };
+    let drain_end = |now| hcm.timeouts.drain_end(now, cx.worker.random()).or(Some(now));
     let mut ping = connection.ping_pong();
     let mut pinging: Option<Instant> = None;
     let mut next_ping = after(cx.info.start, options.keepalive_interval);
-    let mut timer = Timer::default();
     let mut drain = cx.drain.waiter();
-    let mut draining = false;
+    // Since GOAWAY: when to look whether the streams are over.
+    let mut draining: Option<Instant> = None;
     let mut served = 0_u32;
-    let mut drain_until: Option<Instant> = None;
-    let expires = hcm.timeouts.connection_end(cx.info.start, cx.worker.random());
     loop {
         enum Next {
             Stream(Box<(http::Request<RecvStream>, SendResponse<Bytes>)>),
@@ -103,7 +120,6 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
             Flood,
             Closed,
             Timer,
-            Drain,
         }
         let next = std::future::poll_fn(|task| {
             match connection.poll_accept(task) {
@@ -124,18 +140,16 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
             {
                 pinging = None;
             }
-            if !draining {
-                drain.register(task.waker());
-                if drain.handle().is_draining() {
-                    return Poll::Ready(Next::Drain);
-                }
-            }
-            let idle = streams.idle_since().and_then(|since| after(since, hcm.timeouts.idle));
             let pong = after_opt(pinging, options.keepalive_timeout);
-            let due = [idle, next_ping, pong, drain_until]
-                .into_iter()
-                .fold(expires.filter(|_| !draining), earliest);
-            timer.poll(task, due).map(|()| Next::Timer)
+            let end = match draining {
+                Some(until) => Some(until),
+                None => {
+                    let idle = streams.idle_since().and_then(|since| after(since, hcm.timeouts.idle));
+                    earliest(earliest(idle, expires), drain.due(task.waker(), cx.info.id))
+                }
+            };
+            // Each of these is acted upon below when it has come: one that were not would spin.
+            timer.poll(task, earliest(earliest(next_ping, pong), end)).map(|()| Next::Timer)
         })
         .await;
         match next {
@@ -144,14 +158,14 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
                 watch.taken(request.body().stream_id().as_u32());
                 served += 1;
                 let now = timer.now();
-                if hcm.max_requests_per_connection.is_some_and(|max| served >= max) && !draining {
-                    stats.downstream_cx_max_requests_reached().inc();
-                    draining = true;
+                let full = hcm.max_requests_per_connection.is_some_and(|max| served >= max);
+                if draining.is_none() && (full || cx.drain.should_close(now, cx.worker.random())) {
+                    match full {
+                        true => stats.downstream_cx_max_requests_reached().inc(),
+                        false => stats.downstream_cx_drain_close().inc(),
+                    }
                     connection.graceful_shutdown();
-                } else if !draining && cx.drain.should_close(now, cx.worker.random()) {
-                    stats.downstream_cx_drain_close().inc();
-                    draining = true;
-                    connection.graceful_shutdown();
+                    draining = drain_end(now);
                 }
                 let guard = Active::new(streams);
                 let (cx, watch) = (Rc::clone(cx), Rc::clone(watch));
@@ -174,22 +188,15 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
                 }
                 // The library has queued GOAWAY; polling on writes it out.
                 let end = std::future::poll_fn(|task| connection.poll_closed(task));
-                let _ = tokio::time::timeout(std::time::Duration::from_secs(1), end).await;
+                let _ = tokio::time::timeout(Duration::from_secs(1), end).await;
                 return !local;
             }
             Next::Flood => return false,
             Next::Closed => return true,
-            Next::Drain => {
-                draining = true;
-                stats.downstream_cx_drain_close().inc();
-                connection.graceful_shutdown();
-            }
             Next::Timer => {
                 let now = timer.now();
-                if drain_until.is_some_and(|until| now >= until) {
-                    return false;
-                }
                 if pinging.zip(options.keepalive_timeout).is_some_and(|(sent, limit)| now >= sent + limit) {
+                    watch.stats.keepalive_timeout().inc();
                     return false;
                 }
                 if next_ping.is_some_and(|due| now >= due) {
@@ -200,25 +207,35 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
                         pinging.get_or_insert(now);
                     }
                 }
-                if expires.is_some_and(|expires| now >= expires) && !draining {
-                    stats.downstream_cx_max_duration_reached().inc();
-                    draining = true;
-                    connection.graceful_shutdown();
-                    drain_until = hcm.timeouts.drain_end(now, cx.worker.random());
-                }
-                let idle = streams.idle_since().and_then(|since| after(since, hcm.timeouts.idle));
-                if idle.is_some_and(|due| now >= due) && !draining {
-                    stats.downstream_cx_idle_timeout().inc();
-                    draining = true;
-                    connection.graceful_shutdown();
-                    drain_until = hcm.timeouts.drain_end(now, cx.worker.random());
+                match &mut draining {
+                    // A client that has not acknowledged GOAWAY, or has streams that go on.
+                    Some(until) if now >= *until => match streams.idle_since() {
+                        Some(_) => return false,
+                        None => *until = now + LOOK_AGAIN,
+                    },
+                    Some(_) => {}
+                    None => {
+                        let has_come = |due: Option<Instant>| due.is_some_and(|due| now >= due);
+                        let idle = streams.idle_since().and_then(|since| after(since, hcm.timeouts.idle));
+                        if has_come(expires) {
+                            stats.downstream_cx_max_duration_reached().inc();
+                        } else if has_come(cx.drain.go_away_at(cx.info.id)) {
+                            stats.downstream_cx_drain_close().inc();
+                        } else if has_come(idle) {
+                            stats.downstream_cx_idle_timeout().inc();
+                        } else {
+                            continue;
+                        }
+                        connection.graceful_shutdown();
+                        draining = drain_end(now);
+                    }
                 }
             }
         }
     }
 }
 
-fn after_opt(from: Option<Instant>, timeout: Option<std::time::Duration>) -> Option<Instant> {
+fn after_opt(from: Option<Instant>, timeout: Option<Duration>) -> Option<Instant> {
     from.and_then(|from| after(from, timeout))
 }
 
