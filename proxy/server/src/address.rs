@@ -146,8 +146,8 @@ pub fn keepalive(proto: &core::TcpKeepalive) -> TcpKeepalive {
     keepalive
 }
 
-/// Opens, binds and listens. `reuse_port` lets each worker have a socket of its own.
-pub fn bind(listen: &ListenAddress, reuse_port: bool, backlog: i32) -> io::Result<Socket> {
+/// Opens and binds. `reuse_port` lets each worker have a socket of its own. Nobody can connect yet: see [`listen_on`].
+pub fn bind(listen: &ListenAddress, reuse_port: bool) -> io::Result<Socket> {
     let (domain, address) = match &listen.address {
         Address::Ip(address) => (Domain::for_address(*address), SockAddr::from(*address)),
         Address::Pipe(path) => (Domain::UNIX, unix_address(path)?),
@@ -173,13 +173,17 @@ pub fn bind(listen: &ListenAddress, reuse_port: bool, backlog: i32) -> io::Resul
         }
     }
     socket.bind(&address)?;
+    apply(&socket, domain, &listen.options, SocketState::Bound)?;
+    Ok(socket)
+}
+
+/// Lets clients connect to a bound socket, or sets the backlog of one that they connect to.
+pub fn listen_on(socket: &Socket, listen: &ListenAddress, backlog: i32) -> io::Result<()> {
     if let (Address::Pipe(path), Some(mode)) = (&listen.address, listen.mode) {
         std::fs::set_permissions(&**path, std::fs::Permissions::from_mode(mode))?;
     }
-    apply(&socket, domain, &listen.options, SocketState::Bound)?;
     socket.listen(backlog)?;
-    apply(&socket, domain, &listen.options, SocketState::Listening)?;
-    Ok(socket)
+    apply(socket, socket.domain()?, &listen.options, SocketState::Listening)
 }
 
 /// A Unix socket address; `@name` is the abstract namespace.

@@ -150,7 +150,8 @@ async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String
     write_base_id(&options)?;
     let (main, jobs) = MainThread::channel();
     if let Some(address) = admin_address {
-        let socket = crate::address::bind(&address, false, 128)
+        let socket = crate::address::bind(&address, false)
+            .and_then(|socket| crate::address::listen_on(&socket, &address, 128).map(|()| socket))
             .map_err(|error| format!("cannot bind '{}': {error}", address.address))?;
         if let Some(path) = &options.admin_address_path {
             let bound = admin::address_text(&socket).unwrap_or_default();

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
-use waystation::cli::options::{self, Command};
+use waystation::cli::options::{self, Command, Mode};
 use waystation::context::Shared;
 use waystation::listener::accept;
 use waystation::manager::listeners::{Graceful, Listeners, Order};
@@ -92,7 +92,7 @@ impl House {
         );
         Self {
             _cluster: cluster(&shared, echo().await),
-            listeners: Listeners::new(&shared, 1),
+            listeners: Listeners::new(&shared, 1, Mode::Serve),
             shared,
             needs: Needs::default(),
             client,
@@ -434,5 +434,146 @@ fn chains_by_a_matcher_have_names_of_their_own() {
         let chains = format!("{}, {}", chain("a", "one"), chain("b", "two"));
         let address = house.serve(&listener(&chains)).await;
         assert_eq!(what_is_said(address).await, "two");
+    });
+}
+
+#[test]
+fn an_address_belongs_to_one_listener() {
+    run(async {
+        let mut house = House::new().await;
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = format!("{{pipe: {{path: '{}'}}}}", dir.path().join("pipe").display());
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let at = |port: u16| format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");
+        let listener = |name: &str, main: &str, additional: &str, more: &str| {
+            format!(
+                "{{name: {name}, address: {main}, additional_addresses: [{additional}], {more} filter_chains: [{{filters: [{}]}}]}}",
+                says(name)
+            )
+        };
+        let refused = |house: &mut House, yaml: &str| house.add(yaml).unwrap_err().to_string();
+        let first = listener("first", &at(port), &format!("{{address: {pipe}}}"), "");
+        house.add(&first).unwrap();
+        // While the first is warming, and when it serves.
+        for _ in 0..2 {
+            let error = refused(&mut house, &listener("m", &at(port), "", ""));
+            assert_eq!(
+                error,
+                format!(
+                    "error adding listener: 'm' has duplicate address '127.0.0.1:{port}' as existing listener, to check if the \
+                     listener has duplicated addresses with other listeners or 'enable_reuse_port' is set to 'false' for the \
+                     listener"
+                )
+            );
+            let error = refused(&mut house, &listener("m", &at(0), &format!("{{address: {pipe}}}"), ""));
+            assert!(
+                error.contains(&format!("'127.0.0.1:0,{}'", dir.path().join("pipe").display())),
+                "{error}"
+            );
+            house.settle().await;
+        }
+        // Its own are no duplicates.
+        house
+            .add(&listener("first", &at(port), &format!("{{address: {pipe}}}"), "tcp_backlog_size: 9,"))
+            .unwrap();
+        house.settle().await;
+        // Each gets a port, unless it does not bind.
+        let one = house.serve(&listener("one", &at(0), "", "")).await;
+        let two = house.serve(&listener("two", &at(0), "", "")).await;
+        assert_ne!(one, two);
+        house.serve(&listener("unbound", &at(0), "", "bind_to_port: false,")).await;
+        assert!(refused(&mut house, &listener("m", &at(0), "", "")).contains("duplicate"));
+        let gone = house.remove("unbound");
+        house.send(gone).await;
+        // Nor do two new ones share what a removed one leaves.
+        let mut orders = house.remove("one");
+        orders.extend(house.remove("first"));
+        let three = house.serve(&listener("three", &at(0), "", "")).await;
+        let four = house.serve(&listener("four", &at(0), "", "")).await;
+        assert_ne!(three, four);
+        // A listener that drains has given its address up.
+        house.add(&listener("m", &at(port), "", "")).unwrap();
+        house.send(orders).await;
+    });
+}
+
+#[test]
+fn validating_opens_no_sockets() {
+    run(async {
+        let mut house = House::new().await;
+        house.listeners = Listeners::new(&house.shared, 1, Mode::Validate);
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let _serving = std::os::unix::net::UnixListener::bind(&pipe).unwrap();
+        let listener = format!(
+            "{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}, additional_addresses: [\
+             {{address: {{pipe: {{path: '{}'}}}}}}], filter_chains: [{{filters: [{}]}}]}}",
+            taken.local_addr().unwrap().port(),
+            pipe.display(),
+            says("l"),
+        );
+        house.add(&listener).unwrap();
+        UnixStream::connect(&pipe).await.expect("its file is still there");
+    });
+}
+
+#[test]
+fn an_address_is_open_only_while_somebody_accepts() {
+    run(async {
+        let mut house = House::new().await;
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (main, other, last) = (free(), free(), free());
+        let listener = |more: &[SocketAddr], text: &str, mode: u32| {
+            let more: Vec<_> = more
+                .iter()
+                .map(|address| {
+                    format!(
+                        "{{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}",
+                        address.port()
+                    )
+                })
+                .collect();
+            format!(
+                "{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}, additional_addresses: [{}], \
+                 filter_chains: [{{filters: [{}]}}], stat_prefix: s{mode}}}",
+                main.port(),
+                more.join(", "),
+                says(text)
+            )
+        };
+        let piped = |text: &str, mode: u32| {
+            format!(
+                "{{name: p, address: {{pipe: {{path: '{}', mode: {mode}}}}}, filter_chains: [{{filters: [{}]}}]}}",
+                pipe.display(),
+                says(text)
+            )
+        };
+        // It is bound, but warming.
+        house.add(&listener(&[other], "old", 0)).unwrap();
+        house.add(&piped("old", 0o600)).unwrap();
+        assert!(TcpStream::connect(main).await.is_err());
+        assert!(UnixStream::connect(&pipe).await.is_err());
+        house.settle().await;
+        // While the update warms, every connection belongs to the predecessor.
+        house.add(&listener(&[last], "new", 1)).unwrap();
+        house.add(&piped("new", 0o666)).unwrap();
+        assert!(TcpStream::connect(last).await.is_err());
+        let mut text = String::new();
+        for _ in 0..16 {
+            assert_eq!(what_is_said(main).await, "old");
+            UnixStream::connect(&pipe).await.unwrap().read_to_string(&mut text).await.unwrap();
+        }
+        assert_eq!(text, "old".repeat(16));
+        house.settle().await;
+        until_refused(other).await;
+        for address in [main, last] {
+            assert_eq!(what_is_said(address).await, "new");
+        }
+        text.clear();
+        UnixStream::connect(&pipe).await.unwrap().read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "new");
     });
 }

@@ -182,7 +182,7 @@ impl Configuration {
         let manager = proto.cluster_manager.clone().unwrap_or_default();
         let resolver = ResolverSettings::of_bootstrap(&proto).map_err(text)?;
         let clusters = Clusters::new(&shared, &manager, &locality, resolver).map_err(text)?;
-        let listeners = Listeners::new(&shared, options.concurrency);
+        let listeners = Listeners::new(&shared, options.concurrency, options.mode);
         let counters = Counters::new(&shared.stats.root(), dynamic.ads_config.is_some());
         let on_demand = OnDemand::new(&shared);
         let mut configuration = Self {

@@ -1,7 +1,7 @@
 //! Listeners: added, warmed, updated in place or replaced, drained, removed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,9 +17,10 @@ use xxhash_rust::xxh64::xxh64;
 use super::dump::Dumped;
 use super::needs::Needs;
 use crate::admin::config_dump::{ResourceDump, ScopesDump};
+use crate::cli::options::Mode;
 use crate::context::{CompileContext, Shared};
 use crate::listener::config::{FilterChain, Listener, NetworkFilter};
-use crate::listener::sockets::Sockets;
+use crate::listener::sockets::{LeftSockets, Sockets};
 
 stats_group! {
     /// `listener_manager.`
@@ -137,9 +138,9 @@ struct Draining {
 enum Leaving {
     /// All of it.
     Listener {
-        /// Dead when every worker has closed them: until then nobody else can bind their addresses, but a listener that
+        /// Closed when every worker has closed them: until then nobody else can bind their addresses, but a listener that
         /// wants to can have them.
-        sockets: Weak<Sockets>,
+        sockets: LeftSockets,
         dumped: Option<Dumped>,
     },
     /// Chains of a listener that goes on.
@@ -168,6 +169,8 @@ struct GracefulDrain {
 pub struct Listeners {
     shared: Arc<Shared>,
     workers: u32,
+    /// Whether sockets are opened. Not to validate: a running proxy may have the addresses.
+    binds: bool,
     entries: BTreeMap<String, Entry>,
     draining: Vec<Draining>,
     stats: ListenerManagerStats,
@@ -186,8 +189,9 @@ pub struct Listeners {
 
 impl Listeners {
     /// None yet.
-    pub fn new(shared: &Arc<Shared>, workers: u32) -> Self {
+    pub fn new(shared: &Arc<Shared>, workers: u32, mode: Mode) -> Self {
         Self {
+            binds: mode != Mode::Validate,
             stats: shared.stats.root().scope("listener_manager").group(),
             shared: Arc::clone(shared),
             workers,
@@ -270,29 +274,55 @@ impl Listeners {
         needs: &mut Needs,
         client: &mut Client,
     ) -> Result<(Arc<Listener>, Option<Arc<Sockets>>), ConfigError> {
-        let active = self.entries.get(&proto.name).and_then(|entry| entry.active.as_ref());
+        let entry = self.entries.get(&proto.name);
+        let active = entry.and_then(|entry| entry.active.as_ref());
         let context = CompileContext::new(&self.shared);
         let previous = active.map(|running| &*running.listener);
         let listener = Listener::compile(proto, previous, &context, self.workers)?;
-        let kept = active.and_then(|running| running.sockets.clone()).filter(|kept| kept.fit(&listener));
-        // Workers may not have closed the sockets of a listener that was removed a moment ago.
-        let kept = kept.or_else(|| self.leaving_sockets().find(|sockets| sockets.fit(&listener)));
-        let sockets = match kept {
-            _ if !listener.bind_to_port => None,
-            Some(kept) => Some(kept),
-            None => {
-                let opened = Sockets::open(&listener, self.workers).map_err(ConfigError::new)?;
-                Some(Arc::new(opened))
+        self.check_addresses(&proto.name, &listener)?;
+        let sockets = match listener.bind_to_port && self.binds {
+            false => None,
+            true => {
+                let warming = entry.and_then(|entry| entry.warming.as_ref());
+                let kept = warming.and_then(|warming| warming.sockets.as_deref());
+                let kept: Vec<_> =
+                    kept.into_iter().chain(active.and_then(|running| running.sockets.as_deref())).collect();
+                // Workers may not have closed the sockets of a listener that was removed a moment ago.
+                let left: Vec<_> = self.leaving_sockets().collect();
+                let opened = Sockets::open(&listener, self.workers, &kept, &left);
+                Some(Arc::new(opened.map_err(ConfigError::new)?))
             }
         };
         needs.hold(&listener.needs, client)?;
         Ok((Arc::new(listener), sockets))
     }
 
+    /// Two listeners on one address would share its connections by chance. One that drains has given its address up; one
+    /// that binds to port 0 has a port of its own.
+    fn check_addresses(&self, name: &str, listener: &Listener) -> Result<(), ConfigError> {
+        let mut others = self.entries.iter().filter(|(other, _)| *other != name).flat_map(|(_, entry)| {
+            let active = entry.active.as_ref().map(|running| &running.listener);
+            active.into_iter().chain(entry.warming.as_ref().map(|warming| &warming.listener))
+        });
+        let has = |other: &Listener, address: &Address| {
+            let any_port = address.ip().is_some_and(|ip| ip.port() == 0);
+            !(any_port && other.bind_to_port) && other.addresses.iter().any(|own| own.address == *address)
+        };
+        if !others.any(|other| listener.addresses.iter().any(|own| has(other, &own.address))) {
+            return Ok(());
+        }
+        let addresses: Vec<_> = listener.addresses.iter().map(|listen| listen.address.to_string()).collect();
+        Err(ConfigError::new(format!(
+            "error adding listener: '{name}' has duplicate address '{}' as existing listener, to check if the listener has \
+             duplicated addresses with other listeners or 'enable_reuse_port' is set to 'false' for the listener",
+            addresses.join(",")
+        )))
+    }
+
     /// Sockets of draining listeners that are still open.
-    fn leaving_sockets(&self) -> impl Iterator<Item = Arc<Sockets>> {
+    fn leaving_sockets(&self) -> impl Iterator<Item = Sockets> {
         self.draining.iter().rev().filter_map(|drain| match &drain.what {
-            Leaving::Listener { sockets, .. } => sockets.upgrade(),
+            Leaving::Listener { sockets, .. } => Some(sockets.open()),
             Leaving::Chains(_) => None,
         })
     }
@@ -317,6 +347,20 @@ impl Listeners {
             };
             self.stats.total_listeners_warming().sub(1);
             let Warming { listener, sockets, wire, version, hash } = warming;
+            if let Some(Err(reason)) = sockets.as_ref().map(|sockets| sockets.listen(&listener)) {
+                tracing::error!(
+                    target: "config",
+                    "final pre-worker init for listener '{}' failed: {reason}", listener.name
+                );
+                self.stats.listener_create_failure().inc();
+                Dumped::refuse(&mut entry.dumped, wire, version, reason);
+                // It goes as a removed one does, without having come.
+                let what = Leaving::Listener { sockets: LeftSockets::default(), dumped: None };
+                self.stats.total_listeners_draining().add(1);
+                self.draining.push(Draining { id: self.next_id, until: now, listener, what });
+                self.next_id += 1;
+                continue;
+            }
             let old = entry.active.take();
             let old_dump = entry.dumped.replace(Dumped::accepted(wire, version));
             entry.hash = hash;
@@ -554,7 +598,7 @@ impl Listeners {
 
 impl Draining {
     fn listener(old: Running, until: Instant, dumped: Option<Dumped>) -> Self {
-        let sockets = old.sockets.as_ref().map_or_else(Weak::new, Arc::downgrade);
+        let sockets = old.sockets.as_ref().map(|sockets| sockets.leave()).unwrap_or_default();
         Self { id: old.id, until, listener: old.listener, what: Leaving::Listener { sockets, dumped } }
     }
 }
