@@ -162,9 +162,7 @@ async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String
         admin::spawn(socket, Arc::clone(&shared), Arc::clone(&options), main.clone(), node, allowed, logs)
             .map_err(|error| format!("cannot start the admin thread: {error}"))?;
     }
-    let result = server.run(main, jobs).await.map_err(|error| error.to_string());
-    shared.access_logs.flush_all();
-    result
+    server.run(main, jobs).await.map_err(|error| error.to_string())
 }
 
 fn write_base_id(options: &Options) -> Result<(), String> {

@@ -111,6 +111,9 @@ impl Server {
             self.configuration.count_subscriptions();
             if self.should_exit() {
                 self.workers.finish().await;
+                // While the configuration still holds the logs: once it goes, their threads end by themselves, and the
+                // process does not wait for them.
+                self.shared.access_logs.flush_all();
                 return Ok(());
             }
             let due = self.next_due();
