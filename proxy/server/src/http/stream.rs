@@ -258,7 +258,9 @@ impl<D: Downstream> Stream<'_, D> {
                 self.cx.hcm.stats.router.rq_direct_response().inc();
                 let (body, content_type) =
                     direct.body(&format_context(&self.info, Some(&self.heads.request), None));
-                self.direct(route, direct.status, body, content_type, None).await?;
+                // RFC 9110 section 15.3.2 and 15.4: these say where; it is here.
+                let location = matches!(direct.status, 201 | 300..400).then(|| own_uri(&self.heads.request));
+                self.direct(route, direct.status, body, content_type, location).await?;
             }
             // To Envoy a redirect is a direct response; its `rq_redirect` has stayed at 0 ever since.
             Action::Redirect(_) => {
@@ -440,4 +442,10 @@ impl<D: Downstream> Stream<'_, D> {
     fn flag(&mut self, flag: ResponseFlag) {
         self.info.flags.set(flag);
     }
+}
+
+/// The URI that a request asks for.
+fn own_uri(request: &Headers) -> Vec<u8> {
+    let scheme = request.get(Known::Scheme).unwrap_or(b"http");
+    [scheme, b"://", request.authority().unwrap_or_default(), request.path().unwrap_or_default()].concat()
 }
