@@ -82,7 +82,7 @@ impl Begin {
     /// A request that is answered without looking at it.
     pub(crate) fn refused(start: Instant, end: StreamEnd) -> Self {
         let facts =
-            HeadFacts { protocol: Protocol::Http11, end: true, tunnel: false, expect_continue: false };
+            HeadFacts { protocol: Protocol::Http11, end: false, tunnel: false, expect_continue: false };
         Self { start, facts, refused: Some(end) }
     }
 }
@@ -138,6 +138,8 @@ struct Stream<'a, D: Downstream> {
     /// Internal redirects followed, and the routes they left.
     redirects: u32,
     redirected_from: Vec<u32>,
+    /// An upgrade or CONNECT that is allowed.
+    upgraded: bool,
     /// It has come to its own end.
     is_over: bool,
 }
@@ -196,6 +198,7 @@ pub(crate) async fn serve<D: Downstream>(
         mirrors: Vec::new(),
         redirects: 0,
         redirected_from: Vec::new(),
+        upgraded: false,
         is_over: false,
         heads,
         cx,
@@ -220,6 +223,9 @@ impl<D: Downstream> Drop for Stream<'_, D> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // What may have panicked is not asked again: a second panic would end the process.
+            if self.upgraded {
+                self.cx.hcm.stats.hcm.downstream_cx_upgrades_active().dec();
+            }
             return self.cx.hcm.stats.hcm.downstream_rq_active().dec();
         }
         if !self.is_over {
@@ -238,6 +244,11 @@ impl<D: Downstream> Stream<'_, D> {
         }
         self.select_route()?;
         self.check_upgrade()?;
+        if self.facts.tunnel {
+            self.upgraded = true;
+            self.cx.hcm.stats.hcm.downstream_cx_upgrades_total().inc();
+            self.cx.hcm.stats.hcm.downstream_cx_upgrades_active().inc();
+        }
         // Once more for each internal redirect that is followed.
         while !self.route_once().await? {}
         Ok(())
@@ -342,13 +353,12 @@ impl<D: Downstream> Stream<'_, D> {
             StreamEnd::DownstreamReset
             | StreamEnd::DownstreamGone
             | StreamEnd::DownstreamViolation(_)
-            | StreamEnd::HeadRefused(_) => {
-                stats.downstream_rq_rx_reset().inc();
+            | StreamEnd::HeadRefused(_)
                 // An HTTP/1 connection goes with its request; HTTP/2 counts its end itself.
-                if self.facts.protocol != Protocol::Http2 {
-                    stats.downstream_cx_destroy_active_rq().inc();
-                    stats.downstream_cx_destroy_remote_active_rq().inc();
-                }
+                if self.facts.protocol != Protocol::Http2 =>
+            {
+                stats.downstream_cx_destroy_active_rq().inc();
+                stats.downstream_cx_destroy_remote_active_rq().inc();
             }
             _ => {}
         }
@@ -411,6 +421,13 @@ impl<D: Downstream> Stream<'_, D> {
         };
         let stats = &self.cx.hcm.stats;
         stats.hcm.downstream_rq_active().dec();
+        if self.upgraded {
+            stats.hcm.downstream_cx_upgrades_active().dec();
+        }
+        // Whichever side cuts a stream short, Envoy's codec is told to reset it, and counts that.
+        if !(self.request_complete && self.response_ended) {
+            stats.hcm.downstream_rq_rx_reset().inc();
+        }
         stats.hcm.downstream_rq_time().record(millis(self.info.start, now));
         if self.info.response_code != 0 {
             stats.classes.record(self.info.response_code);

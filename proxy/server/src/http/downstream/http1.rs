@@ -82,6 +82,8 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
     let mut timer = Timer::default();
     let expires = hcm.timeouts.connection_end(cx.info.start, cx.worker.random());
     let mut served = 0_u32;
+    // Whoever is done first has closed it: what the client does in answer to our end does not count.
+    let mut by_peer = None;
     loop {
         let mut scratch = None;
         let next = connection.next_request(cx, &mut timer, &mut scratch, expires).await;
@@ -135,6 +137,9 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
                         details: error.details(),
                     },
                 };
+                // Nobody has seen the request, and nobody reads on.
+                scratch.request.clear();
+                connection.input.clear();
                 Begin::refused(now, refused)
             }
             Next::HeadTimeout => {
@@ -172,6 +177,7 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         cx.worker.give_scratch(scratch);
         connection.count_bytes(cx);
         if connection.broken || connection.codec.after_message() == After::Close || refused {
+            by_peer = Some(connection.eof);
             connection.close(cx, &mut timer).await;
             break;
         }
@@ -184,7 +190,7 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         }
     }
     connection.count_bytes(cx);
-    open.by_peer = connection.eof;
+    open.by_peer = by_peer.unwrap_or(connection.eof);
 }
 
 impl Http1 {

@@ -192,7 +192,8 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
                 return !local;
             }
             Next::Flood => return false,
-            Next::Closed => return true,
+            // After our GOAWAY it is the library that ends it, once no stream is left.
+            Next::Closed => return draining.is_none(),
             Next::Timer => {
                 let now = timer.now();
                 if pinging.zip(options.keepalive_timeout).is_some_and(|(sent, limit)| now >= sent + limit) {

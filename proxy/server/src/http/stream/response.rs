@@ -77,7 +77,7 @@ impl<D: Downstream> Stream<'_, D> {
         let status = head.status().unwrap_or(200);
         self.info.response_code = status;
         self.info.timing.first_downstream_tx = Some(now);
-        if !self.request_complete && !self.facts.tunnel {
+        if !self.request_complete {
             hcm.stats.hcm.downstream_rq_response_before_rq_complete().inc();
         }
         let end = end || (self.is_head && !self.facts.tunnel);

@@ -161,8 +161,15 @@ impl<D: Downstream> Stream<'_, D> {
                     }
                     self.heads.response.clear();
                 }
-                Step::Head { end } => {
+                Step::Head { mut end } => {
                     let status = self.heads.response.status().unwrap_or(0);
+                    let mut details = "via_upstream";
+                    if self.is_handshake_failed(&attempt, status) {
+                        self.heads.response.remove(Known::ContentLength);
+                        self.heads.response.remove(Known::ContentType);
+                        attempt.response_done = true;
+                        (end, details) = (true, "websocket_handshake_unsuccessful");
+                    }
                     routing.counted.head(&self.heads.response, cluster.request_sizes.is_some());
                     if let Some(active) = active.take() {
                         active.finish(if status >= 500 { HostOutcome::Error } else { HostOutcome::Success });
@@ -202,7 +209,7 @@ impl<D: Downstream> Stream<'_, D> {
                     attempt.replayed = 0;
                     attempt.keep = false;
                     self.last_activity = self.timer.now();
-                    match self.on_response_head(routing, end) {
+                    match self.on_response_head(routing, end, details) {
                         Ok(()) => self.send_encoded(),
                         Err(stopped) => {
                             self.release(attempt.upstream, &pool, &cluster, false);
@@ -214,7 +221,7 @@ impl<D: Downstream> Stream<'_, D> {
                 Step::Finished => {
                     self.deadlines.route = None;
                     self.record_time(routing);
-                    self.release(attempt.upstream, &pool, &cluster, true);
+                    self.release(attempt.upstream, &pool, &cluster, attempt.request_sent);
                     return Attempted::Answered;
                 }
                 Step::Reply(reply) => {
@@ -225,8 +232,7 @@ impl<D: Downstream> Stream<'_, D> {
                     return self.stopped(Stopped::Reply(reply)).await;
                 }
                 Step::Reset(reason) => {
-                    cluster.stats.upstream_rq_rx_reset().inc();
-                    self.release(attempt.upstream, &pool, &cluster, false);
+                    self.lose(attempt.upstream, &cluster, reason);
                     if self.response_started {
                         let transport = None;
                         return Attempted::Over(StreamEnd::UpstreamReset {
@@ -245,7 +251,6 @@ impl<D: Downstream> Stream<'_, D> {
                     } else {
                         cluster.stats.upstream_rq_per_try_timeout().inc();
                     }
-                    cluster.stats.upstream_rq_tx_reset().inc();
                     self.release(attempt.upstream, &pool, &cluster, false);
                     if let Some(active) = active.take() {
                         active.finish(HostOutcome::Timeout);
@@ -279,16 +284,10 @@ impl<D: Downstream> Stream<'_, D> {
                             cluster.stats.upstream_rq_max_duration_reached().inc();
                             HostOutcome::Timeout
                         }
-                        StreamEnd::DownstreamGone | StreamEnd::DownstreamReset => {
-                            cluster.stats.upstream_rq_cancelled().inc();
-                            HostOutcome::Cancelled
-                        }
                         _ => HostOutcome::Cancelled,
                     };
-                    if !attempt.response_done {
-                        cluster.stats.upstream_rq_tx_reset().inc();
-                    }
-                    self.release(attempt.upstream, &pool, &cluster, attempt.response_done);
+                    let clean = attempt.response_done && attempt.request_sent;
+                    self.release(attempt.upstream, &pool, &cluster, clean);
                     if let Some(active) = active.take() {
                         active.finish(host_outcome);
                     }
@@ -420,11 +419,16 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// Passes the response head on.
-    fn on_response_head(&mut self, routing: &mut Routing<'_>, end: bool) -> Result<(), Stopped> {
+    fn on_response_head(
+        &mut self,
+        routing: &mut Routing<'_>,
+        end: bool,
+        details: &'static str,
+    ) -> Result<(), Stopped> {
         let now = self.timer.now();
         let status = self.heads.response.status().unwrap_or(0);
         self.info.timing.first_upstream_rx = Some(now);
-        self.info.details = Some("via_upstream".into());
+        self.info.details = Some(details.into());
         self.count(routing, status);
         let since = self.info.timing.last_downstream_rx.unwrap_or(self.info.start);
         let elapsed = millis(since, now);
@@ -444,13 +448,39 @@ impl<D: Downstream> Stream<'_, D> {
         self.attempt_count = None;
         self.mutate_response(routing.route, routing.weighted);
         if self.is_tunnel_accepted() {
-            self.cx.hcm.stats.hcm.downstream_cx_upgrades_total().inc();
             self.deadlines.request = None;
         }
         self.begin_encode(end)
     }
 
-    /// Gives the connection back, or ends the upstream stream.
+    /// Whether an HTTP/1 upstream has said neither yes nor no to a WebSocket: the client gets the head, and as from Envoy
+    /// nothing of what follows.
+    fn is_handshake_failed(&self, attempt: &Attempt, status: u16) -> bool {
+        self.facts.tunnel
+            && status != 101
+            && status < 400
+            && matches!(attempt.upstream, Upstream::Http1(_))
+            && (self.heads.request.get(Known::Upgrade))
+                .is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+    }
+
+    /// The upstream stream ended before its response did. HTTP/1 has no resets to count, only connections that end.
+    fn lose(&self, upstream: Upstream, cluster: &ClusterRef, reason: ResetReason) {
+        if matches!(upstream, Upstream::Http2(_)) {
+            match reason {
+                ResetReason::RemoteReset => cluster.stats.upstream_rq_rx_reset().inc(),
+                ResetReason::LocalReset | ResetReason::ProtocolError => {
+                    cluster.stats.upstream_rq_tx_reset().inc();
+                }
+                ResetReason::ConnectionTermination => {
+                    cluster.stats.upstream_rq_pending_failure_eject().inc();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Gives the connection back, or ends the upstream stream; `clean` when both directions have come to their end.
     fn release(&self, upstream: Upstream, pool: &Rc<HostPool>, cluster: &ClusterRef, clean: bool) {
         match upstream {
             Upstream::Http1(mut connection) => {
@@ -463,7 +493,12 @@ impl<D: Downstream> Stream<'_, D> {
                 }
             }
             // Dropping the stream resets it unless both directions have ended.
-            Upstream::Http2(stream) => drop(stream),
+            Upstream::Http2(stream) => {
+                if !clean {
+                    cluster.stats.upstream_rq_tx_reset().inc();
+                }
+                drop(stream);
+            }
             Upstream::Tcp(connection) => drop(connection),
         }
     }
