@@ -102,6 +102,6 @@ pub(crate) trait Downstream {
     /// Cuts the response short.
     fn reset(&mut self, cut: Cut);
 
-    /// Body bytes received and sent, and header bytes received and sent.
+    /// Bytes of body, of headers and on the wire, received and sent.
     fn bytes(&self) -> waystation_filter_api::stream::Bytes;
 }

@@ -31,6 +31,24 @@ pub(crate) struct Outbox {
     unflushed: bool,
 }
 
+/// The length of the line that a head begins with.
+#[inline]
+pub(crate) fn first_line(head: &[u8]) -> usize {
+    memchr::memchr(b'\n', head).map_or(0, |end| end + 1)
+}
+
+/// What Envoy's byte meter counts of a head that is sent: the lines of its fields.
+#[inline]
+pub(crate) fn header_lines(head: &[u8]) -> u64 {
+    (head.len() - first_line(head)).saturating_sub(2) as u64
+}
+
+/// What it counts of one that was received, of `head` bytes with the first line: of a field's line one byte less.
+#[inline]
+pub(crate) fn fields_size(head: usize, line: usize, fields: usize) -> u64 {
+    head.saturating_sub(line + 2 + fields) as u64
+}
+
 impl Outbox {
     /// Where a head is encoded. Only before anything large was queued, or nothing at all is.
     #[inline]

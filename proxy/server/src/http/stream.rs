@@ -203,7 +203,7 @@ pub(crate) async fn serve<D: Downstream>(
         heads,
         cx,
     };
-    stream.info.bytes.header_received = stream.heads.request.byte_size() as u64;
+    stream.info.bytes = stream.down.bytes();
     if facts.end {
         stream.info.timing.last_downstream_rx = Some(start);
     }
@@ -414,11 +414,7 @@ impl<D: Downstream> Stream<'_, D> {
     fn complete(&mut self) {
         let now = self.timer.now();
         self.info.timing.complete = Some(now);
-        let bytes = self.down.bytes();
-        self.info.bytes = waystation_filter_api::stream::Bytes {
-            header_received: self.info.bytes.header_received,
-            ..bytes
-        };
+        self.info.bytes = self.down.bytes();
         let stats = &self.cx.hcm.stats;
         stats.hcm.downstream_rq_active().dec();
         if self.upgraded {

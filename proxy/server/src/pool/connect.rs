@@ -178,6 +178,11 @@ impl ConnectionGuard {
         self.sent += count;
     }
 
+    /// Bytes received and sent since they were last brought into the statistics.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.received, self.sent)
+    }
+
     /// Brings the byte counts into the statistics: once per request, not per system call.
     #[inline]
     pub fn flush(&mut self) {

@@ -9,13 +9,14 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use std::pin::Pin;
 use tokio_util::io::poll_read_buf;
+use waystation_filter_api::stream::Bytes as ByteCounts;
 use waystation_http::Headers;
 use waystation_http::h1::{self, After, ClientConn, Framing, Received, ResponseHead};
 
 use super::HostPool;
 use super::connect::{ConnectionGuard, UpstreamConnInfo};
 use crate::http::end::ResetReason;
-use crate::http::outbox::Outbox;
+use crate::http::outbox::{Outbox, fields_size, first_line, header_lines};
 use crate::transport::{Liveness, Transport};
 use crate::worker::Worker;
 
@@ -38,6 +39,9 @@ pub(crate) struct Http1 {
     pub(crate) requests: u32,
     /// `max_connection_duration`.
     expires: Option<Instant>,
+    /// Bytes of header lines of the exchange under way.
+    header_received: u64,
+    header_sent: u64,
     /// The head of the response under way has been read.
     began: bool,
     /// It was an upgrade's or an accepted CONNECT's: what follows is the tunnel's.
@@ -65,6 +69,8 @@ impl Http1 {
             guard,
             requests: 0,
             expires,
+            header_received: 0,
+            header_sent: 0,
             began: false,
             tunnel: false,
             pool: Rc::downgrade(pool),
@@ -90,7 +96,24 @@ impl Http1 {
         self.began = false;
         self.out.give_buffer(|| worker.take_buffer());
         let codec = &mut self.codec;
-        self.out.with_buffer(|buffer| codec.send_head(headers, end, buffer));
+        let sent = self.out.with_buffer(|buffer| {
+            let before = buffer.len();
+            codec.send_head(headers, end, buffer);
+            header_lines(&buffer[before..])
+        });
+        (self.header_sent, self.header_received) = (sent, 0);
+    }
+
+    /// Header bytes and bytes on the wire of the exchange under way.
+    pub(crate) fn bytes(&self) -> ByteCounts {
+        let (received, sent) = self.guard.bytes();
+        ByteCounts {
+            header_received: self.header_received,
+            header_sent: self.header_sent,
+            wire_received: received,
+            wire_sent: sent + self.out.waiting() as u64,
+            ..ByteCounts::default()
+        }
     }
 
     pub(crate) fn send_data(&mut self, data: Bytes) {
@@ -136,10 +159,14 @@ impl Http1 {
         headers: &mut Headers,
     ) -> Poll<Result<Received<ResponseHead>, ResetReason>> {
         loop {
+            let waiting = self.input.len();
+            let line = if self.began { 0 } else { first_line(&self.input) };
             match self.codec.receive(&mut self.input, headers) {
                 Ok(Received::NeedMore) => {}
                 Ok(received) => {
                     if let Received::Head(head) = &received {
+                        let fields = headers.len() - 1 + usize::from(head.framing == Framing::Chunked);
+                        self.header_received += fields_size(waiting - self.input.len(), line, fields);
                         self.began = !head.informational;
                         if self.began && !head.keep_alive {
                             self.guard.cluster().stats.upstream_cx_close_notify().inc();

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use tokio::sync::Notify;
+use waystation_filter_api::stream::Bytes as ByteCounts;
 use waystation_http::h2::FrameGuard;
 use waystation_http::{Headers, Known, h2 as convert};
 use waystation_upstream::cluster::Http2Options;
@@ -25,6 +26,9 @@ use crate::transport::Transport;
 
 /// Bytes of request that may wait for flow control before more is taken in.
 const HIGH_WATER: usize = 64 * 1024;
+
+/// What stands before the payload of every frame (RFC 9113 section 4.1).
+pub(crate) const FRAME_HEADER: u64 = 9;
 
 /// A connection that carries many streams; a task of its own drives it.
 pub(crate) struct Http2 {
@@ -207,6 +211,7 @@ pub(crate) struct Http2Stream {
     data_done: bool,
     /// The protocol of an extended CONNECT.
     upgrade: Option<Box<str>>,
+    bytes: ByteCounts,
 }
 
 impl Http2Stream {
@@ -230,7 +235,13 @@ impl Http2Stream {
             trailers: None,
             data_done: false,
             upgrade: None,
+            bytes: ByteCounts::default(),
         }
+    }
+
+    /// Header bytes as they are without compression, and with them and the frames around all of it the wire's.
+    pub(crate) fn bytes(&self) -> ByteCounts {
+        self.bytes
     }
 
     pub(crate) fn info(&self) -> &Rc<UpstreamConnInfo> {
@@ -239,6 +250,8 @@ impl Http2Stream {
 
     pub(crate) fn send_head(&mut self, headers: &Headers, end: bool) -> Result<(), ResetReason> {
         let mut request = convert::write_request(headers).map_err(|_| ResetReason::LocalReset)?;
+        self.bytes.header_sent = headers.byte_size() as u64;
+        self.bytes.wire_sent = self.bytes.header_sent + FRAME_HEADER;
         // RFC 8441: an upgrade becomes an extended CONNECT.
         if let Some(protocol) = headers.get_str(Known::Upgrade) {
             *request.method_mut() = http::Method::CONNECT;
@@ -260,6 +273,7 @@ impl Http2Stream {
 
     pub(crate) fn send_data(&mut self, data: Bytes) -> Result<(), ResetReason> {
         self.pending_bytes += data.len();
+        self.bytes.wire_sent += data.len() as u64 + FRAME_HEADER;
         self.pending.push_back(data);
         Ok(())
     }
@@ -311,6 +325,8 @@ impl Http2Stream {
                 headers.set(Known::Upgrade, protocol.as_bytes());
                 headers.set(Known::Connection, "upgrade");
             }
+            self.bytes.header_received = headers.byte_size() as u64;
+            self.bytes.wire_received += self.bytes.header_received + FRAME_HEADER;
             let end = receive.is_end_stream();
             self.receive = Some(receive);
             return Poll::Ready(Ok(Event::Head { end }));
@@ -321,6 +337,7 @@ impl Http2Stream {
                 Some(Ok(data)) => {
                     // What is read here goes on at once, or is not read at all: that is the back-pressure.
                     let _ = receive.flow_control().release_capacity(data.len());
+                    self.bytes.wire_received += data.len() as u64 + FRAME_HEADER;
                     return Poll::Ready(Ok(Event::Data(data)));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(self.lost(&error))),

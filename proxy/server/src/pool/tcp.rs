@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWrite as _;
 use tokio_util::io::poll_read_buf;
+use waystation_filter_api::stream::Bytes as ByteCounts;
 use waystation_http::Headers;
 
 use super::connect::{ConnectionGuard, UpstreamConnInfo};
@@ -48,6 +49,16 @@ impl Tcp {
             shut: false,
             info: Rc::new(info),
             guard,
+        }
+    }
+
+    /// Bytes on the wire.
+    pub(crate) fn bytes(&self) -> ByteCounts {
+        let (received, sent) = self.guard.bytes();
+        ByteCounts {
+            wire_received: received,
+            wire_sent: sent + self.out.waiting() as u64,
+            ..ByteCounts::default()
         }
     }
 

@@ -16,7 +16,7 @@ use waystation_http::h1::{self, After, Framing, Received, RequestHead, ServerCon
 use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece};
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
-use crate::http::outbox::Outbox;
+use crate::http::outbox::{Outbox, fields_size, first_line, header_lines};
 use crate::http::stream::{self, Begin};
 use crate::http::timer::{Timer, after, earliest};
 use crate::transport::Transport;
@@ -42,6 +42,8 @@ pub(crate) struct Http1 {
     /// Bytes on the wire that are not in the statistics yet.
     wire_in: u64,
     wire_out: u64,
+    /// How much of `input` was there before the request under way, and is in the statistics.
+    carried: u64,
     /// The client has closed its side.
     eof: bool,
     /// The connection is of no further use.
@@ -75,6 +77,7 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         worker: Rc::clone(&cx.worker),
         bytes: ByteCounts::default(),
         wire_out: 0,
+        carried: 0,
         eof: false,
         broken: false,
         buffer_limit: PIPELINE,
@@ -170,7 +173,6 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         if draining || full || refused {
             connection.codec.close_after_response();
         }
-        connection.bytes = ByteCounts::default();
         // The stream's state is most of what a connection would hold: an idle one does without it, for one allocation of
         // a size that the allocator has at hand.
         Box::pin(stream::serve(cx, &mut connection, &mut timer, &mut scratch, begin)).await;
@@ -208,12 +210,21 @@ impl Http1 {
         let since = timer.now();
         let idle = after(since, timeouts.idle);
         let mut head_by = None;
+        self.bytes = ByteCounts::default();
         std::future::poll_fn(|task| {
             loop {
                 if !self.input.is_empty() {
                     let scratch = scratch.get_or_insert_with(|| cx.worker.take_scratch());
+                    let (waiting, line) = (self.input.len(), first_line(&self.input));
                     match self.codec.receive(&mut self.input, &mut scratch.request) {
-                        Ok(Received::Head(head)) => return Poll::Ready(Next::Head(head)),
+                        Ok(Received::Head(head)) => {
+                            // Without method and path, and with what the codec has taken off.
+                            let chunked = usize::from(head.framing == Framing::Chunked);
+                            let fields = (scratch.request.len() + chunked).saturating_sub(2);
+                            let size = waiting - self.input.len();
+                            self.bytes.header_received = fields_size(size, line, fields);
+                            return Poll::Ready(Next::Head(head));
+                        }
                         // Between messages there is nothing else that could be complete.
                         Ok(_) => {}
                         Err(error) => return Poll::Ready(Next::Refused(error)),
@@ -274,6 +285,7 @@ impl Http1 {
         let stats = &cx.hcm.stats.hcm;
         stats.downstream_cx_rx_bytes_total().add(std::mem::take(&mut self.wire_in));
         stats.downstream_cx_tx_bytes_total().add(std::mem::take(&mut self.wire_out));
+        self.carried = self.input.len() as u64;
     }
 
     /// Envoy's delayed close: after the response the write side is shut down, and the client has a moment to read it
@@ -374,10 +386,12 @@ impl Downstream for Http1 {
 
     fn send_head(&mut self, head: &Headers, end: bool) {
         self.out.give_buffer(|| self.worker.take_buffer());
-        let before = self.out.waiting();
         let codec = &mut self.codec;
-        self.out.with_buffer(|buffer| codec.send_head(head, end, buffer));
-        self.bytes.header_sent += (self.out.waiting() - before) as u64;
+        self.bytes.header_sent += self.out.with_buffer(|buffer| {
+            let before = buffer.len();
+            codec.send_head(head, end, buffer);
+            header_lines(&buffer[before..])
+        });
     }
 
     fn send_data(&mut self, data: Bytes) {
@@ -424,6 +438,10 @@ impl Downstream for Http1 {
     }
 
     fn bytes(&self) -> ByteCounts {
-        self.bytes
+        ByteCounts {
+            wire_received: (self.carried + self.wire_in).saturating_sub(self.input.len() as u64),
+            wire_sent: self.wire_out + self.out.waiting() as u64,
+            ..self.bytes
+        }
     }
 }

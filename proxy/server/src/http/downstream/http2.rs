@@ -23,7 +23,7 @@ use crate::http::end::StreamEnd;
 use crate::http::frames::{TOO_LARGE, Watch, Watched};
 use crate::http::stream::{self, Begin};
 use crate::http::timer::{Timer, after, earliest};
-use crate::pool::http2::poll_send;
+use crate::pool::http2::{FRAME_HEADER, poll_send};
 use crate::transport::Transport;
 
 /// Bytes of response that may wait for flow control before upstream is read further.
@@ -356,6 +356,7 @@ async fn serve_stream(
     } else {
         underscore
     };
+    let header_received = head.byte_size() as u64;
     let mut down = Http2 {
         receive,
         respond,
@@ -367,7 +368,11 @@ async fn serve_stream(
         data_done: facts.end,
         finished: false,
         upgrade,
-        bytes: ByteCounts::default(),
+        bytes: ByteCounts {
+            header_received,
+            wire_received: header_received + FRAME_HEADER,
+            ..ByteCounts::default()
+        },
         watch,
     };
     let mut timer = std::mem::take(&mut scratch.timer);
@@ -406,6 +411,7 @@ impl Downstream for Http2 {
                     // Read only when upstream has room: that is the back-pressure.
                     let _ = self.receive.flow_control().release_capacity(data.len());
                     self.bytes.body_received += data.len() as u64;
+                    self.bytes.wire_received += data.len() as u64 + FRAME_HEADER;
                     return Poll::Ready(Ok(Piece::Data(data)));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(lost(&self.watch, &error))),
@@ -443,6 +449,7 @@ impl Downstream for Http2 {
 
     fn send_head(&mut self, head: &Headers, end: bool) {
         self.bytes.header_sent += head.byte_size() as u64;
+        self.bytes.wire_sent += self.bytes.header_sent + FRAME_HEADER;
         let Ok(mut response) = convert::write_response(head) else {
             self.respond.send_reset(Reason::INTERNAL_ERROR);
             return;
@@ -459,6 +466,7 @@ impl Downstream for Http2 {
     fn send_data(&mut self, data: Bytes) {
         if self.send.is_some() {
             self.bytes.body_sent += data.len() as u64;
+            self.bytes.wire_sent += data.len() as u64 + FRAME_HEADER;
             self.pending_bytes += data.len();
             self.pending.push_back(data);
         }

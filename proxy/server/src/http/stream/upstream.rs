@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use waystation_filter_api::stream::Protocol;
+use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
 use waystation_http::Headers;
 use waystation_http::h1::{self, Received};
 use waystation_tls::ClientOptions;
@@ -253,6 +253,15 @@ impl Upstream {
             Self::Http1(connection) => &connection.info,
             Self::Http2(stream) => stream.info(),
             Self::Tcp(connection) => &connection.info,
+        }
+    }
+
+    /// Header bytes and bytes on the wire of this stream so far.
+    pub(super) fn bytes(&self) -> ByteCounts {
+        match self {
+            Self::Http1(connection) => connection.bytes(),
+            Self::Http2(stream) => stream.bytes(),
+            Self::Tcp(connection) => connection.bytes(),
         }
     }
 

@@ -131,7 +131,8 @@ impl<D: Downstream> Stream<'_, D> {
                 alternative: routing.alternative,
             },
         };
-        self.info.upstream.bytes = waystation_filter_api::stream::Bytes::default();
+        // The body is measured for each attempt, the wire for all of them.
+        (self.info.upstream.bytes.body_sent, self.info.upstream.bytes.body_received) = (0, 0);
         // A CONNECT that ends here is accepted by its connection.
         let raw = matches!(attempt.upstream, Upstream::Tcp(_));
         attempt.tunnel_held = self.facts.tunnel && !raw;
@@ -465,7 +466,8 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// The upstream stream ended before its response did. HTTP/1 has no resets to count, only connections that end.
-    fn lose(&self, upstream: Upstream, cluster: &ClusterRef, reason: ResetReason) {
+    fn lose(&mut self, upstream: Upstream, cluster: &ClusterRef, reason: ResetReason) {
+        self.add_bytes(&upstream);
         if matches!(upstream, Upstream::Http2(_)) {
             match reason {
                 ResetReason::RemoteReset => cluster.stats.upstream_rq_rx_reset().inc(),
@@ -480,8 +482,17 @@ impl<D: Downstream> Stream<'_, D> {
         }
     }
 
+    fn add_bytes(&mut self, upstream: &Upstream) {
+        let (of, bytes) = (upstream.bytes(), &mut self.info.upstream.bytes);
+        bytes.header_received += of.header_received;
+        bytes.header_sent += of.header_sent;
+        bytes.wire_received += of.wire_received;
+        bytes.wire_sent += of.wire_sent;
+    }
+
     /// Gives the connection back, or ends the upstream stream; `clean` when both directions have come to their end.
-    fn release(&self, upstream: Upstream, pool: &Rc<HostPool>, cluster: &ClusterRef, clean: bool) {
+    fn release(&mut self, upstream: Upstream, pool: &Rc<HostPool>, cluster: &ClusterRef, clean: bool) {
+        self.add_bytes(&upstream);
         match upstream {
             Upstream::Http1(mut connection) => {
                 let keep = connection.finish(&self.cx.worker) && clean;
