@@ -18,7 +18,7 @@ use waystation_xds::{Client, Interest, Rejection, Resource, ResourceType, SubId,
 use super::dump::Dumped;
 use super::on_demand::Waiters;
 use super::scopes::{Changed, ScopeMap, Scopes};
-use super::virtual_hosts::VirtualHosts;
+use super::virtual_hosts::{VirtualHosts, names_of};
 use crate::config_source;
 use crate::context::{Need, Shared, resource_key, scopes_key};
 use crate::http::filters::discovered::DiscoveredFilter;
@@ -400,15 +400,22 @@ impl Needs {
                 (Answer::Missing, offered.iter().map(reject).collect())
             }
         };
-        for name in offered.iter().flat_map(|resource| resource.aliases.iter().chain([&resource.name])) {
+        for name in offered.into_iter().flat_map(names_of) {
             hosts.answer(name, answer);
         }
-        for name in &update.removed {
-            hosts.answer(name, Answer::Missing);
-        }
         // What does not exist is asked for anew by the next request, so that names that clients make up do not add up.
-        client.remove_names(hosts.sub, update.removed.clone());
+        let over = hosts.miss(&update.resources, &update.removed);
+        client.remove_names(hosts.sub, over);
         rejected
+    }
+
+    /// Nothing has come for a subscription: who waits for a virtual host by it is told that there is none.
+    pub fn give_up_virtual_hosts(&mut self, sub: SubId, client: &mut Client) {
+        if let Some(Slot::Route { hosts: Some(hosts), .. }) = self.by_sub(sub).map(|needed| &mut needed.slot)
+            && hosts.sub == sub
+        {
+            client.remove_names(sub, hosts.give_up());
+        }
     }
 
     /// Those of `needs` that are still waited for, by name, for `/init_dump`.

@@ -1,6 +1,6 @@
 //! Virtual hosts by VHDS: added to the route configuration that asks for them, and taken out of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -38,6 +38,8 @@ pub struct VirtualHosts {
     by_name: BTreeMap<String, pb::VirtualHost>,
     /// Their names and aliases.
     known: HashMap<Arc<str>, Arc<str>>,
+    /// The names and aliases that virtual hosts have lost, and that may still be subscribed to.
+    lost: Vec<Arc<str>>,
     /// The names that requests wait for.
     waiting: HashMap<Arc<str>, Waiters>,
     /// The route configuration as it came.
@@ -57,6 +59,7 @@ impl VirtualHosts {
             settled: false,
             by_name: BTreeMap::new(),
             known: HashMap::new(),
+            lost: Vec::new(),
             waiting: HashMap::new(),
             base,
             stats: scope.group(),
@@ -89,6 +92,30 @@ impl VirtualHosts {
         if let Some(mut waiters) = self.waiting.remove(name) {
             waiters.answer(answer);
         }
+    }
+
+    /// After an update of `offered` and `removed`: tells who waits for what is not there now, be it that it could not be
+    /// read, and gives the names that stand for nothing.
+    pub fn miss(&mut self, offered: &[Resource], removed: &[Arc<str>]) -> Vec<Arc<str>> {
+        let mut over = std::mem::take(&mut self.lost);
+        over.extend(removed.iter().cloned());
+        over.extend(
+            offered.iter().flat_map(names_of).filter(|name| !self.known.contains_key(*name)).cloned(),
+        );
+        for name in &over {
+            self.answer(name, Answer::Missing);
+        }
+        over
+    }
+
+    /// The server will say nothing: tells all who wait, and gives the names that they have waited for.
+    pub fn give_up(&mut self) -> Vec<Arc<str>> {
+        let waiting = self.waiting.drain();
+        let names = waiting.map(|(name, mut waiters)| {
+            waiters.answer(Answer::Missing);
+            name
+        });
+        names.collect()
     }
 
     /// The names that nobody waits for any longer, and that the server has said nothing about.
@@ -132,14 +159,17 @@ impl VirtualHosts {
             by_name.remove(&**name);
         }
         let names = updated.iter().flat_map(|(resource, _)| {
-            let aliases = resource.aliases.iter().chain([&resource.name]);
-            aliases.map(|alias| (Arc::clone(alias), Arc::clone(&resource.name)))
+            names_of(resource).map(|alias| (Arc::clone(alias), Arc::clone(&resource.name)))
         });
         let names: Vec<_> = names.collect();
+        let replaced: HashSet<_> = updated.iter().map(|(resource, _)| Arc::clone(&resource.name)).collect();
         by_name.extend(updated.into_iter().map(|(resource, host)| (resource.name.to_string(), host)));
         let table = self.table(&self.base, &by_name, shared)?;
+        // What a virtual host was known by is what its last form says.
+        let over = |name: &Arc<str>| replaced.contains(name) || !by_name.contains_key(&**name);
+        let before: Vec<_> = self.known.extract_if(|_, name| over(name)).map(|(alias, _)| alias).collect();
         self.known.extend(names);
-        self.known.retain(|_, name| by_name.contains_key(&**name));
+        self.lost.extend(before.into_iter().filter(|alias| !self.known.contains_key(alias)));
         self.by_name = by_name;
         self.stats.config_reload().inc();
         Ok(Some(table))
@@ -157,6 +187,11 @@ impl VirtualHosts {
         let hosts: Vec<pb::VirtualHost> = by_name.values().cloned().collect();
         routes::with_virtual_hosts(base, &hosts, shared).map(Arc::new)
     }
+}
+
+/// What a virtual host may be asked for by.
+pub fn names_of(resource: &Resource) -> impl Iterator<Item = &Arc<str>> {
+    resource.aliases.iter().chain([&resource.name])
 }
 
 #[cfg(test)]
@@ -266,5 +301,46 @@ mod tests {
         assert!(again.is_some() && hosts.take_left().is_empty());
         drop(three);
         assert_eq!(hosts.take_left(), ["rc/also.a.example".into()]);
+    }
+
+    #[test]
+    fn an_alias_that_a_virtual_host_loses_is_asked_for_again() {
+        let shared = shared();
+        let mut hosts = hosts(&shared);
+        update(&mut hosts, &[host("a", "a.example")], &[], &shared).unwrap();
+        assert!(hosts.miss(&[host("a", "a.example").0], &[]).is_empty());
+        let (mut resource, proto) = host("a", "a.example");
+        resource.aliases = vec!["rc/new.a.example".into()];
+        update(&mut hosts, &[(resource, proto)], &[], &shared).unwrap();
+        assert_eq!(hosts.miss(&[], &[]), ["rc/also.a.example".into()]);
+        let (reply, mut known) = oneshot::channel();
+        assert_eq!((hosts.ask("new.a.example", reply), known.try_recv()), (None, Ok(Answer::Found)));
+        let (reply, _answer) = oneshot::channel();
+        assert_eq!(hosts.ask("also.a.example", reply).as_deref(), Some("rc/also.a.example"));
+    }
+
+    #[test]
+    fn who_waits_for_a_virtual_host_that_cannot_be_read_is_told() {
+        let shared = shared();
+        let mut hosts = hosts(&shared);
+        let (reply, mut answer) = oneshot::channel();
+        hosts.ask("also.a.example", reply);
+        // It was left out of what is applied.
+        let (unreadable, _) = host("a", "a.example");
+        let over = hosts.miss(&[unreadable], &[]);
+        assert_eq!(over, ["rc/also.a.example".into(), "rc/a.example".into()]);
+        assert_eq!(answer.try_recv(), Ok(Answer::Missing));
+    }
+
+    #[test]
+    fn all_who_wait_are_told_when_nothing_will_come() {
+        let shared = shared();
+        let mut hosts = hosts(&shared);
+        let (reply, mut answer) = oneshot::channel();
+        hosts.ask("a.example", reply);
+        assert_eq!(hosts.give_up(), ["rc/a.example".into()]);
+        assert_eq!(answer.try_recv(), Ok(Answer::Missing));
+        let (reply, _answer) = oneshot::channel();
+        assert!(hosts.ask("a.example", reply).is_some());
     }
 }

@@ -39,6 +39,7 @@ impl Configuration {
             Event::Failed { sub, failure } => {
                 tracing::warn!(target: "config", "subscription failed: {failure:?}");
                 self.waiting.retain(|waiting| *waiting != sub);
+                self.needs.give_up_virtual_hosts(sub, &mut self.client);
                 if let Some(needed) = self.needs.settle(sub) {
                     if let Slot::Filter { stats, .. } = &needed.slot {
                         stats.config_fail().inc();
