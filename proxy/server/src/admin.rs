@@ -1,7 +1,7 @@
 //! The admin interface: a thread of its own, so that no scrape delays traffic or xDS.
 //!
 //! What it shows of the configuration it asks the main thread for, as references to encoded messages. What may be long
-//! is rendered by threads that stand behind it ([`render`]): `/ready` waits for nobody's million lines.
+//! is rendered by threads that stand behind it (`render`): `/ready` waits for nobody's million lines.
 
 pub mod access_log;
 mod certs;

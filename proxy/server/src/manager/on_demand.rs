@@ -214,7 +214,7 @@ impl OnDemand {
     }
 
     /// Ends the waits that have lasted long enough. A name that the server has said nothing about is given up, so that names
-    /// that clients make up do not use up [`MAX_UNANSWERED`]; the next request asks anew.
+    /// that clients make up do not use up `MAX_UNANSWERED`; the next request asks anew.
     pub fn expire(&mut self, now: Instant, client: &mut Client) {
         while let Some((due, name)) = self.due.pop_first() {
             if due > now {
