@@ -25,13 +25,15 @@ pub const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 /// A bootstrap that passed the walk.
 #[derive(Debug)]
 pub struct Bootstrap {
-    /// The decoded message without its static clusters, the command line's node overrides applied.
+    /// The decoded message without its static clusters and listeners, the command line's node overrides applied.
     pub proto: pb::Bootstrap,
     /// The whole message, encoded.
     pub wire: Bytes,
     /// The static clusters, encoded. Each is decoded when it is compiled: thousands of decoded ones at a time would weigh
     /// more than all that is made of them.
     pub clusters: Vec<Bytes>,
+    /// The static listeners, encoded: what is compared to tell what an update leaves unchanged.
+    pub listeners: Vec<Bytes>,
     /// What the walk found worth telling.
     pub report: Report,
 }
@@ -98,10 +100,10 @@ impl Bootstrap {
     /// Decodes a bootstrap that passed the walk.
     pub fn decode(wire: Bytes, options: &Options, report: Report) -> Result<Self, LoadError> {
         let malformed = |error| LoadError::Malformed(format!("malformed bootstrap: {error}"));
-        let (rest, clusters) = split_clusters(&wire).map_err(malformed)?;
+        let Split { rest, clusters, listeners } = split(&wire).map_err(malformed)?;
         let mut proto = pb::Bootstrap::decode(&*rest).map_err(malformed)?;
         apply_overrides(&mut proto, options);
-        Ok(Self { proto, wire, clusters, report })
+        Ok(Self { proto, wire, clusters, listeners, report })
     }
 
     /// The log format that `application_log_config` sets, as a pattern for [`crate::log::set_format`].
@@ -153,40 +155,48 @@ impl Bootstrap {
     }
 }
 
-/// Takes `static_resources.clusters` out of an encoded bootstrap.
-fn split_clusters(wire: &Bytes) -> Result<(Vec<u8>, Vec<Bytes>), DecodeError> {
-    /// `Bootstrap.static_resources` and `StaticResources.clusters`.
+/// An encoded bootstrap in parts.
+#[derive(Default)]
+struct Split {
+    rest: Vec<u8>,
+    clusters: Vec<Bytes>,
+    listeners: Vec<Bytes>,
+}
+
+/// Takes `static_resources.clusters` and `.listeners` out of an encoded bootstrap.
+fn split(wire: &Bytes) -> Result<Split, DecodeError> {
+    /// `Bootstrap.static_resources`, and of `StaticResources` `listeners` and `clusters`.
     const STATIC_RESOURCES: u32 = 2;
+    const LISTENERS: u32 = 1;
     const CLUSTERS: u32 = 2;
-    let mut clusters = Vec::new();
-    let mut rest = Vec::new();
+    let mut split = Split::default();
     for_each_field(wire, &mut |number, whole, payload| {
         if number != STATIC_RESOURCES {
-            rest.extend_from_slice(whole);
+            split.rest.extend_from_slice(whole);
             return Ok(());
         }
         let mut others = Vec::new();
         for_each_field(payload, &mut |number, whole, payload| {
-            if number == CLUSTERS {
-                clusters.push(wire.slice_ref(payload));
-            } else {
-                others.extend_from_slice(whole);
+            match number {
+                CLUSTERS => split.clusters.push(wire.slice_ref(payload)),
+                LISTENERS => split.listeners.push(wire.slice_ref(payload)),
+                _ => others.extend_from_slice(whole),
             }
             Ok(())
         })?;
-        encode_key(STATIC_RESOURCES, WireType::LengthDelimited, &mut rest);
-        encode_varint(others.len() as u64, &mut rest);
-        rest.extend_from_slice(&others);
+        encode_key(STATIC_RESOURCES, WireType::LengthDelimited, &mut split.rest);
+        encode_varint(others.len() as u64, &mut split.rest);
+        split.rest.extend_from_slice(&others);
         Ok(())
     })?;
-    Ok((rest, clusters))
+    Ok(split)
 }
 
 /// Takes the number, the bytes and the payload of a field.
-type EachField<'a> = dyn FnMut(u32, &[u8], &[u8]) -> Result<(), DecodeError> + 'a;
+pub(crate) type EachField<'a> = dyn FnMut(u32, &[u8], &[u8]) -> Result<(), DecodeError> + 'a;
 
 /// Calls `each` with the number, the bytes and, where it is length-delimited, the payload of each field.
-fn for_each_field(message: &[u8], each: &mut EachField<'_>) -> Result<(), DecodeError> {
+pub(crate) fn for_each_field(message: &[u8], each: &mut EachField<'_>) -> Result<(), DecodeError> {
     let mut left = message;
     while !left.is_empty() {
         let start = left;
@@ -238,13 +248,13 @@ fn apply_overrides(proto: &mut pb::Bootstrap, options: &Options) {
 
 #[cfg(test)]
 mod tests {
-    use super::{pb, split_clusters};
+    use super::{Split, pb, split};
     use envoy_types::pb::envoy::config::cluster::v3::Cluster;
     use envoy_types::pb::envoy::config::listener::v3::Listener;
     use prost::Message as _;
 
     #[test]
-    fn clusters_are_taken_out_and_the_rest_stays() {
+    fn clusters_and_listeners_are_taken_out_and_the_rest_stays() {
         let cluster = |name: &str| Cluster { name: name.into(), ..Default::default() };
         let part = |names: &[&str]| pb::Bootstrap {
             flags_path: "f".into(),
@@ -257,14 +267,16 @@ mod tests {
         };
         // A file, and YAML merged over it.
         let wire = [part(&["a", "b"]).encode_to_vec(), part(&["c"]).encode_to_vec()].concat();
-        let (rest, clusters) = split_clusters(&wire.into()).unwrap();
+        let Split { rest, clusters, listeners } = split(&wire.into()).unwrap();
         let names = clusters.iter().map(|wire| Cluster::decode(wire.clone()).unwrap().name);
         assert_eq!(names.collect::<Vec<_>>(), ["a", "b", "c"]);
         let rest = pb::Bootstrap::decode(&*rest).unwrap();
         let resources = rest.static_resources.unwrap();
         assert_eq!(
             (rest.flags_path.as_str(), resources.clusters.len(), resources.listeners.len()),
-            ("f", 0, 2)
+            ("f", 0, 0)
         );
+        let names = listeners.iter().map(|wire| Listener::decode(wire.clone()).unwrap().name);
+        assert_eq!(names.collect::<Vec<_>>(), ["l", "l"]);
     }
 }

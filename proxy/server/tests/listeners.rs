@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
+use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -44,9 +45,13 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn parse<M: prost::Message + Default>(name: &str, yaml: &str) -> M {
+    M::decode(&*encode(name, yaml)).unwrap()
+}
+
+fn encode(name: &str, yaml: &str) -> Vec<u8> {
     let message = Message::find(name).unwrap();
-    let wire = yaml_to_wire(message, yaml, TextOptions::default());
-    M::decode(&*wire.unwrap_or_else(|error| panic!("{error}: {yaml}")).wire).unwrap()
+    let encoded = yaml_to_wire(message, yaml, TextOptions::default());
+    encoded.unwrap_or_else(|error| panic!("{error}: {yaml}")).wire
 }
 
 /// A network filter that proxies to the upstream `up`.
@@ -102,8 +107,9 @@ impl House {
     }
 
     fn add(&mut self, yaml: &str) -> Result<(), ConfigError> {
-        let proto: ListenerProto = parse("envoy.config.listener.v3.Listener", yaml);
-        self.listeners.add(&proto, &Arc::from("1"), true, &mut self.needs, &mut self.client)
+        let wire = encode("envoy.config.listener.v3.Listener", yaml);
+        let proto = ListenerProto::decode(&*wire).unwrap();
+        self.listeners.add(&proto, wire.into(), &Arc::from("1"), true, &mut self.needs, &mut self.client)
     }
 
     async fn send(&mut self, orders: Vec<Order>) {
@@ -575,5 +581,40 @@ fn an_address_is_open_only_while_somebody_accepts() {
         text.clear();
         UnixStream::connect(&pipe).await.unwrap().read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "new");
+    });
+}
+
+#[test]
+fn what_has_maps_is_the_same_each_time() {
+    run(async {
+        let mut house = House::new().await;
+        let keys =
+            |from: u8| (from..from + 8).map(|key| format!("k{key}: {{}}")).collect::<Vec<_>>().join(", ");
+        let metadata =
+            format!("metadata: {{filter_metadata: {{n: {{a: 1, b: 2, c: 3, d: 4}}, {}}}}}", keys(0));
+        let listener = |text: &str| {
+            format!(
+                "{{name: l, address: {{{ANY_PORT}}}, {metadata}, filter_chains: [\
+                 {{name: a, {metadata}, filter_chain_match: {{destination_port: 1}}, filters: [{}]}}, \
+                 {{name: b, filters: [{}]}}], default_filter_chain: {{{metadata}, filters: [{}]}}}}",
+                says("a"),
+                says(text),
+                says("d")
+            )
+        };
+        house.serve(&listener("one")).await;
+        for _ in 0..20 {
+            house.add(&listener("one")).unwrap();
+        }
+        assert_eq!(house.stat("listener_manager.listener_modified"), 0);
+        for (updates, text) in (1..).zip(["two", "three", "four", "five"]) {
+            house.serve(&listener(text)).await;
+            assert_eq!(house.stat("listener_manager.listener_in_place_updated"), updates);
+            assert_eq!(
+                house.stat("listener_manager.total_filter_chains_draining"),
+                updates,
+                "only `b`, each time"
+            );
+        }
     });
 }

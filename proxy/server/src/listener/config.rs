@@ -7,7 +7,6 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
-use prost::Message as _;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::data_source;
 use waystation_filter_api::runtime::RuntimeInteger;
@@ -18,13 +17,14 @@ use waystation_listener_filters::ListenerFilter;
 use waystation_schema::{At as _, ConfigError};
 use waystation_stats::Scope;
 use waystation_tls::ServerContext;
-use xxhash_rust::xxh64::xxh64;
+use xxhash_rust::xxh64::{Xxh64, xxh64};
 
 use super::chain_match::segment;
 use super::chain_select::ChainSelector;
 use super::load::Load;
 use super::stats::{ListenerStats, WorkerListenerStats};
 use crate::address::{self, SocketOption};
+use crate::bootstrap::for_each_field;
 use crate::context::{CompileContext, Need};
 use crate::http::Hcm;
 use crate::overload::Admission;
@@ -73,7 +73,8 @@ pub struct Listener {
     pub access_log: Vec<AccessLog>,
     /// `INBOUND`, for `/drain_listeners?inboundonly`.
     pub inbound: bool,
-    /// `drain_type: MODIFY_ONLY`: the listener ignores drains by the health check and the admin.
+    /// `drain_type: MODIFY_ONLY`: the listener ignores a failed health check. It drains with the process by
+    /// `/drain_listeners`, as in Envoy.
     pub modify_only_drain: bool,
     /// Keep-alive probes of accepted sockets.
     pub tcp_keepalive: Option<socket2::TcpKeepalive>,
@@ -137,9 +138,11 @@ pub enum NetworkFilter {
 }
 
 impl Listener {
-    /// Compiles a listener. Chains whose configuration is unchanged are taken over from `previous`.
+    /// Compiles a listener. Chains whose configuration is unchanged are taken over from `previous`: what has changed is told
+    /// by `wire`, the encoded form.
     pub fn compile(
         proto: &pb::Listener,
+        wire: &[u8],
         previous: Option<&Self>,
         context: &CompileContext<'_>,
         concurrency: u32,
@@ -179,7 +182,8 @@ impl Listener {
         }
         let buffer_limit = wire::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref());
         context.set_buffer_limit(buffer_limit);
-        let frame_hash = frame_hash(proto);
+        let hashes = Hashes::of(wire)?;
+        let frame_hash = hashes.frame;
         // Envoy replaces a listener as a whole when only its default chain is left.
         let updated = |previous: &&Self| previous.frame_hash == frame_hash && !proto.filter_chains.is_empty();
         let load = match previous.filter(updated) {
@@ -188,12 +192,13 @@ impl Listener {
         };
         // Chains have the limit compiled in.
         let previous = previous.filter(|previous| previous.buffer_limit == buffer_limit);
-        let chain = |chain: &pb::FilterChain| FilterChain::compile(chain, previous, &scope, context);
+        let chain = |chain, hash| FilterChain::compile(chain, hash, previous, &scope, context);
         let mut chains = Vec::with_capacity(proto.filter_chains.len());
-        for (i, proto_chain) in proto.filter_chains.iter().enumerate() {
-            chains.push(chain(proto_chain).at(|| segment(&proto.filter_chains, i))?);
+        for (i, (proto_chain, hash)) in proto.filter_chains.iter().zip(hashes.chains).enumerate() {
+            chains.push(chain(proto_chain, hash).at(|| segment(&proto.filter_chains, i))?);
         }
-        let default_chain = proto.default_filter_chain.as_ref().map(chain).transpose();
+        let default_chain = proto.default_filter_chain.as_ref();
+        let default_chain = default_chain.map(|proto| chain(proto, hashes.default_chain)).transpose();
         let default_chain = default_chain.at(|| "default_filter_chain")?;
 
         let mut access_log = Vec::with_capacity(proto.access_log.len());
@@ -382,12 +387,12 @@ impl FilterChain {
     #[expect(deprecated, reason = "old configurations still name it")]
     fn compile(
         proto: &pb::FilterChain,
+        hash: u64,
         previous: Option<&Listener>,
         scope: &Scope,
         outer: &CompileContext<'_>,
     ) -> Result<Arc<Self>, ConfigError> {
         // What selects the chain is part of it: connections of a chain that is matched differently drain, as in Envoy.
-        let hash = xxh64(&proto.encode_to_vec(), 0);
         let same = |chain: &&Arc<Self>| chain.hash == hash && *chain.name == *proto.name;
         if let Some(kept) = previous.and_then(|listener| listener.all_chains().find(same)) {
             return Ok(Arc::clone(kept));
@@ -480,13 +485,35 @@ fn named(list: &str, name: &str, index: usize) -> String {
     if name.is_empty() { format!("{list}[{index}]") } else { format!("{list}[{name}]") }
 }
 
-/// What must be equal for an update to keep the sockets and the connections of unchanged chains.
-fn frame_hash(proto: &pb::Listener) -> u64 {
-    let frame = pb::Listener {
-        filter_chains: Vec::new(),
-        default_filter_chain: None,
-        filter_chain_matcher: None,
-        ..proto.clone()
-    };
-    xxh64(&frame.encode_to_vec(), 0)
+/// Of the encoded listener, which has one form: a decoded one has its maps in an order that differs each time.
+#[derive(Debug, Eq, PartialEq)]
+struct Hashes {
+    /// What must be equal for an update to keep the sockets and the connections of unchanged chains.
+    frame: u64,
+    /// Of each chain, in order.
+    chains: Vec<u64>,
+    default_chain: u64,
+}
+
+impl Hashes {
+    fn of(wire: &[u8]) -> Result<Self, ConfigError> {
+        /// Fields of `Listener`.
+        const FILTER_CHAINS: u32 = 3;
+        const DEFAULT_FILTER_CHAIN: u32 = 25;
+        const FILTER_CHAIN_MATCHER: u32 = 32;
+        let (mut frame, mut default_chain) = (Xxh64::new(0), Xxh64::new(0));
+        let mut chains = Vec::new();
+        for_each_field(wire, &mut |number, whole, payload| {
+            match number {
+                FILTER_CHAINS => chains.push(xxh64(payload, 0)),
+                // Once, or in parts that merge.
+                DEFAULT_FILTER_CHAIN => default_chain.update(payload),
+                FILTER_CHAIN_MATCHER => {}
+                _ => frame.update(whole),
+            }
+            Ok(())
+        })
+        .map_err(|error| ConfigError::new(error.to_string()))?;
+        Ok(Self { frame: frame.digest(), chains, default_chain: default_chain.digest() })
+    }
 }

@@ -109,7 +109,8 @@ impl Configuration {
         node: core::Node,
         stats: Arc<ServerStats>,
     ) -> Result<Self, StartError> {
-        let Bootstrap { mut proto, wire, clusters: static_clusters, .. } = bootstrap;
+        let Bootstrap { mut proto, wire, clusters: static_clusters, listeners: static_listeners, .. } =
+            bootstrap;
         let text = |error: ConfigError| error.to_string();
         let layers = RuntimeLayers::compile(
             proto.layered_runtime.as_ref(),
@@ -208,11 +209,11 @@ impl Configuration {
             orders: Vec::new(),
             started: SystemTime::now(),
         };
-        configuration.add_static(static_clusters, resources.listeners)?;
+        configuration.add_static(static_clusters, static_listeners)?;
         Ok(configuration)
     }
 
-    fn add_static(&mut self, clusters: Vec<Bytes>, listeners: Vec<ListenerProto>) -> Result<(), StartError> {
+    fn add_static(&mut self, clusters: Vec<Bytes>, listeners: Vec<Bytes>) -> Result<(), StartError> {
         let unversioned: Arc<str> = Arc::from("");
         let place = |list: &str, name: &str, index: usize| match name {
             "" => format!("static_resources.{list}[{index}]"),
@@ -231,14 +232,17 @@ impl Configuration {
         self.clusters.check_local_cluster().map_err(|error| error.to_string())?;
         // Routes are asked for when the clusters are there.
         self.client.pause(&ResourceType::RouteConfiguration);
-        for (i, listener) in listeners.into_iter().enumerate() {
-            let name = match listener.name.as_str() {
-                "" => format!("listener_{i}"),
-                name => name.to_owned(),
-            };
-            let listener = ListenerProto { name: name.clone(), ..listener };
-            let added = self.listeners.add(&listener, &unversioned, false, &mut self.needs, &mut self.client);
-            added.at(|| place("listeners", &name, i)).map_err(|error| error.to_string())?;
+        for (i, mut wire) in listeners.into_iter().enumerate() {
+            let mut listener = ListenerProto::decode(wire.clone()).map_err(|error| error.to_string())?;
+            if listener.name.is_empty() {
+                listener.name = format!("listener_{i}");
+                let named = ListenerProto { name: listener.name.clone(), ..ListenerProto::default() };
+                wire = Bytes::from([&*wire, &named.encode_to_vec()].concat());
+            }
+            let name = &listener.name;
+            let added =
+                self.listeners.add(&listener, wire, &unversioned, false, &mut self.needs, &mut self.client);
+            added.at(|| place("listeners", name, i)).map_err(|error| error.to_string())?;
         }
         Ok(())
     }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
-use prost::Message as _;
 use waystation_filter_api::address::Address;
 use waystation_schema::ConfigError;
 use waystation_stats::stats_group;
@@ -212,16 +211,16 @@ impl Listeners {
         &self.stats
     }
 
-    /// Adds or updates a listener. It starts, or takes over, once what it needs has arrived: see [`Self::activate`].
+    /// Adds or updates a listener, of which `wire` is the encoded form. It starts, or takes over, once what it needs has arrived: see [`Self::activate`].
     pub fn add(
         &mut self,
         proto: &pb::Listener,
+        wire: Bytes,
         version: &Arc<str>,
         dynamic: bool,
         needs: &mut Needs,
         client: &mut Client,
     ) -> Result<(), ConfigError> {
-        let wire = Bytes::from(proto.encode_to_vec());
         let hash = xxh64(&wire, 0);
         if self.stopped || (self.stopped_inbound && is_inbound(proto)) {
             return Ok(());
@@ -236,7 +235,7 @@ impl Listeners {
                 return Ok(());
             }
         }
-        let result = self.compile(proto, needs, client);
+        let result = self.compile(proto, &wire, needs, client);
         let entry = self.entries.entry(proto.name.clone()).or_default();
         entry.dynamic = dynamic;
         match result {
@@ -271,6 +270,7 @@ impl Listeners {
     fn compile(
         &mut self,
         proto: &pb::Listener,
+        wire: &[u8],
         needs: &mut Needs,
         client: &mut Client,
     ) -> Result<(Arc<Listener>, Option<Arc<Sockets>>), ConfigError> {
@@ -278,7 +278,7 @@ impl Listeners {
         let active = entry.and_then(|entry| entry.active.as_ref());
         let context = CompileContext::new(&self.shared);
         let previous = active.map(|running| &*running.listener);
-        let listener = Listener::compile(proto, previous, &context, self.workers)?;
+        let listener = Listener::compile(proto, wire, previous, &context, self.workers)?;
         self.check_addresses(&proto.name, &listener)?;
         let sockets = match listener.bind_to_port && self.binds {
             false => None,

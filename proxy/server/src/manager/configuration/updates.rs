@@ -114,8 +114,14 @@ impl Configuration {
             self.orders.extend(orders);
         }
         for (resource, proto) in decoded {
-            let result =
-                self.listeners.add(&proto, &resource.version, true, &mut self.needs, &mut self.client);
+            let result = self.listeners.add(
+                &proto,
+                resource.body.clone(),
+                &resource.version,
+                true,
+                &mut self.needs,
+                &mut self.client,
+            );
             note(&mut rejected, resource, result);
         }
         if rejected.is_empty() {
