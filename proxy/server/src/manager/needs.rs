@@ -240,18 +240,22 @@ impl Needs {
         let Some(mut scopes) = slot.take() else { return rejected };
         let mut changed = Changed::default();
         scopes.remove(&update.removed, &mut changed);
+        let replaced = scopes.take(resources.iter().map(|(_, proto)| &*proto.name));
+        let mut refused = Vec::new();
         for (resource, proto) in resources {
             let inserted = scopes.insert(&proto, &resource.body, shared, &mut changed).and_then(|()| {
                 let hold = std::mem::take(&mut changed.hold);
-                self.hold(&hold, client).inspect_err(|_| {
-                    // Nothing is held for it that would have to be given back.
-                    scopes.remove(&[Arc::clone(&resource.name)], &mut Changed::default());
-                })
+                // Nothing is held for it that would have to be given back.
+                self.hold(&hold, client).inspect_err(|_| scopes.discard(&proto.name))
             });
             if let Err(error) = inserted {
                 let reason = error.to_string();
                 rejected.push(Rejection { name: Arc::clone(&resource.name), reason });
+                refused.push(proto.name);
             }
+        }
+        for (name, error) in scopes.settle(replaced, refused.into_iter(), &mut changed) {
+            rejected.push(Rejection { name: name.into(), reason: error.to_string() });
         }
         scopes.publish();
         // What is held and released in one update keeps its subscription.

@@ -56,6 +56,10 @@ impl Scope {
     }
 }
 
+/// The scopes that an update replaces, as they were.
+#[derive(Debug)]
+pub struct Replaced(BTreeMap<String, Scope>);
+
 /// What an update asks to be subscribed to, and what not any longer.
 #[derive(Debug, Default)]
 pub struct Changed {
@@ -84,6 +88,43 @@ impl Scopes {
         }
     }
 
+    /// Takes out the scopes that an update is about to replace, so that their keys can move between them. What is taken out
+    /// goes to [`Self::settle`].
+    pub fn take<'n>(&mut self, names: impl Iterator<Item = &'n str>) -> Replaced {
+        Replaced(names.filter_map(|name| self.by_name.remove_entry(name)).collect())
+    }
+
+    /// Takes a scope away whose route configuration could not be subscribed to.
+    pub fn discard(&mut self, name: &str) {
+        self.by_name.remove(name);
+    }
+
+    /// Ends an update: the scopes that it refuses keep their last good form. A scope that has taken over the key of such a
+    /// one is refused with it; these are returned with the reasons.
+    pub fn settle(
+        &mut self,
+        Replaced(mut replaced): Replaced,
+        refused: impl Iterator<Item = String>,
+        changed: &mut Changed,
+    ) -> Vec<(String, ConfigError)> {
+        let mut refused: Vec<String> = refused.collect();
+        let mut also = Vec::new();
+        while let Some(name) = refused.pop() {
+            let Some(last) = replaced.remove(&name) else { continue };
+            let holder = self.by_name.iter().find(|(_, scope)| scope.key == last.key);
+            if let Some(other) = holder.map(|(other, _)| other.clone()) {
+                let gone = self.by_name.remove(&other);
+                changed.release.extend(gone.and_then(Scope::into_held));
+                also.push((other.clone(), conflict(&name, &other)));
+                refused.push(other);
+            }
+            let gone = self.by_name.insert(name, last);
+            changed.release.extend(gone.and_then(Scope::into_held));
+        }
+        changed.release.extend(replaced.into_values().filter_map(Scope::into_held));
+        also
+    }
+
     /// Adds or replaces a scope.
     ///
     /// # Errors
@@ -105,9 +146,7 @@ impl Scopes {
         let key = ScopeKey::compile(proto)?;
         let mut others = self.by_name.iter().filter(|(other, _)| *other != name);
         if let Some((other, _)) = others.find(|(_, scope)| scope.key == key) {
-            return Err(ConfigError::new(format!(
-                "scope key conflict found, first scope is '{other}', second scope is '{name}'"
-            )));
+            return Err(conflict(other, name));
         }
         let (cell, need) = match (route_configuration, route_configuration_name.as_str()) {
             (Some(_), name) if !name.is_empty() => {
@@ -207,6 +246,11 @@ pub fn compile_list(
     Ok(cell)
 }
 
+fn conflict(first: &str, second: &str) -> ConfigError {
+    let reason = format!("scope key conflict found, first scope is '{first}', second scope is '{second}'");
+    ConfigError::new(reason)
+}
+
 fn inline_cell(
     proto: &pb::RouteConfiguration,
     shared: &Arc<Shared>,
@@ -273,6 +317,50 @@ mod tests {
         assert_eq!(error, "scope key conflict found, first scope is 'a', second scope is 'b'");
         scopes.remove(&["a".into()], &mut Changed::default());
         assert!(insert(&mut scopes, &scope("b", "k", "r"), &shared).is_ok());
+    }
+
+    fn find(scopes: &mut Scopes, key: &str) -> Option<String> {
+        scopes.publish();
+        let key = ScopeKey::compile(&scope("", key, "")).unwrap();
+        scopes.by_name.iter().find(|(_, scope)| scope.key == key).map(|(name, _)| name.clone())
+    }
+
+    #[test]
+    fn keys_move_between_the_scopes_of_one_update() {
+        let shared = crate::context::tests::shared();
+        let mut scopes = scopes(&shared);
+        insert(&mut scopes, &scope("a", "k1", "r"), &shared).unwrap();
+        insert(&mut scopes, &scope("b", "k2", "r"), &shared).unwrap();
+        let replaced = scopes.take(["a", "b", "new"].into_iter());
+        insert(&mut scopes, &scope("a", "k2", "r"), &shared).unwrap();
+        insert(&mut scopes, &scope("b", "k3", "r"), &shared).unwrap();
+        let mut changed = Changed::default();
+        assert!(scopes.settle(replaced, std::iter::empty(), &mut changed).is_empty());
+        assert_eq!(changed.release.len(), 2);
+        assert_eq!(
+            ["k1", "k2", "k3"].map(|key| find(&mut scopes, key)),
+            [None, Some("a".into()), Some("b".into())]
+        );
+    }
+
+    #[test]
+    fn a_refused_scope_keeps_its_last_form_and_its_key() {
+        let shared = crate::context::tests::shared();
+        let mut scopes = scopes(&shared);
+        for (name, key) in [("a", "k1"), ("b", "k2"), ("c", "k3")] {
+            insert(&mut scopes, &scope(name, key, "r"), &shared).unwrap();
+        }
+        // `a` is invalid; `b` wants its key, `c` that of `b`, and neither can have it.
+        let replaced = scopes.take(["a", "b", "c"].into_iter());
+        assert!(insert(&mut scopes, &scope("a", "k4", ""), &shared).is_err());
+        insert(&mut scopes, &scope("b", "k1", "r"), &shared).unwrap();
+        insert(&mut scopes, &scope("c", "k2", "r"), &shared).unwrap();
+        let mut changed = Changed::default();
+        let also = scopes.settle(replaced, ["a".to_owned()].into_iter(), &mut changed);
+        let names: Vec<_> = also.iter().map(|(name, _)| &**name).collect();
+        assert_eq!((names, changed.release.len()), (vec!["b", "c"], 2));
+        let holders = ["k1", "k2", "k3"].map(|key| find(&mut scopes, key).unwrap());
+        assert_eq!(holders, ["a", "b", "c"]);
     }
 
     #[test]
