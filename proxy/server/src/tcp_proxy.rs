@@ -326,8 +326,20 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
         return;
     };
     let local = worker.cluster(&target.cluster);
+    let deadline = proxy
+        .max_duration
+        .map(|longest| info.start + spread(longest, proxy.max_duration_jitter, worker.random()));
     if let (None, Some(discovery)) = (local.get(), &proxy.on_demand) {
-        discovery.fetch(worker, target.cluster.name()).await;
+        // Who waits holds one of the places of the process: not for a client that is gone.
+        tokio::select! {
+            () = discovery.fetch(worker, target.cluster.name()) => {}
+            () = down.socket().gone() => return,
+            () = until(deadline) => {
+                proxy.stats.max_downstream_connection_duration().inc();
+                info.flags.set(ResponseFlag::DurationTimeout);
+                return;
+            }
+        }
     }
     let Some(cluster) = local.get() else {
         proxy.stats.downstream_cx_no_route().inc();
@@ -392,7 +404,7 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
     if proxy.log_on_connect {
         proxy.log(info, AccessLogType::TcpUpstreamConnected, worker.random());
     }
-    let end = pump(worker, proxy, down, &mut up, info, &mut guard).await;
+    let end = pump(worker, proxy, deadline, down, &mut up, info, &mut guard).await;
     match end {
         End::Closed => {}
         // Envoy counts it and sets no flag.
@@ -406,6 +418,13 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
             guard.remote = true;
             info.flags.set(ResponseFlag::UpstreamRemoteReset);
         }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -431,14 +450,12 @@ impl Discovery {
 async fn pump(
     worker: &Worker,
     proxy: &TcpProxy,
+    deadline: Option<Instant>,
     down: &mut Transport,
     up: &mut Transport,
     info: &mut StreamInfo,
     guard: &mut crate::pool::connect::ConnectionGuard,
 ) -> End {
-    let deadline = proxy
-        .max_duration
-        .map(|longest| info.start + spread(longest, proxy.max_duration_jitter, worker.random()));
     let limits = Limits { idle_timeout: proxy.idle_timeout, deadline };
     let mut session = duplex::Session::new(limits);
     let mut ticks = proxy.log_interval.map(tokio::time::interval);

@@ -1,11 +1,13 @@
 //! Byte streams: one enum for everything a connection can run over.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf as _, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A plain socket, possibly with bytes that a listener filter has read ahead.
@@ -70,6 +72,29 @@ impl Socket {
         }
     }
 
+    /// Waits until the peer is gone, reading nothing. What has sent something may have closed one direction only and still
+    /// wait for an answer: of that only a reset tells.
+    pub async fn gone(&self) {
+        let mut byte = [MaybeUninit::uninit()];
+        let sent = !self.prefix.is_empty()
+            || match &self.io {
+                SocketIo::Tcp(stream) => {
+                    stream.async_io(Interest::READABLE, || SockRef::from(stream).peek(&mut byte)).await
+                }
+                SocketIo::Unix(stream) => {
+                    stream.async_io(Interest::READABLE, || SockRef::from(stream).peek(&mut byte)).await
+                }
+            }
+            .is_ok_and(|count| count > 0);
+        if sent {
+            // Either outcome says that nobody is there any more.
+            let _ = match &self.io {
+                SocketIo::Tcp(stream) => stream.ready(Interest::ERROR).await,
+                SocketIo::Unix(stream) => stream.ready(Interest::ERROR).await,
+            };
+        }
+    }
+
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.io {
             SocketIo::Tcp(stream) => stream.try_read(buffer),
@@ -114,7 +139,7 @@ impl Transport {
     pub fn reset_on_close(&self) {
         if let Some(stream) = self.socket().as_tcp() {
             // Fails only on a socket that is already dead.
-            let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+            let _ = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
         }
     }
 
@@ -247,6 +272,37 @@ mod tests {
     use super::{Liveness, Socket, Transport};
     use bytes::Bytes;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[tokio::test]
+    async fn a_peer_is_gone_when_it_closes_without_a_word_or_resets() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pair = async || {
+            let theirs = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            (Transport::tcp(listener.accept().await.unwrap().0), theirs)
+        };
+        let (mut ours, mut theirs) = pair().await;
+        theirs.write_all(b"x").await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let socket = ours.socket();
+        tokio::select! {
+            biased;
+            () = socket.gone() => panic!("it waits for an answer"),
+            ready = socket.as_tcp().unwrap().readable() => ready.unwrap(),
+        }
+        let mut all = Vec::new();
+        ours.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"x");
+
+        let (ours, theirs) = pair().await;
+        drop(theirs);
+        ours.socket().gone().await;
+
+        let (ours, mut theirs) = pair().await;
+        theirs.write_all(b"x").await.unwrap();
+        ours.socket().as_tcp().unwrap().readable().await.unwrap();
+        Transport::tcp(theirs).reset_on_close();
+        ours.socket().gone().await;
+    }
 
     #[tokio::test]
     async fn prefix_comes_first_and_liveness_sees_data() {
