@@ -19,7 +19,7 @@ fn watch(pieces: [&[u8]; 2], server: bool) -> (Vec<Frame>, String, usize) {
             ended = flood.to_string();
         }
     }
-    guard.would_refuse(pieces);
+    guard.would_refuse(pieces, 1);
     (seen, ended, guard.untaken())
 }
 

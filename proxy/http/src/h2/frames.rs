@@ -195,21 +195,23 @@ impl FrameGuard {
         }
     }
 
-    /// Whether `pieces`, which are about to be sent, refuse a request that was not handed out, and with which code.
+    /// Whether `pieces`, which are about to be sent, refuse a request that was not handed out with this error code; they
+    /// may refuse others with other codes before it.
     #[inline]
-    pub fn would_refuse<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<u32> {
+    pub fn would_refuse<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>, code: u32) -> bool {
         if self.untaken.is_empty() {
-            return None;
+            return false;
         }
         let mut outbound = self.outbound;
         for mut bytes in pieces {
             while let Some(head) = outbound.next(&mut bytes) {
-                if head.kind == kind::RST_STREAM && self.untaken.contains(&head.stream) {
-                    return Some(head.extra);
+                let is_reset = head.kind == kind::RST_STREAM && head.extra == code;
+                if is_reset && self.untaken.contains(&head.stream) {
+                    return true;
                 }
             }
         }
-        None
+        false
     }
 
     fn begin(&mut self, stream: u32) {

@@ -113,7 +113,7 @@ impl Watch {
         if self.ended.get() {
             return Err(io::Error::other("ended"));
         }
-        if self.strict && self.guard.borrow().would_refuse(pieces) == Some(PROTOCOL_ERROR) {
+        if self.strict && self.guard.borrow().would_refuse(pieces, PROTOCOL_ERROR) {
             // The library asks once more when it is told of the failure.
             if !self.broken.replace(true) {
                 self.stats.rx_messaging_error().inc();
