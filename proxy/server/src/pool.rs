@@ -7,7 +7,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Instant;
@@ -33,8 +33,10 @@ use http2::Http2;
 /// The connections of one worker to one host.
 pub struct HostPool {
     host: RefCell<Rc<HostRef>>,
-    /// The downstream connection whose requests alone it serves, if upstream is told of it.
-    downstream: Option<Rc<ConnectionInfo>>,
+    /// The downstream connection whose requests alone it serves; what is idle goes with it.
+    downstream: Option<Weak<ConnectionInfo>>,
+    /// Whether upstream is told of it.
+    stated: bool,
     /// Idle HTTP/1 connections, the one used last at the end.
     #[expect(
         clippy::vec_box,
@@ -70,10 +72,11 @@ pub(crate) struct Waiting<'a> {
 }
 
 impl HostPool {
-    pub(crate) fn new(host: Rc<HostRef>, downstream: Option<Rc<ConnectionInfo>>) -> Self {
+    pub(crate) fn new(host: Rc<HostRef>, downstream: Option<&Rc<ConnectionInfo>>, stated: bool) -> Self {
         Self {
             host: RefCell::new(host),
-            downstream,
+            downstream: downstream.map(Rc::downgrade),
+            stated,
             idle: RefCell::default(),
             http2: RefCell::default(),
             http1_open: Cell::new(0),
@@ -101,8 +104,8 @@ impl HostPool {
     }
 
     /// The downstream connection that upstream is told of.
-    pub(crate) fn downstream(&self) -> Option<&ConnectionInfo> {
-        self.downstream.as_deref()
+    pub(crate) fn downstream(&self) -> Option<Rc<ConnectionInfo>> {
+        self.downstream.as_ref().filter(|_| self.stated)?.upgrade()
     }
 
     /// Takes over a new description of the same host.
@@ -206,8 +209,10 @@ impl HostPool {
         Waiting { pool: self, waiter, done: false }
     }
 
-    /// Closes what is dead, and what was idle for too long or belongs to a cluster that is gone.
+    /// Closes what is dead, and what was idle for too long or belongs to a cluster or a downstream that is gone.
     pub(crate) fn sweep(&self, cluster: Option<&ClusterRef>, now: Instant) {
+        let orphaned = self.downstream.as_ref().is_some_and(|downstream| downstream.strong_count() == 0);
+        let cluster = cluster.filter(|_| !orphaned);
         let timeout = cluster.map(|cluster| cluster.http.idle_timeout);
         self.idle.borrow_mut().retain_mut(|connection| {
             let expired = match timeout {

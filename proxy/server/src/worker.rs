@@ -342,8 +342,7 @@ impl LocalCluster {
                 name: sharing.name.map(Into::into),
             };
             let pool = named.entry(key).or_insert_with(|| {
-                let stated = downstream.filter(|_| sharing.stated).cloned();
-                Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host))), stated))
+                Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host))), downstream, sharing.stated))
             });
             pool.update(host);
             return Ok(Rc::clone(pool));
@@ -374,7 +373,7 @@ impl LocalCluster {
 
     #[cold]
     fn add_pool(&self, host: &Arc<Host>) -> Rc<HostPool> {
-        let pool = Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host))), None));
+        let pool = Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host))), None, false));
         self.pools.borrow_mut().insert(host.id(), Rc::clone(&pool));
         pool
     }

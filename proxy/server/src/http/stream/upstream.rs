@@ -160,10 +160,11 @@ pub(super) async fn acquire(
             Wanted::Http2 => &[b"h2"],
             Wanted::Either => &[b"h2", b"http/1.1"],
         };
+        let downstream = pool.downstream();
         let options = ConnectOptions {
             priority,
             past_limit: !pool.has_http1() && !pool.has_http2(),
-            downstream: pool.downstream(),
+            downstream: downstream.as_deref(),
             tls: ClientOptions {
                 server_name: names.server_name.as_deref(),
                 verify_san: names.verify_san.as_deref(),
