@@ -456,3 +456,34 @@ fn a_drain_tells_before_it_closes() {
         assert!(answer.windows(17).any(|part| part == b"connection: close"));
     });
 }
+
+#[test]
+fn an_upstream_connection_of_one_downstream_goes_with_it() {
+    run(async {
+        let upstream = Upstream::answering(OK).await;
+        let proxy = Proxy::start_cluster(&upstream, "connection_pool_per_downstream_connection: true").await;
+        assert!(ask(&proxy, "GET / HTTP/1.1").await.starts_with("HTTP/1.1 200"));
+        proxy.until("cluster.up.upstream_cx_active", 0).await;
+        proxy.stat("cluster.up.upstream_cx_destroy_local", 1);
+        proxy.stat("cluster.up.upstream_cx_idle_timeout", 0);
+    });
+}
+
+#[test]
+fn a_request_that_its_client_abandons_is_not_malformed() {
+    run(async {
+        let upstream = Upstream::silent().await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let mut stream = proxy.connect().await;
+        let (preface, request) = SILENT_HTTP2.split_at(24 + 9);
+        stream.write_all(preface).await.unwrap();
+        until_frame(&mut stream, 4).await;
+        // The proxy, on the same thread, sees the request and the reset at once.
+        assert_eq!(stream.try_write(request).unwrap(), request.len());
+        stream.set_zero_linger().unwrap();
+        drop(stream);
+        proxy.until_closed().await;
+        proxy.stat("http.in.downstream_cx_protocol_error", 0);
+        proxy.stat("http.in.downstream_cx_destroy_remote", 1);
+    });
+}

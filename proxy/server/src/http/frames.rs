@@ -68,11 +68,18 @@ impl Watch {
         self.refused.borrow_mut().pop().map(|(_, end)| end)
     }
 
-    /// The same for all once the connection is broken: those that will not be handed out any more count too.
-    pub(crate) fn take_all_refused(&self) -> Vec<StreamEnd> {
+    /// The same for all once the connection is over: those that will not be handed out any more count too. They are
+    /// malformed when that is why it is over; else the client has left before its request was looked at.
+    pub(crate) fn take_all_refused(&self, malformed: bool) -> Vec<StreamEnd> {
         let refused = self.refused.take().into_iter().map(|(_, end)| end);
         let untaken = self.guard.borrow().untaken();
-        refused.chain((0..untaken).map(|_| malformed())).collect()
+        let end = || if malformed { self::malformed() } else { StreamEnd::DownstreamGone };
+        refused.chain((0..untaken).map(|_| end())).collect()
+    }
+
+    /// Whether the answer to a malformed message was held back.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.get()
     }
 
     /// Ends the connection without another byte to the peer.

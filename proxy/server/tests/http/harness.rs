@@ -508,7 +508,12 @@ typed_extension_protocol_options:
 
     /// Until the proxy has no connection any more.
     pub(crate) async fn until_closed(&self) {
-        while self.shared.stats.find("http.in.downstream_cx_active") != Some(0) {
+        self.until("http.in.downstream_cx_active", 0).await;
+    }
+
+    /// Until a counter or gauge has this value.
+    pub(crate) async fn until(&self, name: &str, expected: u64) {
+        while self.shared.stats.find(name) != Some(expected) {
             tokio::task::yield_now().await;
         }
     }

@@ -44,7 +44,10 @@ fn a_request_that_the_library_refuses_is_told_apart() {
     assert!(guard.would_refuse([&reset(3, 1)[..5], &reset(3, 1)[5..]], 1));
     assert!(!guard.would_refuse([&frame(kind::DATA, 0, 1, b"x")[..]], 1));
     let behind_another = [reset(3, 7), reset(5, 1)].concat();
-    assert!(guard.would_refuse([&behind_another[..]], 1), "one that is refused for another reason goes first");
+    assert!(
+        guard.would_refuse([&behind_another[..]], 1),
+        "one that is refused for another reason goes first"
+    );
     assert!(!guard.would_refuse([&reset(3, 7)[..]], 1));
     assert_eq!(send(&mut guard, &reset(3, 1)), [Frame::Reset, Frame::Refusal { stream: 3, code: 1 }]);
     assert_eq!(guard.untaken(), 1);

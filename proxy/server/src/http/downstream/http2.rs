@@ -177,19 +177,17 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
             }
             Next::Refused(end) => Box::pin(refused::log(cx, end)).await,
             Next::Error(error) => {
-                let broken = !error.is_io() && !error.is_remote();
-                let refused = watch.take_all_refused();
-                let local = broken || !refused.is_empty();
-                if local {
+                let broken = watch.is_broken() || !error.is_io() && !error.is_remote();
+                if broken {
                     stats.downstream_cx_protocol_error().inc();
                 }
-                for end in refused {
+                for end in watch.take_all_refused(broken) {
                     Box::pin(refused::log(cx, end)).await;
                 }
                 // The library has queued GOAWAY; polling on writes it out.
                 let end = std::future::poll_fn(|task| connection.poll_closed(task));
                 let _ = tokio::time::timeout(Duration::from_secs(1), end).await;
-                return !local;
+                return !broken;
             }
             Next::Flood => return false,
             // After our GOAWAY it is the library that ends it, once no stream is left.
