@@ -102,6 +102,9 @@ fn start(options: Options) -> Result<(), String> {
 
 /// What the walk found, once, at the start.
 fn report(bootstrap: &Bootstrap, options: &Options) {
+    for name in &options.disabled_extensions {
+        tracing::warn!(target: "misc", "failed to disable unknown extension '{name}'");
+    }
     for unknown in &bootstrap.report.unknown {
         tracing::warn!(target: "config", "{unknown}");
     }

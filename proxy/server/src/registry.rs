@@ -195,6 +195,13 @@ pub const EXTENSIONS: &[Extension] = &[
     ),
 ];
 
+/// Whether `category/name` is one of them.
+pub fn is_known(extension: &str) -> bool {
+    EXTENSIONS.iter().any(|known| {
+        extension.strip_prefix(known.category).and_then(|rest| rest.strip_prefix('/')) == Some(known.name)
+    })
+}
+
 /// The list for the xDS node.
 pub fn extensions() -> Vec<core::Extension> {
     let announce = |extension: &Extension| core::Extension {

@@ -9,6 +9,7 @@ use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::log::Level;
+use crate::registry;
 
 /// What to do with the configuration (`--mode`).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -244,7 +245,7 @@ pub struct Options {
     pub cpuset_threads: bool,
     /// `--enable-core-dump`.
     pub enable_core_dump: bool,
-    /// `--disable-extensions`, each `category/name` or a name.
+    /// `--disable-extensions`, each `category/name`; none that this binary has, for those cannot be disabled.
     pub disabled_extensions: Vec<String>,
     /// `--socket-path`, for `/server_info`.
     pub socket_path: String,
@@ -335,6 +336,17 @@ impl Options {
         if !matches!(flags.local_address_ip_version.as_str(), "v4" | "v6") {
             return refuse(format!("unknown IP address version '{}'", flags.local_address_ip_version));
         }
+        let disabled_extensions: Vec<String> = flags
+            .disable_extensions
+            .iter()
+            .flat_map(|list| list.split(','))
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect();
+        // What this binary has it would still use: better not to start than to seem hardened.
+        if let Some(name) = disabled_extensions.iter().find(|name| registry::is_known(name)) {
+            return refuse(format!("--disable-extensions: extension '{name}' cannot be disabled"));
+        }
         let component_log_level = flags.component_log_level.unwrap_or_default();
         let component_levels = match component_levels(&component_log_level) {
             Ok(levels) => levels,
@@ -412,13 +424,7 @@ impl Options {
             disable_hot_restart: flags.disable_hot_restart,
             cpuset_threads: flags.cpuset_threads,
             enable_core_dump: flags.enable_core_dump,
-            disabled_extensions: flags
-                .disable_extensions
-                .iter()
-                .flat_map(|list| list.split(','))
-                .filter(|name| !name.is_empty())
-                .map(str::to_owned)
-                .collect(),
+            disabled_extensions,
             socket_path: flags.socket_path.unwrap_or_else(|| "@envoy_domain_socket".to_owned()),
         })
     }
