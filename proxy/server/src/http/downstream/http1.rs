@@ -115,25 +115,18 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
             }
             Next::Refused(error) => {
                 stats.downstream_cx_protocol_error().inc();
-                let refused = match error {
-                    h1::Error::LowVersion => StreamEnd::LowVersion,
+                match error {
                     h1::Error::HeadersTooLarge | h1::Error::TooManyHeaders => {
                         stats.downstream_rq_too_large().inc();
-                        StreamEnd::Codec {
-                            status: error.status(),
-                            body: error.body(),
-                            details: error.details(),
-                        }
                     }
                     h1::Error::UnexpectedUnderscore => {
                         let codec = cx.worker.shared.codecs.http1();
                         codec.requests_rejected_with_underscores_in_headers().inc();
-                        StreamEnd::Codec {
-                            status: error.status(),
-                            body: error.body(),
-                            details: error.details(),
-                        }
                     }
+                    _ => {}
+                }
+                let refused = match error {
+                    h1::Error::LowVersion => StreamEnd::LowVersion,
                     error => StreamEnd::Codec {
                         status: error.status(),
                         body: error.body(),

@@ -102,6 +102,7 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
             return false;
         }
     };
+    let idle_end = || after_opt(streams.idle_since(), hcm.timeouts.idle);
     let drain_end = |now| hcm.timeouts.drain_end(now, cx.worker.random()).or(Some(now));
     let mut ping = connection.ping_pong();
     let mut pinging: Option<Instant> = None;
@@ -143,10 +144,7 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
             let pong = after_opt(pinging, options.keepalive_timeout);
             let end = match draining {
                 Some(until) => Some(until),
-                None => {
-                    let idle = streams.idle_since().and_then(|since| after(since, hcm.timeouts.idle));
-                    earliest(earliest(idle, expires), drain.due(task.waker(), cx.info.id))
-                }
+                None => earliest(earliest(idle_end(), expires), drain.due(task.waker(), cx.info.id)),
             };
             // Each of these is acted upon below when it has come: one that were not would spin.
             timer.poll(task, earliest(earliest(next_ping, pong), end)).map(|()| Next::Timer)
@@ -215,12 +213,11 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
                     Some(_) => {}
                     None => {
                         let has_come = |due: Option<Instant>| due.is_some_and(|due| now >= due);
-                        let idle = streams.idle_since().and_then(|since| after(since, hcm.timeouts.idle));
                         if has_come(expires) {
                             stats.downstream_cx_max_duration_reached().inc();
                         } else if has_come(cx.drain.go_away_at(cx.info.id)) {
                             stats.downstream_cx_drain_close().inc();
-                        } else if has_come(idle) {
+                        } else if has_come(idle_end()) {
                             stats.downstream_cx_idle_timeout().inc();
                         } else {
                             continue;
