@@ -74,7 +74,8 @@ impl Report {
              `return 200` with 43 bytes) to core {LOAD_CORE}. Configurations: `conformance/bench`, ports and \
              folders filled in.\n\
              - {rounds} rounds of {} s for each proxy, interleaved (A B C D, A B C D, ...) after a warm-up round; \
-             figures are medians, in brackets the smallest and largest.\n\
+             figures are medians, in brackets the smallest and largest;\n\
+             \x20 ratios of CPU per request are medians of the rounds' ratios.\n\
              - CPU per request: user and system time of all threads and processes of the proxy \
              (`/proc/PID/stat`) over a round, by the requests that the generator counted. `busy` is that time by \
              the round's length: a proxy that is not near 100 % was waiting for generator and origin, or for \
@@ -187,6 +188,15 @@ pub(super) fn ratio(a: Option<f64>, b: Option<f64>) -> Option<f64> {
     }
 }
 
+/// The median of each round's ratio: what slows the machine for a while slows both sides of a round.
+pub(super) fn paired(ours: &[f64], theirs: &[f64]) -> Option<f64> {
+    // A round that failed on one side leaves no pairs.
+    if ours.len() != theirs.len() {
+        return ratio(median(ours), median(theirs));
+    }
+    median(&ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect::<Vec<_>>())
+}
+
 pub(super) fn optional(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), figure)
 }
@@ -209,6 +219,14 @@ pub(super) fn mebibytes(bytes: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounds_are_compared_in_pairs() {
+        // The machine was three times slower in the last round; 0.5 is true of every one.
+        assert_eq!(paired(&[1.0, 1.1, 3.0], &[2.0, 2.2, 6.0]), Some(0.5));
+        assert_eq!(paired(&[1.0, 3.0], &[2.0, 3.0, 4.0]), Some(2.0 / 3.0));
+        assert_eq!(paired(&[], &[]), None);
+    }
 
     #[test]
     fn medians() {

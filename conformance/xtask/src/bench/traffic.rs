@@ -6,7 +6,7 @@ use super::Bench;
 use super::load::{Load, Version};
 use super::peers::{EVERYONE, Kind, Origin, Peer, Probe, Proxy};
 use super::place::certificate;
-use super::report::{Section, Target, mebibytes, median, middle, optional, ratio, spread};
+use super::report::{Section, Target, mebibytes, median, middle, optional, paired, spread};
 
 /// Requests a second of the latency measurement, the same for all: a third or less of what the slowest can do.
 const RATE: u32 = 4000;
@@ -136,11 +136,15 @@ impl Traffic {
         }
         let cpu_of = |kind| {
             let (_, measured) = subjects.iter().find(|(proxy, _)| proxy.peer.kind == kind)?;
-            median(&measured.cpu)
+            Some(&*measured.cpu)
         };
+        let ratio = |ours: &[f64], kind| paired(ours, cpu_of(kind)?);
         let rows = subjects
             .iter()
-            .map(|(proxy, measured)| measured.row(proxy, cpu_of(Kind::Envoy), cpu_of(Kind::Nginx)))
+            .map(|(proxy, measured)| {
+                let ratios = [Kind::Envoy, Kind::Nginx].map(|kind| ratio(&measured.cpu, kind));
+                measured.row(proxy, ratios)
+            })
             .collect();
         let targets = targets.iter().map(|&(kind, limit)| Target {
             what: if kind == Kind::Envoy {
@@ -150,7 +154,7 @@ impl Traffic {
             },
             limit,
             unit: "",
-            measured: ratio(cpu_of(Kind::Waystation), cpu_of(kind)),
+            measured: cpu_of(Kind::Waystation).and_then(|ours| ratio(ours, kind)),
         });
         Ok(vec![Section {
             title: self.title.to_owned(),
@@ -223,15 +227,14 @@ impl Traffic {
 }
 
 impl Measured {
-    fn row(&self, proxy: &Proxy<'_>, envoy: Option<f64>, nginx: Option<f64>) -> Vec<String> {
-        let cpu = median(&self.cpu);
+    fn row(&self, proxy: &Proxy<'_>, [of_envoy, of_nginx]: [Option<f64>; 2]) -> Vec<String> {
         let memory = proxy.process.memory();
         vec![
             proxy.peer.kind.name().to_owned(),
             middle(&self.rate),
             spread(&self.cpu),
-            optional(ratio(cpu, envoy)),
-            optional(ratio(cpu, nginx)),
+            optional(of_envoy),
+            optional(of_nginx),
             median(&self.busy).map_or_else(|| "-".to_owned(), |busy| format!("{busy:.0} %")),
             middle(&self.p50),
             middle(&self.p99),
