@@ -452,25 +452,29 @@ impl Headers {
         self.present.0[usize::from(id >> 6)] &= !(1 << (id & 63));
     }
 
-    #[inline]
+    /// A bit test for the many names that are absent, at the place that asks; the scan is a call.
+    #[inline(always)]
     fn find(&self, name: Name<'_>, from: usize) -> Option<usize> {
-        let entries = &self.entries[from..];
-        let found = match name {
-            Name::Known(known) => {
-                let id = known.id();
-                if !self.has(id) {
-                    return None;
-                }
-                entries.iter().position(|entry| entry.id == id)
+        match name {
+            Name::Known(known) if !self.has(known.id()) => None,
+            Name::Known(known) => self.scan_known(known.id(), from),
+            Name::Other(bytes) => self.scan_other(bytes, from),
+        }
+    }
+
+    #[inline(never)]
+    fn scan_known(&self, id: u8, from: usize) -> Option<usize> {
+        Some(from + self.entries[from..].iter().position(|entry| entry.id == id)?)
+    }
+
+    fn scan_other(&self, name: &[u8], from: usize) -> Option<usize> {
+        let is_it = |entry: &Entry| {
+            entry.id == 0 && usize::from(entry.name_len) == name.len() && {
+                let start = entry.name_off as usize;
+                self.arena[start..start + name.len()] == *name
             }
-            Name::Other(bytes) => entries.iter().position(|entry| {
-                entry.id == 0 && usize::from(entry.name_len) == bytes.len() && {
-                    let start = entry.name_off as usize;
-                    self.arena[start..start + bytes.len()] == *bytes
-                }
-            }),
         };
-        found.map(|index| from + index)
+        Some(from + self.entries[from..].iter().position(is_it)?)
     }
 
     /// How many entries at the front are pseudo-headers.
