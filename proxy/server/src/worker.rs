@@ -284,11 +284,9 @@ impl Worker {
         for slot in clusters.iter_mut() {
             let Some(cluster) = slot else { continue };
             cluster.sweep(now);
-            // Nobody else refers to the name any more: let its id be used again.
-            if Arc::strong_count(&cluster.cell) <= 2
-                && cluster.pools.borrow().is_empty()
-                && !cluster.cell.is_set()
-            {
+            // Who asks for the name again gets it anew. Whether others refer to it cannot be told from the count of the
+            // cell: every worker that has seen the cluster holds it.
+            if Rc::strong_count(cluster) == 1 && cluster.is_over() {
                 *slot = None;
                 self.inflated.dec();
             }
@@ -378,6 +376,11 @@ impl LocalCluster {
         pool
     }
 
+    /// Whether the cluster is gone, and all that was connected for it.
+    fn is_over(&self) -> bool {
+        !self.cell.is_set() && self.pools.borrow().is_empty() && self.named_pools.borrow().is_empty()
+    }
+
     /// Closes what is dead or idle for too long, and forgets pools without connections.
     fn sweep(&self, now: Instant) {
         let cluster = self.get();
@@ -455,5 +458,30 @@ impl fmt::Debug for Worker {
 impl fmt::Debug for LocalCluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalCluster").field("cell", &self.cell).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_worker_lets_a_removed_cluster_go() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let shared = crate::context::tests::shared();
+                let workers = [0, 1].map(|index| Worker::new(index, Arc::clone(&shared), Some(1)));
+                let cell = shared.clusters.cell("gone");
+                let streams = workers.each_ref().map(|worker| worker.cluster(&cell));
+                let inflated = || workers.each_ref().map(|worker| worker.inflated.value());
+                drop(cell);
+                workers.iter().for_each(|worker| worker.sweep(Instant::now()));
+                assert_eq!(inflated(), [1, 1], "streams use it");
+                drop(streams);
+                workers.iter().for_each(|worker| worker.sweep(Instant::now()));
+                assert_eq!(inflated(), [0, 0]);
+                assert!(shared.clusters.find("gone").is_none());
+            })
+            .await;
     }
 }
