@@ -19,6 +19,7 @@ use waystation::context::Shared;
 use waystation::listener::accept;
 use waystation::manager::listeners::{Graceful, Listeners, Order};
 use waystation::manager::needs::Needs;
+use waystation::manager::offered::Offered;
 use waystation::worker::Worker;
 use waystation::xds_transport;
 use waystation_filter_api::cell::Cell;
@@ -109,7 +110,9 @@ impl House {
     fn add(&mut self, yaml: &str) -> Result<(), ConfigError> {
         let wire = encode("envoy.config.listener.v3.Listener", yaml);
         let proto = ListenerProto::decode(&*wire).unwrap();
-        self.listeners.add(&proto, wire.into(), &Arc::from("1"), true, &mut self.needs, &mut self.client)
+        let version = Arc::from("1");
+        let offered = Offered { proto: &proto, wire: wire.into(), version: &version, dynamic: true };
+        self.listeners.add(offered, &mut self.needs, &mut self.client)
     }
 
     async fn send(&mut self, orders: Vec<Order>) {

@@ -49,7 +49,7 @@ pub struct StreamId {
 }
 
 /// Stands for one [`Update`] until it is answered by [`Core::applied`].
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct UpdateToken(u64);
 
 /// What the core must be told at the start.

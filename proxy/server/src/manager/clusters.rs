@@ -1,6 +1,6 @@
 //! Clusters: added, warmed, replaced, removed; and the discovery of their endpoints.
 
-mod warming;
+mod dump;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use waystation_upstream::discovery::ResolverSettings;
 use waystation_xds::{Client, Interest, Rejection, ResourceType, SubId, SubscriptionSpec, Update};
 use xxhash_rust::xxh64::xxh64;
 
-use self::warming::Warming;
 use super::dump::Dumped;
 use super::needs::Needs;
-use crate::admin::config_dump::ResourceDump;
+use super::offered::Offered;
+use super::warming::Warming;
 use crate::config_source;
 use crate::context::{CompileContext, Need, Shared};
 use crate::dns::{DnsEvent, DnsTasks};
@@ -146,16 +146,14 @@ impl Clusters {
         self.entries.contains_key(name)
     }
 
-    /// Adds or changes a cluster; `wire` is its encoded form. It serves once it is warm: see [`Self::activate`].
+    /// Adds or changes a cluster. It serves once it is warm: see [`Self::activate`].
     pub fn add(
         &mut self,
-        proto: &pb::Cluster,
-        wire: Bytes,
-        version: &Arc<str>,
-        dynamic: bool,
+        offered: Offered<'_, pb::Cluster>,
         needs: &mut Needs,
         client: &mut Client,
     ) -> Result<(), ConfigError> {
+        let Offered { proto, wire, version, dynamic } = offered;
         let hash = xxh64(&wire, 0);
         if let Some(entry) = self.entries.get(&proto.name) {
             if dynamic && !entry.dynamic {
@@ -271,6 +269,11 @@ impl Clusters {
         Ok((cluster, eds, held))
     }
 
+    /// These needs have settled.
+    pub fn needs_settled(&mut self, keys: &[String]) {
+        keys.iter().for_each(|key| self.warming.settled(key));
+    }
+
     /// Puts every cluster in force whose endpoints and secrets are there, and drops endpoints that are too old.
     pub fn activate(&mut self, now: Instant, needs: &mut Needs, client: &mut Client) {
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -278,9 +281,6 @@ impl Clusters {
             let stats = client.core().subscription_stats(sub)?;
             wall.checked_sub(Duration::from_millis(stats.update_time))
         });
-        for need in needs.take_settled() {
-            self.warming.settled(&need);
-        }
         if self.dns.missed() {
             self.warming.touch_all();
         }
@@ -501,52 +501,6 @@ impl Clusters {
         let active = self.entries.values().filter_map(|entry| entry.active.as_ref());
         active.map(|live| Arc::clone(&live.cluster)).collect()
     }
-
-    /// For `/config_dump`.
-    pub fn dump(&self) -> Vec<ResourceDump> {
-        let mut all = Vec::with_capacity(self.entries.len());
-        for (name, entry) in &self.entries {
-            for (live, warming) in [(entry.active.as_ref(), false), (entry.warming.as_ref(), true)] {
-                let Some(live) = live else {
-                    continue;
-                };
-                all.push(ResourceDump {
-                    name: name.clone(),
-                    dynamic: entry.dynamic,
-                    warming,
-                    dumped: Dumped {
-                        wire: live.wire.clone(),
-                        version: Arc::clone(&live.version),
-                        last_updated: entry.updated,
-                        error: entry.refused.clone(),
-                    },
-                });
-            }
-        }
-        all
-    }
-
-    /// Endpoints for `/config_dump?include_eds`.
-    pub fn dump_endpoints(&self) -> Vec<ResourceDump> {
-        let dynamic = self.assignments.iter().map(|(name, dumped)| ResourceDump {
-            name: name.clone(),
-            dynamic: true,
-            warming: false,
-            dumped: dumped.clone(),
-        });
-        let fixed = self.entries.iter().filter_map(|(name, entry)| {
-            let live = entry.active.as_ref()?;
-            let proto = pb::Cluster::decode(live.wire.clone()).ok()?;
-            let assignment = proto.load_assignment?;
-            Some(ResourceDump {
-                name: name.clone(),
-                dynamic: false,
-                warming: false,
-                dumped: Dumped::accepted(assignment.encode_to_vec().into(), Arc::clone(&live.version)),
-            })
-        });
-        dynamic.chain(fixed).collect()
-    }
 }
 
 /// Whether the cluster has its first endpoints, or needs none.
@@ -588,7 +542,8 @@ mod tests {
         for i in 0..COUNT {
             let proto = pb::Cluster { name: format!("c{i}"), ..template.clone() };
             let wire = proto.encode_to_vec().into();
-            clusters.add(&proto, wire, &version, true, &mut needs, &mut client).unwrap();
+            let offered = Offered { proto: &proto, wire, version: &version, dynamic: true };
+            clusters.add(offered, &mut needs, &mut client).unwrap();
         }
         let now = Instant::now();
         clusters.activate(now, &mut needs, &mut client);

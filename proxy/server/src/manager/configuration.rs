@@ -25,6 +25,7 @@ use super::clusters::Clusters;
 use super::dump::Dumped;
 use super::listeners::{Graceful, Listeners, Order};
 use super::needs::{Needs, Slot};
+use super::offered::Offered;
 use super::on_demand::{self, OnDemand};
 use super::secret_files::SecretFiles;
 use super::subscription_stats::Counters;
@@ -224,8 +225,9 @@ impl Configuration {
             if self.clusters.contains(&cluster.name) {
                 return Err(format!("cluster manager: duplicate cluster '{}'", cluster.name));
             }
+            let offered = Offered { proto: &cluster, wire, version: &unversioned, dynamic: false };
             self.clusters
-                .add(&cluster, wire, &unversioned, false, &mut self.needs, &mut self.client)
+                .add(offered, &mut self.needs, &mut self.client)
                 .at(|| place("clusters", &cluster.name, i))
                 .map_err(|error| error.to_string())?;
         }
@@ -240,8 +242,8 @@ impl Configuration {
                 wire = Bytes::from([&*wire, &named.encode_to_vec()].concat());
             }
             let name = &listener.name;
-            let added =
-                self.listeners.add(&listener, wire, &unversioned, false, &mut self.needs, &mut self.client);
+            let offered = Offered { proto: &listener, wire, version: &unversioned, dynamic: false };
+            let added = self.listeners.add(offered, &mut self.needs, &mut self.client);
             added.at(|| place("listeners", name, i)).map_err(|error| error.to_string())?;
         }
         Ok(())
@@ -283,7 +285,7 @@ impl Configuration {
     }
 
     /// Whether no listener waits for a resource.
-    pub fn listeners_settled(&self) -> bool {
+    pub fn listeners_settled(&mut self) -> bool {
         self.listeners.all_settled(&self.needs)
     }
 
@@ -323,6 +325,9 @@ impl Configuration {
 
     /// Puts clusters in force that have become warm, and tells the requests that wait for them.
     pub fn activate_clusters(&mut self, now: Instant) {
+        let settled = self.needs.take_settled();
+        self.clusters.needs_settled(&settled);
+        self.listeners.needs_settled(&settled);
         self.clusters.activate(now, &mut self.needs, &mut self.client);
         for name in self.clusters.take_activated() {
             self.on_demand.activated(&name);

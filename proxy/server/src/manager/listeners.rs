@@ -1,6 +1,11 @@
 //! Listeners: added, warmed, updated in place or replaced, drained, removed.
 
-use std::collections::{BTreeMap, HashSet};
+mod addresses;
+mod dump;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,12 +18,14 @@ use waystation_stats::stats_group;
 use waystation_xds::Client;
 use xxhash_rust::xxh64::xxh64;
 
+pub use self::dump::{ListenerDump, ListenersDump};
 use super::dump::Dumped;
 use super::needs::Needs;
-use crate::admin::config_dump::{ResourceDump, ScopesDump};
+use super::offered::Offered;
+use super::warming::Warming;
 use crate::cli::options::Mode;
 use crate::context::{CompileContext, Shared};
-use crate::listener::config::{FilterChain, Listener, NetworkFilter};
+use crate::listener::config::{FilterChain, Listener};
 use crate::listener::sockets::{LeftSockets, Sockets};
 
 stats_group! {
@@ -104,8 +111,9 @@ pub struct Running {
     stopped: bool,
 }
 
+/// A listener that waits to take over.
 #[derive(Debug)]
-struct Warming {
+struct Successor {
     listener: Arc<Listener>,
     sockets: Option<Arc<Sockets>>,
     wire: Bytes,
@@ -118,7 +126,7 @@ struct Warming {
 struct Entry {
     active: Option<Running>,
     hash: u64,
-    warming: Option<Warming>,
+    warming: Option<Successor>,
     dumped: Option<Dumped>,
     dynamic: bool,
 }
@@ -174,10 +182,11 @@ pub struct Listeners {
     draining: Vec<Draining>,
     stats: ListenerManagerStats,
     next_id: u64,
-    /// Something was added since [`Self::activate`] looked.
-    added: bool,
-    /// What had settled then: see [`Needs::changes`].
-    seen: u64,
+    warming: Warming,
+    /// Of the warming ones, those that were found to wait for nothing.
+    ready: BTreeSet<String>,
+    /// How often a warming listener was looked at.
+    looks: u64,
     graceful: Vec<GracefulDrain>,
     stopped: bool,
     /// Inbound listeners were stopped (`/drain_listeners?inboundonly`) and stay so.
@@ -197,8 +206,9 @@ impl Listeners {
             entries: BTreeMap::new(),
             draining: Vec::new(),
             next_id: 1,
-            added: false,
-            seen: 0,
+            warming: Warming::default(),
+            ready: BTreeSet::new(),
+            looks: 0,
             graceful: Vec::new(),
             stopped: false,
             stopped_inbound: false,
@@ -211,16 +221,14 @@ impl Listeners {
         &self.stats
     }
 
-    /// Adds or updates a listener, of which `wire` is the encoded form. It starts, or takes over, once what it needs has arrived: see [`Self::activate`].
+    /// Adds or updates a listener. It starts, or takes over, once what it needs has arrived: see [`Self::activate`].
     pub fn add(
         &mut self,
-        proto: &pb::Listener,
-        wire: Bytes,
-        version: &Arc<str>,
-        dynamic: bool,
+        offered: Offered<'_, pb::Listener>,
         needs: &mut Needs,
         client: &mut Client,
     ) -> Result<(), ConfigError> {
+        let Offered { proto, wire, version, dynamic } = offered;
         let hash = xxh64(&wire, 0);
         if self.stopped || (self.stopped_inbound && is_inbound(proto)) {
             return Ok(());
@@ -252,8 +260,9 @@ impl Listeners {
                     self.stats.total_listeners_warming().add(1);
                 }
                 let version = Arc::clone(version);
-                entry.warming = Some(Warming { listener, sockets, wire, version, hash });
-                self.added = true;
+                entry.warming = Some(Successor { listener, sockets, wire, version, hash });
+                self.ready.remove(&proto.name);
+                self.warming.insert(&proto.name, true);
                 Ok(())
             }
             Err(error) => {
@@ -297,28 +306,6 @@ impl Listeners {
         Ok((Arc::new(listener), sockets))
     }
 
-    /// Two listeners on one address would share its connections by chance. One that drains has given its address up; one
-    /// that binds to port 0 has a port of its own.
-    fn check_addresses(&self, name: &str, listener: &Listener) -> Result<(), ConfigError> {
-        let mut others = self.entries.iter().filter(|(other, _)| *other != name).flat_map(|(_, entry)| {
-            let active = entry.active.as_ref().map(|running| &running.listener);
-            active.into_iter().chain(entry.warming.as_ref().map(|warming| &warming.listener))
-        });
-        let has = |other: &Listener, address: &Address| {
-            let any_port = address.ip().is_some_and(|ip| ip.port() == 0);
-            !(any_port && other.bind_to_port) && other.addresses.iter().any(|own| own.address == *address)
-        };
-        if !others.any(|other| listener.addresses.iter().any(|own| has(other, &own.address))) {
-            return Ok(());
-        }
-        let addresses: Vec<_> = listener.addresses.iter().map(|listen| listen.address.to_string()).collect();
-        Err(ConfigError::new(format!(
-            "error adding listener: '{name}' has duplicate address '{}' as existing listener, to check if the listener has \
-             duplicated addresses with other listeners or 'enable_reuse_port' is set to 'false' for the listener",
-            addresses.join(",")
-        )))
-    }
-
     /// Sockets of draining listeners that are still open.
     fn leaving_sockets(&self) -> impl Iterator<Item = Sockets> {
         self.draining.iter().rev().filter_map(|drain| match &drain.what {
@@ -327,26 +314,44 @@ impl Listeners {
         })
     }
 
+    /// These needs have settled.
+    pub fn needs_settled(&mut self, keys: &[String]) {
+        keys.iter().for_each(|key| self.warming.settled(key));
+    }
+
+    /// Whether a warming listener waits for nothing; otherwise it is looked at again when that has changed.
+    fn is_ready(&mut self, name: &str, needs: &Needs) -> bool {
+        let warming = self.entries.get(name).and_then(|entry| entry.warming.as_ref());
+        let Some(warming) = warming else { return false };
+        self.looks += 1;
+        let mut unsettled = needs.unsettled_keys(&warming.listener.needs).peekable();
+        let is_ready = unsettled.peek().is_none();
+        self.warming.wait(name, unsettled);
+        is_ready
+    }
+
     /// Starts, or updates, every listener whose needs have settled.
     pub fn activate(&mut self, now: Instant, needs: &Needs) -> Vec<Order> {
         let mut orders = Vec::new();
-        // Only what is added, and what settles, makes one ready.
-        if self.stopped || (!self.added && self.seen == needs.changes()) {
+        if self.stopped {
             return orders;
         }
-        self.added = false;
-        self.seen = needs.changes();
-        for entry in self.entries.values_mut() {
-            if self.stopped_inbound && entry.warming.as_ref().is_some_and(|warming| warming.listener.inbound)
-            {
+        let mut candidates = std::mem::take(&mut self.ready);
+        candidates.extend(self.warming.take_touched());
+        for name in candidates {
+            let warming = self.entries.get(&name).and_then(|entry| entry.warming.as_ref());
+            if self.stopped_inbound && warming.is_some_and(|warming| warming.listener.inbound) {
+                self.ready.insert(name);
                 continue;
             }
-            let ready = entry.warming.as_ref().is_some_and(|warming| needs.settled(&warming.listener.needs));
-            let Some(warming) = entry.warming.take_if(|_| ready) else {
+            if !self.is_ready(&name, needs) {
                 continue;
-            };
+            }
+            let Some(entry) = self.entries.get_mut(&name) else { continue };
+            let Some(warming) = entry.warming.take() else { continue };
+            self.warming.remove(&name);
             self.stats.total_listeners_warming().sub(1);
-            let Warming { listener, sockets, wire, version, hash } = warming;
+            let Successor { listener, sockets, wire, version, hash } = warming;
             if let Some(Err(reason)) = sockets.as_ref().map(|sockets| sockets.listen(&listener)) {
                 tracing::error!(
                     target: "config",
@@ -426,6 +431,8 @@ impl Listeners {
         }
         if let Some(warming) = entry.warming {
             self.stats.total_listeners_warming().sub(1);
+            self.warming.remove(name);
+            self.ready.remove(name);
             needs.release(&warming.listener.needs, client);
         }
         let Some(active) = entry.active else {
@@ -505,49 +512,13 @@ impl Listeners {
     }
 
     /// Whether no listener waits for a resource.
-    pub fn all_settled(&self, needs: &Needs) -> bool {
-        let mut warming = self.entries.values().filter_map(|entry| entry.warming.as_ref());
-        warming.all(|warming| needs.settled(&warming.listener.needs))
-    }
-
-    /// Inline route configurations, for `/config_dump`.
-    pub fn static_routes(&self) -> Vec<ResourceDump> {
-        let chains = self.active().flat_map(|running| running.listener.all_chains());
-        let managers = chains.filter_map(|chain| match &chain.filters {
-            NetworkFilter::Http(manager) => manager.inline_routes(),
-            _ => None,
-        });
-        managers
-            .map(|(name, wire)| ResourceDump {
-                name,
-                dynamic: false,
-                warming: false,
-                dumped: Dumped::accepted(wire, Arc::from("")),
-            })
-            .collect()
-    }
-
-    /// Inline scopes, for `/config_dump`.
-    pub fn static_scopes(&self) -> Vec<ScopesDump> {
-        let chains = self.active().flat_map(|running| running.listener.all_chains());
-        let managers = chains.filter_map(|chain| match &chain.filters {
-            NetworkFilter::Http(manager) => manager.inline_scopes(),
-            _ => None,
-        });
-        managers
-            .map(|(name, scopes)| ScopesDump {
-                name,
-                dynamic: false,
-                dumped: Dumped::accepted(Bytes::new(), Arc::from("")),
-                scopes,
-            })
-            .collect()
-    }
-
-    /// Names of dynamic listeners, for a state-of-the-world update.
-    pub fn dynamic_names(&self) -> Vec<String> {
-        let dynamic = self.entries.iter().filter(|(_, entry)| entry.dynamic);
-        dynamic.map(|(name, _)| name.clone()).collect()
+    pub fn all_settled(&mut self, needs: &Needs) -> bool {
+        for name in self.warming.take_touched() {
+            if self.is_ready(&name, needs) {
+                self.ready.insert(name);
+            }
+        }
+        self.ready.len() == self.warming.len()
     }
 
     /// The listeners that serve.
@@ -561,38 +532,6 @@ impl Listeners {
             let warming = entry.warming.as_ref()?;
             Some((name.as_str(), needs.unsettled(&warming.listener.needs).collect()))
         })
-    }
-
-    /// For `/config_dump`: name, whether dynamic, active state, warming state, draining state.
-    pub fn dump(&self) -> ListenersDump {
-        ListenersDump {
-            entries: self
-                .entries
-                .iter()
-                .map(|(name, entry)| ListenerDump {
-                    name: name.clone(),
-                    dynamic: entry.dynamic,
-                    active: entry.dumped.clone().filter(|dumped| !dumped.wire.is_empty()),
-                    error: entry.dumped.as_ref().and_then(|dumped| dumped.error.clone()),
-                    warming: entry
-                        .warming
-                        .as_ref()
-                        .map(|warming| Dumped::accepted(warming.wire.clone(), Arc::clone(&warming.version))),
-                    draining: None,
-                })
-                .chain(self.draining.iter().filter_map(|drain| match &drain.what {
-                    Leaving::Listener { dumped, .. } => Some(ListenerDump {
-                        name: drain.listener.name.to_string(),
-                        dynamic: true,
-                        active: None,
-                        error: None,
-                        warming: None,
-                        draining: dumped.clone(),
-                    }),
-                    Leaving::Chains(_) => None,
-                }))
-                .collect(),
-        }
     }
 }
 
@@ -611,28 +550,4 @@ impl GracefulDrain {
 
 fn is_inbound(proto: &pb::Listener) -> bool {
     proto.traffic_direction() == core::TrafficDirection::Inbound
-}
-
-/// Listeners for `/config_dump`.
-#[derive(Debug)]
-pub struct ListenersDump {
-    /// One for each name, and one for each that drains.
-    pub entries: Vec<ListenerDump>,
-}
-
-/// One listener for `/config_dump`.
-#[derive(Debug)]
-pub struct ListenerDump {
-    /// Its name.
-    pub name: String,
-    /// By LDS rather than from the bootstrap.
-    pub dynamic: bool,
-    /// In force.
-    pub active: Option<Dumped>,
-    /// The last refusal.
-    pub error: Option<super::dump::Refused>,
-    /// Waiting to take over.
-    pub warming: Option<Dumped>,
-    /// On its way out.
-    pub draining: Option<Dumped>,
 }

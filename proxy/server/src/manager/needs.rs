@@ -1,95 +1,29 @@
 //! Resources that others refer to: route configurations and secrets, subscribed to as long as somebody holds them.
 
-use std::collections::HashMap;
+mod slot;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3::{ScopedRouteConfiguration, Vhds, VirtualHost};
-use prost::Message as _;
 use tokio::sync::oneshot;
 use waystation_filter_api::cell::Cell;
 use waystation_route::{RouteTable, ScopeKey};
 use waystation_schema::{At as _, ConfigError};
-use waystation_stats::{Scope, stats_group};
-use waystation_tls::Secret;
+use waystation_stats::Scope;
 use waystation_xds::{Client, Interest, Rejection, Resource, ResourceType, SubId, SubscriptionSpec, Update};
 
+pub use self::slot::{DiscoveryStats, Needed, SecretStats, Slot, configure};
+use self::slot::{key, parts, route_key};
 use super::dump::Dumped;
 use super::on_demand::Waiters;
-use super::scopes::{Changed, ScopeMap, Scopes};
+use super::scopes::{Changed, ScopeMap};
 use super::virtual_hosts::{VirtualHosts, names_of};
+use super::warming::Waits;
 use crate::config_source;
-use crate::context::{Need, Shared, resource_key, scopes_key};
-use crate::http::filters::discovered::DiscoveredFilter;
+use crate::context::{Need, Shared};
 use crate::on_demand::Answer;
-
-stats_group! {
-    /// `extension_config_discovery.http_filter.<name>.`
-    pub struct DiscoveryStats {
-        counters { config_conflict, config_fail, config_reload }
-        gauges {}
-        histograms {}
-    }
-}
-
-stats_group! {
-    /// `sds.<name>.`
-    pub struct SecretStats {
-        counters { key_rotation_failed }
-        gauges {}
-        histograms {}
-    }
-}
-
-/// Where a resource goes when it arrives.
-#[derive(Debug)]
-pub enum Slot {
-    /// A route configuration.
-    Route {
-        /// Where it goes.
-        cell: Arc<Cell<RouteTable>>,
-        /// Its virtual hosts by VHDS, if it has any.
-        hosts: Option<Box<VirtualHosts>>,
-        /// Where the subscription to those is counted.
-        scope: Scope,
-    },
-    /// A set of scopes; nothing while an update is applied to them.
-    Scopes(Option<Box<Scopes>>),
-    /// A secret.
-    Secret {
-        /// Where it goes.
-        cell: Arc<Cell<Secret>>,
-        /// What it counts.
-        stats: Box<SecretStats>,
-    },
-    /// The configuration of a filter: one place for each holder, so that a chain that an update of its listener keeps has
-    /// its places here twice.
-    Filter {
-        /// The places.
-        places: Vec<Arc<DiscoveredFilter>>,
-        /// What they count.
-        stats: Arc<DiscoveryStats>,
-    },
-}
-
-/// A needed resource.
-#[derive(Debug)]
-pub struct Needed {
-    /// Its name.
-    pub name: String,
-    /// Where it goes.
-    pub slot: Slot,
-    /// Its subscription.
-    pub sub: SubId,
-    /// Whether it has arrived, or will not be waited for any longer.
-    pub settled: bool,
-    /// For `/config_dump`.
-    pub dumped: Option<Dumped>,
-    /// Requests that wait for it.
-    waiters: Waiters,
-    holders: usize,
-}
 
 /// All needed resources.
 #[derive(Debug, Default)]
@@ -102,8 +36,12 @@ pub struct Needs {
     ended: Vec<SubId>,
     /// The keys of what has settled, or is not held any more.
     settled: Vec<String>,
-    /// Grows with whatever may settle something.
-    changes: u64,
+    /// The keys of sets of scopes.
+    scopes: HashSet<String>,
+    /// Which of them wait for which route configurations.
+    scoped: Waits,
+    /// How often the route configurations of a set were gone through.
+    pub(super) looks: u64,
 }
 
 impl Needs {
@@ -146,6 +84,9 @@ impl Needs {
         let waiters = Waiters::default();
         let needed =
             Needed { name: name.clone(), slot, sub, settled: false, dumped: None, waiters, holders: 1 };
+        if matches!(needed.slot, Slot::Scopes(_)) {
+            self.scopes.insert(key.clone());
+        }
         self.by_key.insert(key, needed);
         Ok(())
     }
@@ -163,9 +104,12 @@ impl Needs {
                 client.unsubscribe(needed.sub);
                 self.ended.push(needed.sub);
                 self.by_sub.remove(&needed.sub);
-                self.settled.push(key.clone());
-                match self.by_key.remove(&key).map(|needed| needed.slot) {
+                let gone = self.by_key.remove(&key).map(|needed| needed.slot);
+                self.tell_settled(&key);
+                match gone {
                     Some(Slot::Scopes(Some(scopes))) => {
+                        self.scopes.remove(&key);
+                        self.scoped.forget(&key);
                         let routes: Vec<Need> = scopes.held().cloned().collect();
                         self.release(&routes, client);
                     }
@@ -191,29 +135,49 @@ impl Needs {
         std::mem::take(&mut self.settled)
     }
 
-    /// As long as this number stays, nothing has settled.
-    pub fn changes(&self) -> u64 {
-        self.changes
+    fn has_settled(&self, need: &Need) -> bool {
+        self.is_complete(&key(need))
     }
 
-    fn has_settled(&self, need: &Need) -> bool {
-        self.by_key.get(&key(need)).is_some_and(|needed| {
+    fn is_complete(&self, key: &str) -> bool {
+        self.by_key.get(key).is_some_and(|needed| {
             needed.settled
                 && match &needed.slot {
                     // Scopes are there when their route configurations are.
-                    Slot::Scopes(Some(scopes)) => scopes.awaited().all(|need| self.has_settled(need)),
+                    Slot::Scopes(_) => !self.scoped.is_waiting(key),
                     Slot::Route { hosts: Some(hosts), .. } => hosts.settled,
                     _ => true,
                 }
         })
     }
 
+    /// Something has come, or gone: if nothing is missing now, tells those who wait for it.
+    fn tell_settled(&mut self, key: &str) {
+        if self.by_key.contains_key(key) && !self.is_complete(key) {
+            return;
+        }
+        self.settled.push(key.to_owned());
+        for scopes in self.scoped.settled(key) {
+            self.await_routes(&scopes);
+            self.tell_settled(&scopes);
+        }
+    }
+
+    /// Has a set of scopes wait for those of its route configurations that are missing.
+    fn await_routes(&mut self, scopes: &str) {
+        let Some(Slot::Scopes(Some(set))) = self.by_key.get(scopes).map(|needed| &needed.slot) else {
+            return;
+        };
+        self.looks += 1;
+        let missing: Vec<String> = set.awaited().map(key).filter(|key| !self.is_complete(key)).collect();
+        self.scoped.wait(scopes, missing);
+    }
+
     /// Nothing has come for a subscription in time: what waits for it goes on without. What has been refused or was
     /// never there is not waited for either.
     pub fn settle(&mut self, sub: SubId) -> Option<&mut Needed> {
-        self.changes += 1;
-        self.settled.push(self.by_sub.get(&sub)?.clone());
-        let needed = self.by_sub(sub)?;
+        let key = self.by_sub.get(&sub)?.clone();
+        let needed = self.by_key.get_mut(&key)?;
         match &mut needed.slot {
             Slot::Route { hosts: Some(hosts), .. } if hosts.sub == sub => hosts.settled = true,
             _ => {
@@ -221,7 +185,8 @@ impl Needs {
                 needed.waiters.answer(Answer::Found);
             }
         }
-        Some(needed)
+        self.tell_settled(&key);
+        self.by_key.get_mut(&key)
     }
 
     /// Applies an update to a set of scopes; `resources` are those that could be read.
@@ -232,7 +197,6 @@ impl Needs {
         shared: &Arc<Shared>,
         client: &mut Client,
     ) -> Vec<Rejection> {
-        self.changes += 1;
         let mut rejected = Vec::new();
         let Some(Slot::Scopes(slot)) = self.by_sub(update.sub).map(|needed| &mut needed.slot) else {
             return rejected;
@@ -265,6 +229,9 @@ impl Needs {
             if rejected.is_empty() {
                 needed.dumped = Some(Dumped::accepted(Bytes::new(), Arc::clone(&update.version)));
             }
+        }
+        if let Some(key) = self.by_sub.get(&update.sub).cloned() {
+            self.await_routes(&key);
         }
         rejected
     }
@@ -330,11 +297,11 @@ impl Needs {
         shared: &Arc<Shared>,
         client: &mut Client,
     ) -> Result<(), ConfigError> {
-        self.changes += 1;
         let Some(key) = self.by_sub.get(&sub).cloned() else { return Ok(()) };
         let Some(needed) = self.by_key.get_mut(&key) else { return Ok(()) };
         let Slot::Route { cell, hosts, scope } = &mut needed.slot else { return Ok(()) };
         let table = Arc::new(table);
+        let first = (!cell.is_set()).then(|| Arc::clone(cell));
         let source = match vhds {
             Some(vhds) => {
                 let source = vhds.config_source.as_ref();
@@ -372,6 +339,9 @@ impl Needs {
         if let Some(replaced) = replaced {
             self.end(replaced.sub, client);
         }
+        if let Some(first) = first {
+            self.count_scopes(first.name());
+        }
         Ok(())
     }
 
@@ -383,10 +353,10 @@ impl Needs {
         shared: &Arc<Shared>,
         client: &mut Client,
     ) -> Vec<Rejection> {
-        self.changes += 1;
-        let Some(needed) = self.by_sub(update.sub) else { return Vec::new() };
+        let Some(key) = self.by_sub.get(&update.sub).cloned() else { return Vec::new() };
+        let Some(needed) = self.by_key.get_mut(&key) else { return Vec::new() };
         let Slot::Route { cell, hosts: Some(hosts), .. } = &mut needed.slot else { return Vec::new() };
-        hosts.settled = true;
+        let first = !std::mem::replace(&mut hosts.settled, true);
         let offered: Vec<&Resource> = resources.iter().map(|(resource, _)| *resource).collect();
         let updated = hosts.update(resources, &update.removed, shared);
         let (answer, rejected) = match updated {
@@ -410,6 +380,9 @@ impl Needs {
         // What does not exist is asked for anew by the next request, so that names that clients make up do not add up.
         let over = hosts.miss(&update.resources, &update.removed);
         client.remove_names(hosts.sub, over);
+        if first {
+            self.tell_settled(&key);
+        }
         rejected
     }
 
@@ -439,11 +412,12 @@ impl Needs {
         std::mem::take(&mut self.ended)
     }
 
-    /// After a route configuration has come: scopes that lead to it count as active.
-    pub fn count_scopes(&self) {
-        for needed in self.by_key.values() {
-            if let Slot::Scopes(Some(scopes)) = &needed.slot {
-                scopes.count();
+    /// A route configuration has come for the first time: scopes that lead to it count as active.
+    fn count_scopes(&mut self, routes: &str) {
+        for key in &self.scopes {
+            let slot = self.by_key.get_mut(key).map(|needed| &mut needed.slot);
+            if let Some(Slot::Scopes(Some(scopes))) = slot {
+                scopes.arrived(routes);
             }
         }
     }
@@ -461,89 +435,5 @@ impl Needs {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Needed> {
         self.by_key.values()
-    }
-}
-
-impl Needed {
-    /// One more place for a configuration that may be here already.
-    fn join(&mut self, need: &Need) {
-        let (Slot::Filter { places, stats }, Need::Filter { place, .. }) = (&mut self.slot, need) else {
-            return;
-        };
-        let known = places.iter().any(|known| Arc::ptr_eq(known, place));
-        places.push(Arc::clone(place));
-        let Some(dumped) = self.dumped.as_ref().filter(|dumped| !known && !dumped.wire.is_empty()) else {
-            return;
-        };
-        let config = core::TypedExtensionConfig::decode(dumped.wire.clone()).ok();
-        let Some(any) = config.and_then(|config| config.typed_config) else { return };
-        match place.factory(&any) {
-            Ok(factory) => place.set(Some(factory)),
-            Err(error) => {
-                stats.config_conflict().inc();
-                tracing::warn!(target: "config", "filter configuration '{}' does not fit: {error}", self.name);
-            }
-        }
-    }
-
-    fn leave(&mut self, need: &Need) {
-        if let (Slot::Filter { places, .. }, Need::Filter { place, .. }) = (&mut self.slot, need)
-            && let Some(index) = places.iter().position(|known| Arc::ptr_eq(known, place))
-        {
-            places.swap_remove(index);
-        }
-    }
-}
-
-/// Has a discovered configuration taken over by all places of a filter, or by none.
-pub fn configure(
-    places: &[Arc<DiscoveredFilter>],
-    config: &core::TypedExtensionConfig,
-) -> Result<(), ConfigError> {
-    let any = config.typed_config.as_ref();
-    let any = any.ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
-    let factories = places.iter().map(|place| place.factory(any)).collect::<Result<Vec<_>, _>>()?;
-    for (place, factory) in places.iter().zip(factories) {
-        place.set(Some(factory));
-    }
-    Ok(())
-}
-
-/// What identifies a resource among all needs.
-fn key(need: &Need) -> String {
-    match need {
-        Need::Route { source, name, .. } => route_key(&resource_key(source, name)),
-        Need::Scopes { source, rds, name, .. } => {
-            format!("scopes/{}", scopes_key(source, rds.as_deref(), name))
-        }
-        Need::Secret { source, name, .. } => format!("secret/{}", resource_key(source, name)),
-        Need::Filter { source, name, .. } => format!("filter/{}", resource_key(source, name)),
-    }
-}
-
-/// The same by the name of the cell.
-fn route_key(cell: &str) -> String {
-    format!("route/{cell}")
-}
-
-fn parts(need: &Need) -> (ResourceType, &core::ConfigSource, &String, Slot) {
-    match need {
-        Need::Route { source, name, cell, vhds, .. } => {
-            let slot = Slot::Route { cell: Arc::clone(cell), hosts: None, scope: vhds.clone() };
-            (ResourceType::RouteConfiguration, source, name, slot)
-        }
-        Need::Scopes { source, rds, name, cell, http, scope } => {
-            let scopes = Scopes::new(rds.as_deref().cloned(), Arc::clone(cell), http.clone(), scope);
-            (ResourceType::ScopedRouteConfiguration, source, name, Slot::Scopes(Some(Box::new(scopes))))
-        }
-        Need::Secret { source, name, cell, scope } => {
-            let slot = Slot::Secret { cell: Arc::clone(cell), stats: Box::new(scope.group()) };
-            (ResourceType::Secret, source, name, slot)
-        }
-        Need::Filter { source, name, place, scope } => {
-            let places = vec![Arc::clone(place)];
-            let slot = Slot::Filter { places, stats: Arc::new(scope.group()) };
-            (ResourceType::ExtensionConfig, source, name, slot)
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Scoped routes: the scopes of one SRDS subscription, or of one list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -31,6 +31,10 @@ stats_group! {
 #[derive(Debug)]
 pub struct Scopes {
     by_name: BTreeMap<String, Scope>,
+    /// The name of the scope of each key.
+    by_key: HashMap<ScopeKey, String>,
+    /// By the cell of a route configuration that is missing: how many scopes would be active with it.
+    missing: HashMap<Box<str>, u64>,
     rds: Option<core::ConfigSource>,
     http: StatScope,
     cell: Arc<Cell<ScopeMap>>,
@@ -77,26 +81,47 @@ impl Scopes {
         http: StatScope,
         scope: &StatScope,
     ) -> Self {
-        Self { by_name: BTreeMap::new(), rds, http, cell, stats: scope.group() }
+        Self {
+            by_name: BTreeMap::new(),
+            by_key: HashMap::new(),
+            missing: HashMap::new(),
+            rds,
+            http,
+            cell,
+            stats: scope.group(),
+        }
     }
 
     /// Takes scopes away.
     pub fn remove(&mut self, names: &[Arc<str>], changed: &mut Changed) {
         for name in names {
-            let gone = self.by_name.remove(&**name);
+            let gone = self.take_out(name);
             changed.release.extend(gone.and_then(Scope::into_held));
         }
+    }
+
+    fn put(&mut self, name: String, scope: Scope) -> Option<Scope> {
+        let replaced = self.take_out(&name);
+        self.by_key.insert(scope.key.clone(), name.clone());
+        self.by_name.insert(name, scope);
+        replaced
+    }
+
+    fn take_out(&mut self, name: &str) -> Option<Scope> {
+        let scope = self.by_name.remove(name)?;
+        self.by_key.remove(&scope.key);
+        Some(scope)
     }
 
     /// Takes out the scopes that an update is about to replace, so that their keys can move between them. What is taken out
     /// goes to [`Self::settle`].
     pub fn take<'n>(&mut self, names: impl Iterator<Item = &'n str>) -> Replaced {
-        Replaced(names.filter_map(|name| self.by_name.remove_entry(name)).collect())
+        Replaced(names.filter_map(|name| Some((name.to_owned(), self.take_out(name)?))).collect())
     }
 
     /// Takes a scope away whose route configuration could not be subscribed to.
     pub fn discard(&mut self, name: &str) {
-        self.by_name.remove(name);
+        self.take_out(name);
     }
 
     /// Ends an update: the scopes that it refuses keep their last good form. A scope that has taken over the key of such a
@@ -111,14 +136,13 @@ impl Scopes {
         let mut also = Vec::new();
         while let Some(name) = refused.pop() {
             let Some(last) = replaced.remove(&name) else { continue };
-            let holder = self.by_name.iter().find(|(_, scope)| scope.key == last.key);
-            if let Some(other) = holder.map(|(other, _)| other.clone()) {
-                let gone = self.by_name.remove(&other);
+            if let Some(other) = self.by_key.get(&last.key).cloned() {
+                let gone = self.take_out(&other);
                 changed.release.extend(gone.and_then(Scope::into_held));
                 also.push((other.clone(), conflict(&name, &other)));
                 refused.push(other);
             }
-            let gone = self.by_name.insert(name, last);
+            let gone = self.put(name, last);
             changed.release.extend(gone.and_then(Scope::into_held));
         }
         changed.release.extend(replaced.into_values().filter_map(Scope::into_held));
@@ -144,8 +168,7 @@ impl Scopes {
             key: _,
         } = proto;
         let key = ScopeKey::compile(proto)?;
-        let mut others = self.by_name.iter().filter(|(other, _)| *other != name);
-        if let Some((other, _)) = others.find(|(_, scope)| scope.key == key) {
+        if let Some(other) = self.by_key.get(&key).filter(|other| *other != name) {
             return Err(conflict(other, name));
         }
         let (cell, need) = match (route_configuration, route_configuration_name.as_str()) {
@@ -167,7 +190,7 @@ impl Scopes {
         let held = need.is_some() && (!on_demand || cell.is_set());
         changed.hold.extend(need.clone().filter(|_| held));
         let scope = Scope { wire: wire.clone(), key, cell, need, lazy: *on_demand, held };
-        let replaced = self.by_name.insert(name.clone(), scope);
+        let replaced = self.put(name.clone(), scope);
         changed.release.extend(replaced.and_then(Scope::into_held));
         Ok(())
     }
@@ -175,7 +198,7 @@ impl Scopes {
     /// The route configuration of the scope of `key`, and whether it has yet to be subscribed to. From now on it counts
     /// as subscribed to.
     pub fn load(&mut self, key: &ScopeKey) -> Option<(Need, bool)> {
-        let scope = self.by_name.values_mut().find(|scope| scope.key == *key)?;
+        let scope = self.by_name.get_mut(self.by_key.get(key)?)?;
         let need = scope.need.clone()?;
         Some((need, !std::mem::replace(&mut scope.held, true)))
     }
@@ -192,7 +215,12 @@ impl Scopes {
         }
         let count = self.by_name.len() as u64;
         self.stats.all_scopes().set(count);
-        self.count();
+        // A scope counts as active when its route configuration has arrived, or is not loaded before a request asks for it.
+        self.missing.clear();
+        for scope in self.by_name.values().filter(|scope| !scope.lazy && !scope.cell.is_set()) {
+            *self.missing.entry(scope.cell.name().into()).or_default() += 1;
+        }
+        self.stats.active_scopes().set(count - self.missing.values().sum::<u64>());
         let lazy = self.by_name.values().filter(|scope| scope.lazy).count();
         self.stats.on_demand_scopes().set(lazy as u64);
         self.stats.config_reload().inc();
@@ -200,10 +228,11 @@ impl Scopes {
         self.stats.config_reload_time_ms().set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
     }
 
-    /// Counts the scopes whose route configuration has arrived, or is not loaded before a request asks for it.
-    pub fn count(&self) {
-        let active = self.by_name.values().filter(|scope| scope.lazy || scope.cell.is_set());
-        self.stats.active_scopes().set(active.count() as u64);
+    /// The route configuration of a cell has arrived.
+    pub fn arrived(&mut self, routes: &str) {
+        if let Some(scopes) = self.missing.remove(routes) {
+            self.stats.active_scopes().add(scopes);
+        }
     }
 
     /// The route configurations that are subscribed to.
@@ -322,7 +351,7 @@ mod tests {
     fn find(scopes: &mut Scopes, key: &str) -> Option<String> {
         scopes.publish();
         let key = ScopeKey::compile(&scope("", key, "")).unwrap();
-        scopes.by_name.iter().find(|(_, scope)| scope.key == key).map(|(name, _)| name.clone())
+        scopes.by_key.get(&key).cloned()
     }
 
     #[test]

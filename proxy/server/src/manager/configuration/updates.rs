@@ -18,6 +18,7 @@ use waystation_xds::{Event, Rejection, Resource, ResourceType, SubId, Update};
 use super::{Configuration, Purpose};
 use crate::manager::dump::Dumped;
 use crate::manager::needs::{Slot, configure};
+use crate::manager::offered::Offered;
 
 const VIRTUAL_HOST: &str = "envoy.config.route.v3.VirtualHost";
 const SCOPE: &str = "envoy.config.route.v3.ScopedRouteConfiguration";
@@ -84,14 +85,7 @@ impl Configuration {
         // A cluster that is refused below is not one that the response leaves out.
         let unreadable = !rejected.is_empty();
         for (resource, proto) in decoded {
-            let result = self.clusters.add(
-                &proto,
-                resource.body.clone(),
-                &resource.version,
-                true,
-                &mut self.needs,
-                &mut self.client,
-            );
+            let result = self.clusters.add(offered(resource, &proto), &mut self.needs, &mut self.client);
             note(&mut rejected, resource, result);
         }
         for name in self.removals(update, unreadable) {
@@ -114,14 +108,7 @@ impl Configuration {
             self.orders.extend(orders);
         }
         for (resource, proto) in decoded {
-            let result = self.listeners.add(
-                &proto,
-                resource.body.clone(),
-                &resource.version,
-                true,
-                &mut self.needs,
-                &mut self.client,
-            );
+            let result = self.listeners.add(offered(resource, &proto), &mut self.needs, &mut self.client);
             note(&mut rejected, resource, result);
         }
         if rejected.is_empty() {
@@ -194,9 +181,6 @@ impl Configuration {
         for resource in &update.resources {
             let result = self.apply_one(update.sub, resource);
             note(&mut rejected, resource, result);
-        }
-        if update.kind == ResourceType::RouteConfiguration {
-            self.needs.count_scopes();
         }
         // An answer without the resource says that it does not exist. A refused one is not waited for either: what refers
         // to it starts without, as in Envoy.
@@ -302,6 +286,10 @@ impl Configuration {
         }
         M::decode(resource.body.clone()).map_err(|error| ConfigError::new(error.to_string()))
     }
+}
+
+fn offered<'a, M>(resource: &'a Resource, proto: &'a M) -> Offered<'a, M> {
+    Offered { proto, wire: resource.body.clone(), version: &resource.version, dynamic: true }
 }
 
 fn note(rejected: &mut Vec<Rejection>, resource: &Resource, result: Result<(), ConfigError>) {
