@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod action;
+mod added;
 mod cluster;
 mod direct_response;
 mod filter_config;
@@ -39,6 +40,7 @@ mod uri_template;
 mod virtual_host;
 
 pub use action::{Action, RouteAction};
+pub use added::AddedHosts;
 pub use cluster::{
     Cluster, ClusterCell, ClusterRef, ClusterSpecifier, MetadataMatch, Priority, Target, WeightedCluster,
     WeightedClusters,

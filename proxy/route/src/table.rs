@@ -1,6 +1,5 @@
 //! Route tables.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -85,7 +84,7 @@ pub struct RouteTable {
     /// The number of the first route and of the first virtual cluster of each host.
     bases: Box<[(u32, u32)]>,
     domains: Domains,
-    filters: FilterNames,
+    pub(crate) filters: FilterNames,
 }
 
 /// The parts of a table that are not its virtual hosts.
@@ -189,30 +188,36 @@ impl RouteTable {
             most_specific_wins: *most_specific_header_mutations_wins,
             mirrors: MirrorPolicy::compile_all(request_mirror_policies, &mut compiler)?.into(),
         };
-        let hosts = compile_hosts(virtual_hosts, &config, &mut compiler)?;
+        let hosts = compile_hosts(virtual_hosts.iter(), &config, &mut compiler)?;
         Self::assemble(Arc::new(config), hosts, compiler.filters)
     }
 
-    /// The table with virtual hosts added or replaced by name, and others removed (VHDS). Hosts that do not change
-    /// are shared with this table.
-    pub fn with_virtual_hosts(
+    /// Compiles virtual hosts that come later.
+    pub(crate) fn compile_hosts<'p>(
         &self,
-        updated: &[pb::VirtualHost],
-        removed: &[String],
+        protos: impl Iterator<Item = &'p pb::VirtualHost>,
+        filters: &mut FilterNames,
         cx: &CompileContext<'_>,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Vec<Arc<VirtualHost>>, ConfigError> {
         let mut compiler = Compiler {
             cx,
-            filters: self.filters.clone(),
+            filters: std::mem::take(filters),
             max_direct_response: self.config.max_direct_response,
             validate_clusters: self.config.validate_clusters,
         };
-        let updated = compile_hosts(updated, &self.config, &mut compiler)?;
-        let gone: HashSet<&str> =
-            updated.iter().map(|host| &*host.name).chain(removed.iter().map(String::as_str)).collect();
-        let kept = self.hosts.iter().filter(|host| !gone.contains(&*host.name)).cloned();
-        let hosts = kept.chain(updated.iter().cloned()).collect();
-        Self::assemble(Arc::clone(&self.config), hosts, compiler.filters)
+        let hosts = compile_hosts(protos, &self.config, &mut compiler);
+        *filters = compiler.filters;
+        hosts
+    }
+
+    /// The table with these virtual hosts behind its own.
+    pub(crate) fn with_hosts<'h>(
+        &self,
+        added: impl Iterator<Item = &'h Arc<VirtualHost>>,
+        filters: &FilterNames,
+    ) -> Result<Self, ConfigError> {
+        let hosts = self.hosts.iter().cloned().chain(added.cloned()).collect();
+        Self::assemble(Arc::clone(&self.config), hosts, filters.clone())
     }
 
     fn assemble(
@@ -358,13 +363,13 @@ impl RouteView for RouteTable {
     }
 }
 
-fn compile_hosts(
-    protos: &[pb::VirtualHost],
+fn compile_hosts<'p>(
+    protos: impl Iterator<Item = &'p pb::VirtualHost>,
     config: &TableConfig,
     compiler: &mut Compiler<'_>,
 ) -> Result<Vec<Arc<VirtualHost>>, ConfigError> {
-    let mut hosts = Vec::with_capacity(protos.len());
-    for (index, proto) in protos.iter().enumerate() {
+    let mut hosts = Vec::with_capacity(protos.size_hint().0);
+    for (index, proto) in protos.enumerate() {
         let host = VirtualHost::compile(proto, config, compiler);
         hosts.push(Arc::new(host.at(|| segment("virtual_hosts", index, &proto.name))?));
     }

@@ -203,6 +203,11 @@ impl VirtualHost {
         })
     }
 
+    /// Its routes, in order.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
     /// The first route that matches, by its place in this virtual host.
     #[inline]
     pub(crate) fn find(&self, request: &Request<'_>) -> Option<u32> {

@@ -19,7 +19,7 @@ use waystation_http::Headers;
 use waystation_schema::ConfigError;
 
 use super::{CompileContext, FilterConfigCompiler, Lookup, Request, Route, RouteTable};
-use crate::{Action, HashPolicy, RouteAction, timeouts, tls_redirect_location};
+use crate::{Action, AddedHosts, HashPolicy, RouteAction, timeouts, tls_redirect_location};
 
 fn info() -> StreamInfo {
     let address = |text: &str| Address::Ip(text.parse().unwrap());
@@ -583,15 +583,42 @@ fn virtual_hosts_come_and_go() {
         table.find(&request("b", "/", &[]), &info(), 0),
         Lookup::NoVirtualHost { on_demand: true }
     ));
+    let table = Arc::new(table);
     let mut named = route(prefix("/"), status(202));
     named.name = "named".into();
-    let grown = table.with_virtual_hosts(&[host("b", &["b"], vec![named])], &[], &cx).unwrap();
+    // A name stands for nothing: the table's own host of it stays.
+    let (a, b) = (host("a", &["c"], vec![route(prefix("/"), status(203))]), host("b", &["b"], vec![named]));
+    let mut added = AddedHosts::new(Arc::clone(&table));
+    let grown = added.update(vec![("rc/b".into(), &b), ("rc/c".into(), &a)], &[], &cx, |_| Ok(())).unwrap();
     let Lookup::Route(index, _) = grown.find(&request("b", "/", &[]), &info(), 0) else { panic!("a route") };
     assert_eq!((grown.route_name(index), grown.virtual_host_name(index)), ("named", "b"));
-    assert_eq!(answer(&grown, &request("a", "/", &[])), 200);
-    let shrunk = grown.with_virtual_hosts(&[], &["a".into()], &cx).unwrap();
-    assert_eq!(answer(&shrunk, &request("a", "/", &[])), 404);
-    assert_eq!(answer(&shrunk, &request("b", "/", &[])), 202);
+    assert_eq!(["a", "b", "c"].map(|host| answer(&grown, &request(host, "/", &[]))), [200, 202, 203]);
+    // What is refused changes nothing.
+    let taken = host("d", &["b"], Vec::new());
+    assert!(added.update(vec![("rc/d".into(), &taken)], &["rc/c".into()], &cx, |_| Ok(())).is_err());
+    let refused = added.update(vec![("rc/b".into(), &a)], &[], &cx, |_| Err(ConfigError::new("no")));
+    assert_eq!(refused.unwrap_err().to_string(), "no");
+    let shrunk = added.update(Vec::new(), &["rc/b".into(), "rc/never".into()], &cx, |_| Ok(())).unwrap();
+    assert_eq!(["a", "b", "c"].map(|host| answer(&shrunk, &request(host, "/", &[]))), [200, 404, 203]);
+    let alone = added.update(Vec::new(), &["rc/c".into()], &cx, |_| Ok(())).unwrap();
+    assert!(Arc::ptr_eq(&alone, &table) && !added.contains("rc/c"));
+}
+
+#[test]
+fn an_added_virtual_host_shares_what_it_leaves_unchanged() {
+    let (clusters, runtime) = (CellTable::new(), Runtime::new());
+    let cx = context(&clusters, &runtime);
+    let mut added = AddedHosts::new(Arc::new(RouteTable::compile(&config(Vec::new()), &cx).unwrap()));
+    let host = |name: &str| host(name, &[name], vec![route(prefix("/"), status(200))]);
+    let (a, b) = (host("a"), host("b"));
+    let before = added.update(vec![("a".into(), &a), ("b".into(), &b)], &[], &cx, |_| Ok(())).unwrap();
+    let after = added.update(vec![("b".into(), &b)], &[], &cx, |_| Ok(())).unwrap();
+    let place = |table: &RouteTable, name: &str| {
+        let host = table.virtual_hosts().find(|host| &*host.name == name);
+        std::ptr::from_ref(host.unwrap())
+    };
+    assert_eq!(place(&before, "a"), place(&after, "a"));
+    assert_ne!(place(&before, "b"), place(&after, "b"));
 }
 
 /// Ten thousand routes are as many of these.

@@ -20,7 +20,7 @@ use waystation_format::{AccessLog, HeaderMutationList, HeaderMutations, Substitu
 use waystation_http::h2::FrameLimits;
 use waystation_http::{EscapedSlashes, PathOptions, h1};
 use waystation_matchers::{CidrList, StringMatcher};
-use waystation_route::{Action, RouteTable, ScopeKeyBuilder};
+use waystation_route::{Action, RouteTable, ScopeKeyBuilder, VirtualHost};
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
 
@@ -536,8 +536,8 @@ fn inline_scopes(proto: &pb::ScopedRoutes) -> Option<(String, Vec<Bytes>)> {
 }
 
 /// Refuses what the routes' crate compiles and this router does not do: it must not be dropped in silence.
-pub(crate) fn refuse_unsupported(table: &RouteTable) -> Result<(), ConfigError> {
-    for (number, route) in (0..).map_while(|number| table.route(number).map(|route| (number, route))) {
+pub(crate) fn refuse_unsupported(host: &VirtualHost) -> Result<(), ConfigError> {
+    for route in host.routes() {
         let Action::Route(action) = &route.action else { continue };
         let retry = action.retry_policy.as_deref();
         let unsupported = [
@@ -552,11 +552,10 @@ pub(crate) fn refuse_unsupported(table: &RouteTable) -> Result<(), ConfigError> 
         ];
         for (field, set) in unsupported {
             if set {
-                let host = table.virtual_host(number).map_or("", |host| &*host.name);
                 return Err(ConfigError::field(field, "is not supported in this version")
                     .at("route")
                     .at(format!("routes[{}]", route.name))
-                    .at(format!("virtual_hosts[{host}]")));
+                    .at(format!("virtual_hosts[{}]", host.name)));
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 use envoy_types::pb::google::protobuf::Any;
-use waystation_route::{CompileContext, FilterConfigCompiler, RouteTable};
+use waystation_route::{AddedHosts, CompileContext, FilterConfigCompiler, RouteTable};
 use waystation_schema::ConfigError;
 
 use crate::context::Shared;
@@ -19,20 +19,19 @@ pub fn compile(
 ) -> Result<RouteTable, ConfigError> {
     let filter_config = |name: &str, any: &Any| filters::compile_route_config(name, any, shared);
     let table = RouteTable::compile(proto, &context(validate_clusters, shared, &filter_config))?;
-    refuse_unsupported(&table)?;
+    table.virtual_hosts().try_for_each(refuse_unsupported)?;
     Ok(table)
 }
 
-/// A table with virtual hosts added to those it has.
-pub fn with_virtual_hosts(
-    base: &RouteTable,
-    hosts: &[VirtualHost],
+/// A table with virtual hosts added or replaced, by the names of their resources, and others removed.
+pub fn update_virtual_hosts(
+    hosts: &mut AddedHosts,
+    updated: Vec<(Arc<str>, &VirtualHost)>,
+    removed: &[Arc<str>],
     shared: &Arc<Shared>,
-) -> Result<RouteTable, ConfigError> {
+) -> Result<Arc<RouteTable>, ConfigError> {
     let filter_config = |name: &str, any: &Any| filters::compile_route_config(name, any, shared);
-    let table = base.with_virtual_hosts(hosts, &[], &context(false, shared, &filter_config))?;
-    refuse_unsupported(&table)?;
-    Ok(table)
+    hosts.update(updated, removed, &context(false, shared, &filter_config), refuse_unsupported)
 }
 
 fn context<'a>(

@@ -1,12 +1,12 @@
 //! Virtual hosts by VHDS: added to the route configuration that asks for them, and taken out of it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use tokio::sync::oneshot;
-use waystation_route::RouteTable;
+use waystation_route::{AddedHosts, RouteTable};
 use waystation_schema::ConfigError;
 use waystation_stats::{Scope, stats_group};
 use waystation_xds::{Resource, SubId};
@@ -35,16 +35,25 @@ pub struct VirtualHosts {
     /// Whether the server has answered, or is not waited for any longer.
     pub settled: bool,
     /// By the names of their resources, `<route configuration>/<host>`.
-    by_name: BTreeMap<String, pb::VirtualHost>,
-    /// Their names and aliases.
-    known: HashMap<Arc<str>, Arc<str>>,
+    by_name: BTreeMap<Arc<str>, Known>,
+    /// For each of their names and aliases, how many have it.
+    known: HashMap<Arc<str>, usize>,
     /// The names and aliases that virtual hosts have lost, and that may still be subscribed to.
     lost: Vec<Arc<str>>,
     /// The names that requests wait for.
     waiting: HashMap<Arc<str>, Waiters>,
-    /// The route configuration as it came.
-    base: Arc<RouteTable>,
+    /// The route configuration as it came, and they as they are added to it.
+    table: AddedHosts,
     stats: VirtualHostStats,
+}
+
+/// A virtual host that is in force.
+#[derive(Debug)]
+struct Known {
+    /// Compiled anew when the route configuration is another one.
+    proto: pb::VirtualHost,
+    /// What it may be asked for by.
+    names: Vec<Arc<str>>,
 }
 
 /// Names that requests of one route configuration wait for; who asks for another one is told that it does not exist.
@@ -61,14 +70,14 @@ impl VirtualHosts {
             known: HashMap::new(),
             lost: Vec::new(),
             waiting: HashMap::new(),
-            base,
+            table: AddedHosts::new(base),
             stats: scope.group(),
         }
     }
 
     /// A request needs the virtual host of `host`: gives the name to subscribe to, if nobody has asked for it yet.
     pub fn ask(&mut self, host: &str, reply: oneshot::Sender<Answer>) -> Option<Arc<str>> {
-        let alias: Arc<str> = format!("{}/{host}", self.base.name()).into();
+        let alias: Arc<str> = format!("{}/{host}", self.table.base().name()).into();
         let mut waiters = Waiters::default();
         if let Some(waiting) = self.waiting.get_mut(&alias) {
             waiting.push(reply);
@@ -132,8 +141,10 @@ impl VirtualHosts {
         base: Arc<RouteTable>,
         shared: &Arc<Shared>,
     ) -> Result<Arc<RouteTable>, ConfigError> {
-        let table = self.table(&base, &self.by_name, shared)?;
-        self.base = base;
+        let mut rebased = AddedHosts::new(base);
+        let hosts = self.by_name.iter().map(|(name, known)| (Arc::clone(name), &known.proto)).collect();
+        let table = routes::update_virtual_hosts(&mut rebased, hosts, &[], shared)?;
+        self.table = rebased;
         Ok(table)
     }
 
@@ -147,45 +158,39 @@ impl VirtualHosts {
         removed: &[Arc<str>],
         shared: &Arc<Shared>,
     ) -> Result<Option<Arc<RouteTable>>, ConfigError> {
-        if updated.is_empty() && !removed.iter().any(|name| self.by_name.contains_key(&**name)) {
+        if updated.is_empty() && !removed.iter().any(|name| self.table.contains(name)) {
             // Mostly the answer that a host which some client made up does not exist.
             if removed.is_empty() {
                 self.stats.update_empty().inc();
             }
             return Ok(None);
         }
-        let mut by_name = self.by_name.clone();
+        let hosts = updated.iter().map(|(resource, host)| (Arc::clone(&resource.name), host)).collect();
+        let table = routes::update_virtual_hosts(&mut self.table, hosts, removed, shared)?;
+        let mut before = Vec::new();
         for name in removed {
-            by_name.remove(&**name);
+            before.extend(self.by_name.remove(name).into_iter().flat_map(|known| known.names));
         }
-        let names = updated.iter().flat_map(|(resource, _)| {
-            names_of(resource).map(|alias| (Arc::clone(alias), Arc::clone(&resource.name)))
-        });
-        let names: Vec<_> = names.collect();
-        let replaced: HashSet<_> = updated.iter().map(|(resource, _)| Arc::clone(&resource.name)).collect();
-        by_name.extend(updated.into_iter().map(|(resource, host)| (resource.name.to_string(), host)));
-        let table = self.table(&self.base, &by_name, shared)?;
+        for (resource, proto) in updated {
+            let names: Vec<_> = names_of(resource).cloned().collect();
+            for name in &names {
+                *self.known.entry(Arc::clone(name)).or_default() += 1;
+            }
+            let replaced = self.by_name.insert(Arc::clone(&resource.name), Known { proto, names });
+            before.extend(replaced.into_iter().flat_map(|known| known.names));
+        }
         // What a virtual host was known by is what its last form says.
-        let over = |name: &Arc<str>| replaced.contains(name) || !by_name.contains_key(&**name);
-        let before: Vec<_> = self.known.extract_if(|_, name| over(name)).map(|(alias, _)| alias).collect();
-        self.known.extend(names);
-        self.lost.extend(before.into_iter().filter(|alias| !self.known.contains_key(alias)));
-        self.by_name = by_name;
+        for name in before {
+            if let Some(count) = self.known.get_mut(&name) {
+                *count -= 1;
+                if *count == 0 {
+                    self.known.remove(&name);
+                    self.lost.push(name);
+                }
+            }
+        }
         self.stats.config_reload().inc();
         Ok(Some(table))
-    }
-
-    fn table(
-        &self,
-        base: &Arc<RouteTable>,
-        by_name: &BTreeMap<String, pb::VirtualHost>,
-        shared: &Arc<Shared>,
-    ) -> Result<Arc<RouteTable>, ConfigError> {
-        if by_name.is_empty() {
-            return Ok(Arc::clone(base));
-        }
-        let hosts: Vec<pb::VirtualHost> = by_name.values().cloned().collect();
-        routes::with_virtual_hosts(base, &hosts, shared).map(Arc::new)
     }
 }
 
