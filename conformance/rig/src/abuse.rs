@@ -23,8 +23,9 @@ use crate::wire::{Conn, http1};
 /// What an attack may cost in KiB of resident memory, unless it costs Envoy more.
 const BOUND_KIB: u64 = 64 * 1024;
 
-const ATTACKS: [Attack; 14] = [
+const ATTACKS: [Attack; 15] = [
     Attack::same("rapid reset"),
+    Attack::same("reset once accepted"),
     Attack::same("continuation flood"),
     Attack::same("settings flood"),
     Attack::or(
@@ -122,7 +123,8 @@ async fn one(attack: &str, binary: &Path, certs: &Arc<Certs>) -> Result<Ending> 
             "secure": {"tls": {"common_tls_context": {"tls_certificates": [{
                 "certificate_chain": {"filename": "{{cert:server}}"}, "private_key": {"filename": "{{key:server}}"}}]}}},
         },
-        "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "ok"}}}],
+        "routes": [{"match": {"path": "/wait"}, "route": {"cluster": "a"}},
+            {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "ok"}}}],
     }))?;
     let tmp = tempfile::Builder::new().prefix("rig").tempdir()?;
     let upstreams = Upstreams::start(&file.upstreams, certs).await?;
@@ -154,7 +156,11 @@ async fn open(proxy: &Proxy, place: &Place, listener: &str) -> Result<Conn> {
 }
 
 fn request(stream: u32, end: bool) -> Vec<u8> {
-    let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+    request_for("/", stream, end)
+}
+
+fn request_for(path: &str, stream: u32, end: bool) -> Vec<u8> {
+    let fields = [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "a")];
     let fields: Vec<_> = fields.iter().map(|(n, v)| (n.as_bytes().to_vec(), v.as_bytes().to_vec())).collect();
     http2::header_frames(stream, &fields, end)
 }
@@ -175,6 +181,7 @@ async fn perform(attack: &str, proxy: &Proxy, place: &Place) -> Result<String> {
             )
             .await
         }
+        "reset once accepted" => reset_once_accepted(conn).await,
         "continuation flood" => {
             let first = frame(
                 http2::HEADERS,
@@ -262,6 +269,34 @@ async fn h1(conn: &mut Conn, bytes: &[u8]) -> String {
         Ok((_, None)) => "closed".to_owned(),
         Ok((_, Some(answer))) => answer.status().to_string(),
     }
+}
+
+/// Begins requests whose upstream waits for their end, and resets them when a PING says that they have been seen.
+async fn reset_once_accepted(mut conn: Conn) -> String {
+    const AT_A_TIME: u32 = 10;
+    let mut reader = Reader::new();
+    let mut out = http2::PREFACE.to_vec();
+    out.extend_from_slice(&frame(http2::SETTINGS, 0, 0, b""));
+    for turn in 0..2000 {
+        let streams = (0..AT_A_TIME).map(|i| (turn * AT_A_TIME + i) * 2 + 1);
+        streams.clone().for_each(|stream| out.extend_from_slice(&request_for("/wait", stream, false)));
+        out.extend_from_slice(&frame(http2::PING, 0, 0, b"accepted"));
+        if !matches!(timeout(Duration::from_secs(2), conn.send(&out)).await, Ok(Ok(()))) {
+            return "closed".to_owned();
+        }
+        out.clear();
+        loop {
+            match timeout(Duration::from_secs(3), reader.next(&mut conn)).await {
+                Err(_) => return "silent".to_owned(),
+                Ok(Event::GoAway { .. } | Event::Closed) => return "closed".to_owned(),
+                Ok(Event::Pong) => break,
+                Ok(_) => {}
+            }
+        }
+        let cancel = 8_u32.to_be_bytes();
+        streams.for_each(|stream| out.extend_from_slice(&frame(http2::RST_STREAM, 0, stream, &cancel)));
+    }
+    "open".to_owned()
 }
 
 /// Sends frames while reading what comes; the answer is how the connection ended.

@@ -30,6 +30,7 @@ use super::forwarding::{Internal, Trust};
 use super::stats::Stats;
 use super::timer::after;
 use crate::context::CompileContext;
+use crate::http::downstream::http2::PrematureResets;
 use crate::jitter::spread;
 use crate::manager::routes;
 use crate::manager::scopes::{self, ScopeMap};
@@ -152,6 +153,7 @@ pub struct Hcm {
     pub(crate) scheme: Option<&'static str>,
     pub(crate) http1: Arc<h1::Config>,
     pub(crate) http2: Http2Options,
+    pub(crate) premature_resets: PrematureResets,
     pub(crate) timeouts: Timeouts,
     pub(crate) max_requests_per_connection: Option<u32>,
     pub(crate) access_logs: Vec<AccessLog>,
@@ -407,6 +409,7 @@ impl Hcm {
                 max_request_headers_kb.as_ref().map_or(60, |kb| kb.value),
             )?),
             http2: protocol::http2(http2_protocol_options.as_ref()).at(|| "http2_protocol_options")?,
+            premature_resets: PrematureResets::new(&cx.shared.runtime),
             timeouts,
             max_requests_per_connection: common
                 .max_requests_per_connection

@@ -139,6 +139,8 @@ pub(crate) enum StreamEnd {
     HeadRefused(&'static str),
     /// The client broke HTTP/2 in a way that only resets the stream; the text is its details.
     DownstreamViolation(&'static str),
+    /// The proxy ended the client's connection; the text is its details.
+    ConnectionAborted(&'static str),
 }
 
 /// How a downstream stream ends that cannot be answered any more, or need not be.
@@ -256,19 +258,23 @@ impl StreamEnd {
             | Self::DownstreamGone
             | Self::DownstreamReset
             | Self::HeadRefused(_)
-            | Self::DownstreamViolation(_) => None,
+            | Self::DownstreamViolation(_)
+            | Self::ConnectionAborted(_) => None,
         }
     }
 
     /// Flag and details of an end that is not answered.
-    pub(crate) fn silent(&self) -> Option<(ResponseFlag, &'static str)> {
+    pub(crate) fn silent(&self) -> Option<(Option<ResponseFlag>, &'static str)> {
         match self {
             Self::DownstreamGone => {
-                Some((ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect"))
+                Some((Some(ResponseFlag::DownstreamConnectionTermination), "downstream_remote_disconnect"))
             }
-            Self::DownstreamReset => Some((ResponseFlag::DownstreamRemoteReset, "http2.remote_reset")),
-            Self::HeadRefused(details) => Some((ResponseFlag::DownstreamRemoteReset, details)),
-            Self::DownstreamViolation(details) => Some((ResponseFlag::DownstreamProtocolError, details)),
+            Self::DownstreamReset => Some((Some(ResponseFlag::DownstreamRemoteReset), "http2.remote_reset")),
+            Self::HeadRefused(details) => Some((Some(ResponseFlag::DownstreamRemoteReset), details)),
+            Self::DownstreamViolation(details) => {
+                Some((Some(ResponseFlag::DownstreamProtocolError), details))
+            }
+            Self::ConnectionAborted(details) => Some((None, details)),
             _ => None,
         }
     }

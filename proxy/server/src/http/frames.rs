@@ -39,6 +39,8 @@ pub(crate) struct Watch {
     /// Streams of requests that the library refused, and why.
     refused: RefCell<Vec<(u32, StreamEnd)>>,
     peer_goes_away: Cell<bool>,
+    /// The client resets too many streams before they have a response.
+    resets: Cell<bool>,
 }
 
 impl Watch {
@@ -52,6 +54,7 @@ impl Watch {
             ended: Cell::new(false),
             refused: RefCell::default(),
             peer_goes_away: Cell::new(false),
+            resets: Cell::new(false),
         })
     }
 
@@ -90,6 +93,16 @@ impl Watch {
     /// The flood that the peer has begun: nothing more is read from it. What came before has still reached the library.
     pub(crate) fn flood(&self) -> Option<Flood> {
         self.flood.get()
+    }
+
+    /// The connection is to end, for its client has reset too many streams.
+    pub(crate) fn reset_too_often(&self) {
+        self.resets.set(true);
+    }
+
+    /// Whether that is so.
+    pub(crate) fn has_reset_too_often(&self) -> bool {
+        self.resets.get()
     }
 
     /// Whether the peer has sent GOAWAY.

@@ -144,14 +144,14 @@ struct Stream<'a, D: Downstream> {
     is_over: bool,
 }
 
-/// Serves one request.
+/// Serves one request; the code of its response, if it came to one.
 pub(crate) async fn serve<D: Downstream>(
     cx: &ConnCx,
     down: &mut D,
     timer: &mut Timer,
     heads: &mut Scratch,
     begin: Begin,
-) {
+) -> Option<u16> {
     let Begin { start, facts, refused } = begin;
     let stats = &cx.hcm.stats.hcm;
     stats.downstream_rq_total().inc();
@@ -215,6 +215,7 @@ pub(crate) async fn serve<D: Downstream>(
         stream.end_early(end).await;
     }
     stream.is_over = true;
+    Some(stream.info.response_code).filter(|code| *code != 0)
 }
 
 /// The last thing that happens to a stream, however it ends. Who closes its connection, as the end of a drain does, drops it
@@ -363,7 +364,9 @@ impl<D: Downstream> Stream<'_, D> {
             _ => {}
         }
         if let Some((flag, details)) = end.silent() {
-            self.info.flags.set(flag);
+            if let Some(flag) = flag {
+                self.info.flags.set(flag);
+            }
             self.info.details = Some(details.into());
             let refused = matches!(end, StreamEnd::HeadRefused(_));
             self.down.reset(if refused { Cut::Failed } else { Cut::Refused });

@@ -1,6 +1,5 @@
 //! A downstream HTTP/2 connection: the `h2` crate below, one local task per stream.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::Future as _;
 use std::pin::{Pin, pin};
@@ -26,6 +25,11 @@ use crate::http::timer::{Timer, after, earliest};
 use crate::pool::http2::{FRAME_HEADER, poll_send};
 use crate::transport::Transport;
 
+mod streams;
+
+pub(crate) use streams::PrematureResets;
+use streams::{Active, Streams};
+
 /// Bytes of response that may wait for flow control before upstream is read further.
 const HIGH_WATER: usize = 64 * 1024;
 
@@ -34,6 +38,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A header name or value beyond this ends the connection: the bound of Envoy's codec.
 const FIELD_LIMIT: usize = 64 * 1024;
+
+/// Streams that may be reset before the library has handed them out, which it does at every turn.
+const PENDING_RESETS: usize = 1000;
 
 /// What HPACK counts for the fields of a head beyond their bytes (RFC 7541 section 4.1), and Envoy does not.
 const OVERHEAD: u32 = 32 * 1024;
@@ -47,14 +54,10 @@ pub(crate) async fn serve(cx: Rc<ConnCx>, transport: Transport, input: BytesMut)
     let codec = cx.worker.shared.codecs.http2().clone();
     let guard = FrameGuard::server(hcm.http2.frame_limits);
     let watch = Watch::new(guard, codec, !hcm.http2.stream_error_on_invalid_message);
-    let streams = Rc::new(Streams {
-        active: Cell::new(0),
-        idle_since: Cell::new(cx.info.start),
-        watch: Rc::clone(&watch),
-    });
+    let streams = Streams::new(cx.info.start, &watch);
     let io = Counted { transport, prefix: input.freeze(), cx: Rc::clone(&cx) };
     open.by_peer = serve_streams(&cx, &watch, &streams, io).await;
-    if streams.active.get() > 0 {
+    if streams.are_active() {
         stats.downstream_cx_destroy_active_rq().inc();
         match open.by_peer {
             true => stats.downstream_cx_destroy_remote_active_rq().inc(),
@@ -76,7 +79,9 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
         .header_table_size(options.hpack_table_size)
         // What is refused is ours to refuse: the library would answer it unlogged.
         .max_header_list_size(hcm.http1.max_head_bytes.saturating_mul(2).saturating_add(OVERHEAD))
-        .max_send_buffer_size(HIGH_WATER * 4);
+        .max_send_buffer_size(HIGH_WATER * 4)
+        // So that it is `PrematureResets` that judges them, as far as they are that many.
+        .max_pending_accept_reset_streams(PENDING_RESETS);
     if options.allow_connect {
         builder.enable_connect_protocol();
     }
@@ -119,6 +124,8 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
             Refused(StreamEnd),
             /// The client sends what carries nothing.
             Flood,
+            /// The client resets its streams before they have a response.
+            Resets,
             Closed,
             Timer,
         }
@@ -134,6 +141,9 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
             }
             if watch.flood().is_some() {
                 return Poll::Ready(Next::Flood);
+            }
+            if watch.has_reset_too_often() {
+                return Poll::Ready(Next::Resets);
             }
             if pinging.is_some()
                 && let Some(ping) = &mut ping
@@ -165,15 +175,17 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
                     connection.graceful_shutdown();
                     draining = drain_end(now);
                 }
-                let guard = Active::new(streams);
-                let (cx, watch) = (Rc::clone(cx), Rc::clone(watch));
+                let active = Active::new(streams);
+                let cx = Rc::clone(cx);
                 // Boxed: the runtime moves what is spawned several times, and a stream's state is kilobytes.
                 tokio::task::spawn_local(Box::pin(async move {
-                    let _guard = guard;
-                    serve_stream(&cx, watch, now, request, respond).await;
+                    serve_stream(&cx, &active.0, now, request, respond).await;
                 }));
             }
-            Next::Refused(end) => Box::pin(refused::log(cx, end)).await,
+            Next::Refused(end) => {
+                Box::pin(refused::log(cx, end)).await;
+                streams.ended(None, Duration::ZERO, &hcm.premature_resets);
+            }
             Next::Error(error) => {
                 let broken = watch.is_broken() || !error.is_io() && !error.is_remote();
                 if broken {
@@ -188,6 +200,11 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
                 return !broken;
             }
             Next::Flood => return false,
+            Next::Resets => {
+                stats.downstream_rq_too_many_premature_resets().inc();
+                stats.downstream_cx_protocol_error().inc();
+                return false;
+            }
             // After our GOAWAY it is the library that ends it, once no stream is left.
             Next::Closed => return draining.is_none(),
             Next::Timer => {
@@ -278,49 +295,14 @@ fn underscores(cx: &ConnCx, watch: &Watch, head: &mut Headers) -> Option<StreamE
     None
 }
 
-/// The streams of a connection that are under way.
-struct Streams {
-    active: Cell<usize>,
-    /// When the last of them ended.
-    idle_since: Cell<Instant>,
-    watch: Rc<Watch>,
-}
-
-/// One of them.
-struct Active(Rc<Streams>);
-
-impl Streams {
-    fn idle_since(&self) -> Option<Instant> {
-        (self.active.get() == 0).then(|| self.idle_since.get())
-    }
-}
-
-impl Active {
-    fn new(streams: &Rc<Streams>) -> Self {
-        streams.active.set(streams.active.get() + 1);
-        streams.watch.stats.streams_active().inc();
-        Self(Rc::clone(streams))
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        // The library wakes the connection's task when a stream goes, so that it looks at its idle timeout.
-        self.0.active.set(self.0.active.get() - 1);
-        if self.0.active.get() == 0 {
-            self.0.idle_since.set(Instant::now());
-        }
-        self.0.watch.stats.streams_active().dec();
-    }
-}
-
 async fn serve_stream(
     cx: &ConnCx,
-    watch: Rc<Watch>,
+    streams: &Streams,
     start: Instant,
     request: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
+    let watch = Rc::clone(&streams.watch);
     let mut scratch = cx.worker.take_scratch();
     let (parts, receive) = request.into_parts();
     let protocol = parts.extensions.get::<h2::ext::Protocol>().map(h2::ext::Protocol::as_str);
@@ -371,7 +353,9 @@ async fn serve_stream(
         watch,
     };
     let mut timer = std::mem::take(&mut scratch.timer);
-    stream::serve(cx, &mut down, &mut timer, &mut scratch, Begin { start, facts, refused }).await;
+    let begin = Begin { start, facts, refused };
+    let code = stream::serve(cx, &mut down, &mut timer, &mut scratch, begin).await;
+    streams.ended(code, timer.now().saturating_duration_since(start), &cx.hcm.premature_resets);
     if down.finished && !down.receive.is_end_stream() {
         // RFC 9113 section 8.1: the response is complete, the rest of the request is not needed.
         down.respond.send_reset(Reason::NO_ERROR);
@@ -522,6 +506,9 @@ fn lost(watch: &Watch, error: &h2::Error) -> StreamEnd {
             Flood::Priority => "codec_error:Too_many_PRIORITY_frames",
             Flood::WindowUpdate => "codec_error:Too_many_WINDOW_UPDATE_frames",
         });
+    }
+    if watch.has_reset_too_often() {
+        return StreamEnd::ConnectionAborted("too_many_premature_resets");
     }
     match error.is_reset() {
         // The library reset the stream over what the client sent, such as data beyond the announced length.
