@@ -8,9 +8,9 @@ use std::sync::Arc;
 use anyhow::Result;
 use base64::Engine as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, PublicKeyData, RevokedCertParams,
-    SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CustomExtension, DnType, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, PublicKeyData,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -46,6 +46,10 @@ struct Wanted {
     issuer: &'static str,
     rsa: bool,
     expired: bool,
+    /// The only key usage.
+    usage: Option<KeyUsagePurpose>,
+    /// Carries the TLS feature extension that asks for an OCSP staple.
+    must_staple: bool,
 }
 
 const fn want(
@@ -54,11 +58,11 @@ const fn want(
     sans: &'static [&'static str],
     issuer: &'static str,
 ) -> Wanted {
-    Wanted { name, cn, sans, issuer, rsa: false, expired: false }
+    Wanted { name, cn, sans, issuer, rsa: false, expired: false, usage: None, must_staple: false }
 }
 
 /// `ca` is trusted by the cases, `ca2` is the stranger.
-const WANTED: [Wanted; 11] = [
+const WANTED: [Wanted; 16] = [
     want("server", "server.test", &["server.test", "spiffe://test/server"], "ca"),
     Wanted { rsa: true, ..want("server-rsa", "server.test", &["server.test"], "ca") },
     want("wild", "wild.test", &["*.wild.test"], "ca"),
@@ -69,6 +73,24 @@ const WANTED: [Wanted; 11] = [
     want("client", "client.test", &["client.test", "spiffe://test/ns/a/sa/client"], "ca"),
     want("client2", "client2.test", &["client2.test", "spiffe://test/ns/b/sa/client2"], "ca"),
     want("revoked", "revoked.test", &["revoked.test"], "ca"),
+    Wanted {
+        usage: Some(KeyUsagePurpose::KeyAgreement),
+        ..want("server-agrees", "server.test", &["server.test"], "ca")
+    },
+    Wanted {
+        rsa: true,
+        usage: Some(KeyUsagePurpose::KeyEncipherment),
+        ..want("server-enciphers", "server.test", &["server.test"], "ca")
+    },
+    Wanted {
+        usage: Some(KeyUsagePurpose::KeyAgreement),
+        ..want("client-agrees", "client.test", &["client.test"], "ca")
+    },
+    Wanted {
+        usage: Some(KeyUsagePurpose::DigitalSignature),
+        ..want("client-signs", "client.test", &["client.test"], "ca")
+    },
+    Wanted { must_staple: true, ..want("must-staple", "server.test", &["server.test"], "ca") },
     want("client-stranger", "client.test", &["client.test", "spiffe://test/ns/a/sa/client"], "ca2"),
 ];
 
@@ -100,6 +122,10 @@ impl Certs {
                 if wanted.expired {
                     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
                     params.not_after = rcgen::date_time_ymd(2020, 2, 1);
+                }
+                params.key_usages.extend(wanted.usage);
+                if wanted.must_staple {
+                    params.custom_extensions.push(must_staple());
                 }
                 params.use_authority_key_identifier_extension = true;
                 let cert = params.signed_by(&key, &issuer)?;
@@ -147,6 +173,11 @@ fn revocation_list(serial: u64) -> CertificateRevocationListParams {
         }],
         key_identifier_method: KeyIdMethod::Sha256,
     }
+}
+
+/// RFC 7633: a sequence of TLS features, of which 5 is `status_request`.
+fn must_staple() -> CustomExtension {
+    CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 24], vec![0x30, 3, 2, 1, 5])
 }
 
 fn params(cn: &str, sans: &[&str], serial: u64) -> Result<CertificateParams> {

@@ -46,7 +46,6 @@ pub struct ClientContext {
     auto_host_sni: bool,
     auto_sni_san_validation: bool,
     max_sessions: usize,
-    enforce_rsa_key_usage: bool,
     follower: Follower<Built>,
     stats: Stats,
 }
@@ -85,7 +84,7 @@ impl ClientContext {
         secrets: &dyn Secrets,
         scope: &Scope,
     ) -> Result<Self, ConfigError> {
-        #[expect(deprecated, reason = "it is still obeyed")]
+        #[expect(deprecated, reason = "it is ignored by name")]
         let pb::UpstreamTlsContext {
             common_tls_context,
             sni,
@@ -93,7 +92,8 @@ impl ClientContext {
             auto_sni_san_validation,
             allow_renegotiation,
             max_session_keys,
-            enforce_rsa_key_usage,
+            // As in Envoy: see `may_sign`.
+            enforce_rsa_key_usage: _,
         } = proto;
         if *allow_renegotiation {
             let reason = "not supported: rustls does not renegotiate";
@@ -123,7 +123,6 @@ impl ClientContext {
             max_sessions: max_session_keys
                 .as_ref()
                 .map_or(1, |keys| usize::try_from(keys.value).unwrap_or(usize::MAX).min(1024)),
-            enforce_rsa_key_usage: enforce_rsa_key_usage.as_ref().is_none_or(|flag| flag.value),
             follower: Follower::new(cells),
             stats: Stats::new(scope, "client_ssl_socket_factory"),
         };
@@ -269,11 +268,7 @@ impl ClientContext {
         verify_san: Option<&str>,
         replaces_matchers: bool,
     ) -> Verifier {
-        let role = Role::Client {
-            verify_san: verify_san.map(Into::into),
-            replaces_matchers,
-            enforce_key_usage: self.enforce_rsa_key_usage,
-        };
+        let role = Role::Client { verify_san: verify_san.map(Into::into), replaces_matchers };
         Verifier::new(validation, &self.common.parameters, role)
     }
 }

@@ -69,7 +69,7 @@ pub(crate) enum Refusal {
     San,
     /// Neither hash nor SPKI is pinned.
     Pin,
-    /// The key may not sign handshakes (`enforce_rsa_key_usage`).
+    /// The key may not sign handshakes.
     KeyUsage,
 }
 

@@ -47,8 +47,6 @@ pub(crate) enum Role {
         verify_san: Option<Box<str>>,
         /// The name stands in for the SAN matchers (`auto_sni_san_validation`).
         replaces_matchers: bool,
-        /// `enforce_rsa_key_usage`.
-        enforce_key_usage: bool,
     },
 }
 
@@ -89,14 +87,13 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), Error> {
         let certificate = x509::parse(leaf).ok_or(CertificateError::BadEncoding)?;
+        // Not for the validation context to decide, nor for ACCEPT_UNTRUSTED.
+        if !may_sign(&certificate) {
+            return Err(refuse(Refusal::KeyUsage));
+        }
         let (verify_san, replaces_matchers) = match &self.role {
             Role::Server { .. } => (None, false),
-            Role::Client { verify_san, replaces_matchers, enforce_key_usage } => {
-                if *enforce_key_usage && !may_sign(&certificate) {
-                    return Err(refuse(Refusal::KeyUsage));
-                }
-                (verify_san.as_deref(), *replaces_matchers)
-            }
+            Role::Client { verify_san, replaces_matchers } => (verify_san.as_deref(), *replaces_matchers),
         };
         let none = Validation::default();
         let validation = self.validation.as_deref().unwrap_or(&none);
@@ -383,8 +380,12 @@ fn is_about_time(error: &webpki::Error) -> bool {
     )
 }
 
-/// Whether the key usage, if stated, lets an RSA key sign: every cipher suite of rustls needs a signature.
+/// Whether the key usage, if stated, lets the key sign: in every cipher suite of rustls each side that shows a certificate
+/// signs with its key. BoringSSL demands it of either side and of every kind of key.
 fn may_sign(certificate: &X509Certificate<'_>) -> bool {
-    let rsa = certificate.public_key().algorithm.algorithm.to_id_string() == "1.2.840.113549.1.1.1";
-    !rsa || certificate.key_usage().ok().flatten().is_none_or(|usage| usage.value.digital_signature())
+    match certificate.key_usage() {
+        Ok(usage) => usage.is_none_or(|usage| usage.value.digital_signature()),
+        // It is stated twice.
+        Err(_) => false,
+    }
 }

@@ -363,20 +363,32 @@ fn spiffe_trust_domains() {
 }
 
 #[test]
-fn rsa_keys_that_may_not_sign() {
+fn keys_that_may_not_sign() {
+    use rcgen::KeyUsagePurpose::{DigitalSignature, KeyAgreement, KeyEncipherment};
     let ca = Authority::new("ca");
-    let leaf = ca.leaf_with(&["a"], KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap(), |params| {
-        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyEncipherment];
-    });
-    let world = World::default();
-    let server = world.server(&downstream(common(&[&leaf])));
-    let default = upstream(validated(&[], trusting(&ca)));
-    assert!(shake_plainly(&server, &world.client(&default)).client.is_err());
-    assert_eq!(world.stat("cluster.up.ssl.connection_error"), 1);
-    #[expect(deprecated, reason = "it is still obeyed")]
-    let lax = pb::UpstreamTlsContext {
-        enforce_rsa_key_usage: Some(envoy_types::pb::google::protobuf::BoolValue { value: false }),
-        ..default
-    };
-    assert!(shake_plainly(&server, &world.client(&lax)).client.is_ok());
+    let accept_untrusted =
+        || pb::CertificateValidationContext { trust_chain_verification: 1, ..trusting(&ca) };
+    for (algorithm, usages, accepted) in [
+        (&rcgen::PKCS_RSA_SHA256, vec![KeyEncipherment], false),
+        (&rcgen::PKCS_RSA_SHA256, vec![KeyEncipherment, DigitalSignature], true),
+        (&rcgen::PKCS_ECDSA_P256_SHA256, vec![KeyAgreement], false),
+        (&rcgen::PKCS_ECDSA_P256_SHA256, vec![], true),
+    ] {
+        let case = format!("{algorithm:?} {usages:?}");
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let leaf = ca.leaf_with(&["a"], key, |params| params.key_usages = usages);
+        let expected = if accepted { Ok(true) } else { Err("connection_error") };
+        assert_eq!(judge(trusting(&ca), Some(&leaf)), expected, "client, {case}");
+        assert_eq!(judge(accept_untrusted(), Some(&leaf)), expected, "untrusted client, {case}");
+
+        let world = World::default();
+        let server = world.server(&downstream(common(&[&leaf])));
+        #[expect(deprecated, reason = "it is ignored")]
+        let lax = pb::UpstreamTlsContext {
+            enforce_rsa_key_usage: Some(envoy_types::pb::google::protobuf::BoolValue { value: false }),
+            ..upstream(validated(&[], trusting(&ca)))
+        };
+        assert_eq!(shake_plainly(&server, &world.client(&lax)).client.is_ok(), accepted, "server, {case}");
+        assert_eq!(world.stat("cluster.up.ssl.connection_error"), u64::from(!accepted), "{case}");
+    }
 }
