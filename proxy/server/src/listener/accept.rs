@@ -221,7 +221,9 @@ impl Listeners {
             // The peer is gone already.
             return;
         };
-        self.spawn(active, Socket::tcp(stream), Address::Ip(local), Address::Ip(unmapped(peer)), admitted);
+        // What an IPv4 client reached through an IPv6 socket (`ipv4_compat`) are IPv4 addresses, both of them.
+        let (local, peer) = (Address::Ip(unmapped(local)), Address::Ip(unmapped(peer)));
+        self.spawn(active, Socket::tcp(stream), local, peer, admitted);
     }
 
     fn spawn(

@@ -80,11 +80,10 @@ impl ProxyProtocol {
         match self.version {
             Version::V1 => {
                 let addresses = stated.or(ends.0.map(|local| (local, ends.1)));
-                version_1(addresses.and_then(|(source, destination)| source.ip().zip(destination.ip())))
+                version_1(addresses.and_then(of_one_family))
             }
             Version::V2 => {
-                let addresses = stated.and_then(|(source, destination)| source.ip().zip(destination.ip()));
-                match addresses.filter(|(source, destination)| source.is_ipv4() == destination.is_ipv4()) {
+                match stated.and_then(of_one_family) {
                     Some(addresses) => {
                         self.version_2(addresses, downstream.map_or(&[], |info| &*info.proxy_protocol_tlvs))
                     }
@@ -135,6 +134,12 @@ impl ProxyProtocol {
         out.extend(body);
         out
     }
+}
+
+/// The addresses, where a header can state them: it has room for one family.
+fn of_one_family((source, destination): (&Address, &Address)) -> Option<(SocketAddr, SocketAddr)> {
+    let addresses = source.ip().zip(destination.ip());
+    addresses.filter(|(source, destination)| source.is_ipv4() == destination.is_ipv4())
 }
 
 fn version_1(addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
@@ -202,6 +207,8 @@ mod tests {
         assert_eq!(text(None, None), "PROXY UNKNOWN\r\n");
         let pipe = downstream(Address::Pipe("/x".into()), Address::Pipe("".into()), &[]);
         assert_eq!(text(Some(&pipe), Some(&own)), "PROXY UNKNOWN\r\n");
+        let mixed = downstream(ip("[::ffff:1.2.3.4]:80"), ip("9.8.7.6:1111"), &[]);
+        assert_eq!(text(Some(&mixed), Some(&own)), "PROXY UNKNOWN\r\n");
     }
 
     #[test]
