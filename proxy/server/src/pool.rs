@@ -22,11 +22,14 @@ mod happy_eyeballs;
 pub(crate) mod http1;
 pub(crate) mod http2;
 pub(crate) mod tcp;
+mod tls_name;
 
 pub use connect::{ConnectError, ConnectOptions, ConnectionGuard, UpstreamConnInfo, UpstreamSocket, connect};
 
+pub use tls_name::TlsName;
+
 use crate::transport::Liveness;
-use crate::worker::Worker;
+use crate::worker::{Sharing, Worker};
 use http1::Http1;
 use http2::Http2;
 
@@ -37,6 +40,8 @@ pub struct HostPool {
     downstream: Option<Weak<ConnectionInfo>>,
     /// Whether upstream is told of it.
     stated: bool,
+    /// By what name its connections are made.
+    tls_name: Option<TlsName<Box<str>>>,
     /// Idle HTTP/1 connections, the one used last at the end.
     #[expect(
         clippy::vec_box,
@@ -72,11 +77,12 @@ pub(crate) struct Waiting<'a> {
 }
 
 impl HostPool {
-    pub(crate) fn new(host: Rc<HostRef>, downstream: Option<&Rc<ConnectionInfo>>, stated: bool) -> Self {
+    pub(crate) fn new(host: &Arc<Host>, sharing: Sharing<'_>) -> Self {
         Self {
-            host: RefCell::new(host),
-            downstream: downstream.map(Rc::downgrade),
-            stated,
+            host: RefCell::new(Rc::new(HostRef(Arc::clone(host)))),
+            downstream: sharing.downstream.map(Rc::downgrade),
+            stated: sharing.stated,
+            tls_name: sharing.tls_name.map(TlsName::to_owned),
             idle: RefCell::default(),
             http2: RefCell::default(),
             http1_open: Cell::new(0),
@@ -106,6 +112,11 @@ impl HostPool {
     /// The downstream connection that upstream is told of.
     pub(crate) fn downstream(&self) -> Option<Rc<ConnectionInfo>> {
         self.downstream.as_ref().filter(|_| self.stated)?.upgrade()
+    }
+
+    /// The name that TLS of its connections takes from the requests they are for.
+    pub(crate) fn tls_name(&self) -> Option<&TlsName<Box<str>>> {
+        self.tls_name.as_ref()
     }
 
     /// Takes over a new description of the same host.

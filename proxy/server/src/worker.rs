@@ -16,11 +16,11 @@ use waystation_filter_api::runtime::{Fraction, RuntimeFraction};
 use waystation_stats::{Gauge, ResponseStats, Scope};
 use waystation_upstream::cluster::{ClusterRef, Discovery};
 use waystation_upstream::load_balancer::LocalLb;
-use waystation_upstream::{Cluster, Host, HostRef, NoHost, PickContext, Snapshot};
+use waystation_upstream::{Cluster, Host, NoHost, PickContext, Snapshot};
 
 use crate::context::Shared;
 use crate::http::stream::Scratch;
-use crate::pool::HostPool;
+use crate::pool::{HostPool, TlsName};
 
 /// How often idle connections are looked after.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -75,14 +75,14 @@ type NamedPools = HashMap<PoolKey, Rc<HostPool>>;
 struct PoolKey {
     host: u64,
     downstream: Option<u64>,
-    name: Option<Box<str>>,
+    tls_name: Option<TlsName<Box<str>>>,
 }
 
 /// With whom a request may share its connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sharing<'a> {
-    /// With those of the same TLS name (`auto_sni`, `auto_san_validation`): what was verified was that name.
-    pub name: Option<&'a str>,
+    /// With those of the same TLS name: what was verified was that name.
+    pub tls_name: Option<TlsName<&'a str>>,
     /// With those of the same downstream connection, when the cluster asks for that.
     pub downstream: Option<&'a Rc<ConnectionInfo>>,
     /// Whether upstream may be told of the downstream connection.
@@ -332,16 +332,15 @@ impl LocalCluster {
         let mut view = self.view.borrow_mut();
         let host = worker.with_random(|random| cluster.pick(&mut view.lb, cx, random, now))?;
         let downstream = sharing.downstream.filter(|_| cluster.pool_per_downstream_connection);
-        if sharing.name.is_some() || downstream.is_some() {
+        if sharing.tls_name.is_some() || downstream.is_some() {
             let mut named = self.named_pools.borrow_mut();
             let key = PoolKey {
                 host: host.id(),
                 downstream: downstream.map(|info| info.id),
-                name: sharing.name.map(Into::into),
+                tls_name: sharing.tls_name.map(TlsName::to_owned),
             };
-            let pool = named.entry(key).or_insert_with(|| {
-                Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host))), downstream, sharing.stated))
-            });
+            let sharing = Sharing { downstream, ..sharing };
+            let pool = named.entry(key).or_insert_with(|| Rc::new(HostPool::new(host, sharing)));
             pool.update(host);
             return Ok(Rc::clone(pool));
         }
@@ -371,7 +370,7 @@ impl LocalCluster {
 
     #[cold]
     fn add_pool(&self, host: &Arc<Host>) -> Rc<HostPool> {
-        let pool = Rc::new(HostPool::new(Rc::new(HostRef(Arc::clone(host))), None, false));
+        let pool = Rc::new(HostPool::new(host, Sharing::default()));
         self.pools.borrow_mut().insert(host.id(), Rc::clone(&pool));
         pool
     }

@@ -32,7 +32,7 @@ const MAX_VARIANTS: usize = 64;
 pub struct ClientOptions<'a> {
     /// SNI that takes the place of the context's own (`auto_sni`, filter state).
     pub server_name: Option<&'a str>,
-    /// A DNS SAN that must match (`auto_san_validation`).
+    /// A SAN that the certificate must have (`auto_san_validation`). None has the empty one.
     pub verify_san: Option<&'a str>,
     /// ALPN that takes the place of the context's own; empty leaves it.
     pub alpn: &'a [&'a [u8]],
@@ -142,7 +142,7 @@ impl ClientContext {
         let by_sni = self.auto_sni_san_validation && !sni.is_empty();
         let demands = Demands {
             alpn: options.alpn,
-            verify_san: if by_sni { Some(sni) } else { options.verify_san.filter(|name| !name.is_empty()) },
+            verify_san: if by_sni { Some(sni) } else { options.verify_san },
             replaces_matchers: by_sni,
         };
         let config = match built.variants.load().iter().find(|variant| variant.meets(demands)) {

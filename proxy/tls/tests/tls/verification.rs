@@ -306,7 +306,8 @@ fn servers() {
     assert_eq!(check(&trusting_ca(), verify_san("a.example.com")), Ok(true));
     assert!(check(&trusting_ca(), verify_san("other.org")).is_err());
     assert!(check(&any_client(""), verify_san("other.org")).is_err());
-    assert_eq!(world.stat("cluster.up.ssl.fail_verify_san"), 2);
+    assert!(check(&trusting_ca(), verify_san("")).is_err(), "no name is not any name");
+    assert_eq!(world.stat("cluster.up.ssl.fail_verify_san"), 3);
 
     // With auto_sni_san_validation the SNI takes the place of the matchers.
     let by_sni = |sni: &str, matcher: &str| pb::UpstreamTlsContext {

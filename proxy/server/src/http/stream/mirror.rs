@@ -15,8 +15,9 @@ use waystation_upstream::{PickContext, Priority};
 
 use super::Stream;
 use super::request::format_context;
-use super::upstream::{self, Carried, Event, RequestPermit, TlsNames, Upstream};
+use super::upstream::{self, Carried, Event, RequestPermit, Upstream};
 use crate::http::downstream::Downstream;
+use crate::pool::TlsName;
 use crate::worker::{LocalCluster, Sharing, Worker};
 
 /// Where the request puts the copies of its body. Dropped before its end, it takes the mirror with it.
@@ -202,21 +203,18 @@ async fn send(
 async fn exchange(worker: &Rc<Worker>, local: &LocalCluster, request: Headers, body: Reader) {
     let Some(cluster) = local.get() else { return };
     let now = Instant::now();
-    let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), Sharing::default(), now) else {
-        return;
-    };
+    let sharing = Sharing { tls_name: TlsName::of(&cluster.http, &request), ..Sharing::default() };
+    let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), sharing, now) else { return };
     let priority = Priority::Default;
     let stream = match upstream::ready(&pool, &cluster, Carried::Http(Protocol::Http11), now) {
         Some(stream) => Ok(stream),
         None => {
-            let names = TlsNames::default();
             upstream::acquire(
                 Rc::clone(worker),
                 Rc::clone(&pool),
                 Rc::clone(&cluster),
                 priority,
                 Carried::Http(Protocol::Http11),
-                names,
             )
             .await
         }

@@ -19,7 +19,7 @@ use crate::jitter::spread;
 use crate::pool::http1::Http1;
 use crate::pool::http2::{Http2, Http2Stream};
 use crate::pool::tcp::Tcp;
-use crate::pool::{ConnectError, ConnectOptions, HostPool, UpstreamConnInfo, connect};
+use crate::pool::{ConnectError, ConnectOptions, HostPool, TlsName, UpstreamConnInfo, connect};
 use crate::worker::Worker;
 
 /// A stream on an upstream connection.
@@ -59,13 +59,6 @@ pub(crate) enum Event {
 pub(super) struct NoStream {
     pub(super) reason: ResetReason,
     pub(super) transport: Option<Box<str>>,
-}
-
-/// Names that TLS takes from the request.
-#[derive(Clone, Debug, Default)]
-pub(super) struct TlsNames {
-    pub(super) server_name: Option<Box<str>>,
-    pub(super) verify_san: Option<Box<str>>,
 }
 
 /// A unit of `max_requests` and its gauge, given back on drop.
@@ -134,7 +127,6 @@ pub(super) async fn acquire(
     cluster: Rc<ClusterRef>,
     priority: Priority,
     carried: Carried,
-    names: TlsNames,
 ) -> Result<Upstream, NoStream> {
     let stats = &cluster.stats;
     if !cluster.admission.try_acquire(priority, Resource::Pending) {
@@ -166,8 +158,8 @@ pub(super) async fn acquire(
             past_limit: !pool.has_http1() && !pool.has_http2(),
             downstream: downstream.as_deref(),
             tls: ClientOptions {
-                server_name: names.server_name.as_deref(),
-                verify_san: names.verify_san.as_deref(),
+                server_name: pool.tls_name().and_then(TlsName::server_name),
+                verify_san: pool.tls_name().and_then(TlsName::verify_san),
                 alpn,
             },
         };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use waystation_filter_api::flags::ResponseFlag;
 use waystation_http::{Headers, Known, sanitize_response};
 use waystation_route::{RetryHostPredicate, Route};
-use waystation_upstream::cluster::{ClusterRef, HttpOptions};
+use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::host::{ActiveRequest, Outcome as HostOutcome};
 use waystation_upstream::load_balancer::OriginalDestination;
 use waystation_upstream::{PickContext, Priority};
@@ -20,9 +20,9 @@ use crate::http::retry::{Decision, Outcome, Retries};
 use crate::http::stream::Stream;
 use crate::http::stream::chain::Stopped;
 use crate::http::stream::exchange::{Attempt, Limits, Step};
-use crate::http::stream::upstream::{self, Carried, NoStream, RequestPermit, TlsNames, Upstream};
+use crate::http::stream::upstream::{self, Carried, NoStream, RequestPermit, Upstream};
 use crate::http::timer::after;
-use crate::pool::HostPool;
+use crate::pool::{HostPool, TlsName};
 use crate::worker::Sharing;
 
 /// What one attempt has come to.
@@ -338,23 +338,11 @@ impl<D: Downstream> Stream<'_, D> {
             ..PickContext::default()
         };
         let sharing = Sharing {
-            name: self.tls_name(&routing.cluster.http),
+            tls_name: TlsName::of(&routing.cluster.http, &self.heads.request),
             downstream: Some(connection),
             stated: self.cx.hcm.add_proxy_protocol_state,
         };
         routing.local.pick(&self.cx.worker, &routing.cluster, &cx, sharing, now).ok()
-    }
-
-    /// The name that the upstream's TLS takes from the request.
-    fn tls_name(&self, http: &HttpOptions) -> Option<&str> {
-        if !(http.auto_sni || http.auto_san_validation) {
-            return None;
-        }
-        let source = match &http.auto_sni_header {
-            Some(header) => self.heads.request.get(&**header),
-            None => self.heads.request.authority(),
-        };
-        source.and_then(|name| str::from_utf8(name).ok()).map(without_port)
     }
 
     /// Waits for a connection, unless the stream ends before there is one.
@@ -365,19 +353,12 @@ impl<D: Downstream> Stream<'_, D> {
         priority: Priority,
         carried: Carried,
     ) -> Result<Result<Upstream, NoStream>, StreamEnd> {
-        let http = &cluster.http;
-        let name = self.tls_name(http);
-        let names = TlsNames {
-            server_name: name.filter(|_| http.auto_sni).map(Into::into),
-            verify_san: name.filter(|_| http.auto_san_validation).map(Into::into),
-        };
         let mut future = Box::pin(upstream::acquire(
             Rc::clone(&self.cx.worker),
             Rc::clone(pool),
             Rc::clone(cluster),
             priority,
             carried,
-            names,
         ));
         let ended = std::future::poll_fn(|task| {
             if let std::task::Poll::Ready(result) = future.as_mut().poll(task) {
@@ -519,12 +500,5 @@ impl<D: Downstream> Stream<'_, D> {
         let of_route =
             route.request_body_buffer_limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
         of_route.unwrap_or(self.cx.hcm.buffer_limit)
-    }
-}
-
-fn without_port(host: &str) -> &str {
-    match host.rfind(':') {
-        Some(colon) if !host.ends_with(']') => &host[..colon],
-        _ => host,
     }
 }
