@@ -185,14 +185,22 @@ impl fmt::Debug for StreamCx<'_> {
 
 /// Configuration that is fetched for the request that needs it (`envoy.filters.http.on_demand`).
 ///
-/// Each method gives nothing when there is nothing to fetch, or when too many requests wait already. The future ends when
-/// what was asked for has arrived, does not exist, or did not come in time; dropping it gives up waiting.
+/// Each method gives nothing when there is nothing to fetch. Dropping the future gives up waiting.
 pub trait OnDemand {
     /// Fetches the virtual host of `head` by VHDS, or the route configuration of its scope.
-    fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<()>>;
+    fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<Fetched>>;
 
     /// Fetches the cluster that the stream's route sends `head` to.
-    fn fetch_cluster(&self, source: &Arc<ClusterSource>, head: &Headers) -> Option<LocalFuture<()>>;
+    fn fetch_cluster(&self, source: &Arc<ClusterSource>, head: &Headers) -> Option<LocalFuture<Fetched>>;
+}
+
+/// How a wait for configuration has ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fetched {
+    /// What was asked for has arrived, does not exist, or did not come in time.
+    Done,
+    /// Too many wait: nobody was asked.
+    Full,
 }
 
 /// Where clusters that nobody has configured come from, and how long a request waits for one.

@@ -29,7 +29,7 @@ use crate::duplex::{self, End, Limits};
 use crate::jitter::{back_off, spread};
 use crate::manager::on_demand;
 use crate::manager::subscription_stats::SubscriptionStats;
-use crate::on_demand::{Answer, Wanted};
+use crate::on_demand::{Answer, Places, Wanted};
 use crate::pool::connect::{ConnectError, ConnectOptions, connect};
 use crate::transport::Transport;
 use crate::worker::{Sharing, Worker};
@@ -79,6 +79,7 @@ stats_group! {
 struct Discovery {
     source: Arc<ClusterSource>,
     stats: OnDemandStats,
+    places: Arc<Places>,
     /// Held for the statistics to be there.
     _subscription: SubscriptionStats,
 }
@@ -205,6 +206,7 @@ impl TcpProxy {
             on_demand: cluster_source(proto.on_demand.as_ref()).at(|| "on_demand")?.map(|source| Discovery {
                 source,
                 stats: stats.group(),
+                places: Arc::default(),
                 _subscription: on_demand::scope(&context.shared.stats.root()).group(),
             }),
             stats: stats.group(),
@@ -330,9 +332,12 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
         .max_duration
         .map(|longest| info.start + spread(longest, proxy.max_duration_jitter, worker.random()));
     if let (None, Some(discovery)) = (local.get(), &proxy.on_demand) {
-        // Who waits holds one of the places of the process: not for a client that is gone.
+        // Who waits holds a place: not for a client that is gone.
         tokio::select! {
-            () = discovery.fetch(worker, target.cluster.name()) => {}
+            answer = discovery.fetch(worker, target.cluster.name()) => if answer == Answer::Full {
+                info.flags.set(ResponseFlag::UpstreamOverflow);
+                return;
+            },
             () = down.socket().gone() => return,
             () = until(deadline) => {
                 proxy.stats.max_downstream_connection_duration().inc();
@@ -430,19 +435,20 @@ async fn until(deadline: Option<Instant>) {
 
 impl Discovery {
     /// Waits until a cluster has been fetched. What the client sends meanwhile stays in its socket.
-    async fn fetch(&self, worker: &Worker, name: &str) {
+    async fn fetch(&self, worker: &Worker, name: &str) -> Answer {
         let stats = &self.stats;
         stats.on_demand_cluster_attempt().inc();
         let wanted = Wanted::Cluster { source: Arc::clone(&self.source), name: name.into() };
-        let answer = match worker.shared.on_demand.ask(wanted) {
+        let answer = match worker.shared.on_demand.ask(&self.places, wanted) {
             Some(asked) => asked.answer().await,
-            None => Answer::Missing,
+            None => Answer::Full,
         };
         match answer {
             Answer::Found => stats.on_demand_cluster_success().inc(),
-            Answer::Missing => stats.on_demand_cluster_missing().inc(),
+            Answer::Missing | Answer::Full => stats.on_demand_cluster_missing().inc(),
             Answer::TimedOut => stats.on_demand_cluster_timeout().inc(),
         }
+        answer
     }
 }
 

@@ -34,6 +34,7 @@ use crate::http::downstream::http2::PrematureResets;
 use crate::jitter::spread;
 use crate::manager::routes;
 use crate::manager::scopes::{self, ScopeMap};
+use crate::on_demand::Places;
 
 mod extensions;
 mod protocol;
@@ -173,6 +174,8 @@ pub struct Hcm {
     pub(crate) buffer_limit: usize,
     /// Whether upstream connections may state the downstream's addresses in a PROXY header.
     pub(crate) add_proxy_protocol_state: bool,
+    /// For requests that wait for their configuration.
+    pub(crate) places: Arc<Places>,
     /// The inline route configuration, encoded.
     inline_routes: Option<(String, Bytes)>,
     /// The inline scopes, encoded, and their name.
@@ -396,6 +399,7 @@ impl Hcm {
             filters,
             router,
             trust,
+            places: Arc::default(),
             server_name: if server_name.is_empty() { "envoy".into() } else { server_name.as_str().into() },
             server_header: match proto.server_header_transformation() {
                 hcm::ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::route::v3::{ScopedRouteConfiguration, Vhds, VirtualHost};
-use tokio::sync::oneshot;
 use waystation_filter_api::cell::Cell;
 use waystation_route::{RouteTable, ScopeKey};
 use waystation_schema::{At as _, ConfigError};
@@ -23,7 +22,7 @@ use super::virtual_hosts::{VirtualHosts, names_of};
 use super::warming::Waits;
 use crate::config_source;
 use crate::context::{Need, Shared};
-use crate::on_demand::Answer;
+use crate::on_demand::{Answer, Reply};
 
 /// All needed resources.
 #[derive(Debug, Default)]
@@ -241,7 +240,7 @@ impl Needs {
         &mut self,
         routes: &Cell<RouteTable>,
         host: &str,
-        reply: oneshot::Sender<Answer>,
+        reply: Reply,
         client: &mut Client,
     ) {
         // A route configuration that is gone meanwhile has nobody to ask: the reply is dropped, which is an answer.
@@ -253,13 +252,7 @@ impl Needs {
     }
 
     /// A request needs the route configuration of the scope of `key`.
-    pub fn ask_scope(
-        &mut self,
-        scopes: &Cell<ScopeMap>,
-        key: &ScopeKey,
-        reply: oneshot::Sender<Answer>,
-        client: &mut Client,
-    ) {
+    pub fn ask_scope(&mut self, scopes: &Cell<ScopeMap>, key: &ScopeKey, reply: Reply, client: &mut Client) {
         let slot = self.by_key.get_mut(&format!("scopes/{}", scopes.name())).map(|needed| &mut needed.slot);
         let Some(Slot::Scopes(Some(scopes))) = slot else { return };
         let Some((need, fresh)) = scopes.load(key) else { return };

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use prost::Message as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use waystation_filter_api::http::ClusterSource;
 use waystation_schema::ConfigError;
 use waystation_stats::Scope;
@@ -15,9 +15,9 @@ use waystation_xds::{Client, Interest, Protocol, ResourceType, Source, SubId, Su
 
 use crate::config_source;
 use crate::context::Shared;
-use crate::on_demand::{Answer, Question};
+use crate::on_demand::{Answer, Question, Reply};
 
-/// Names of one source that its server has said nothing about. Who asks for another one is told that it does not exist.
+/// Names of one source that its server has said nothing about. Who asks for another one is told that there are too many.
 const MAX_UNANSWERED: usize = 16 * 1024;
 
 /// Where subscriptions to clusters on demand are counted. Whoever configures them holds it, so that it is there before the
@@ -28,11 +28,11 @@ pub fn scope(root: &Scope) -> Scope {
 
 /// Who waits for one thing.
 #[derive(Debug, Default)]
-pub struct Waiters(Vec<oneshot::Sender<Answer>>);
+pub struct Waiters(Vec<Reply>);
 
 impl Waiters {
     /// One more.
-    pub fn push(&mut self, reply: oneshot::Sender<Answer>) {
+    pub fn push(&mut self, reply: Reply) {
         if self.0.len() == self.0.capacity() {
             self.0.retain(|waiter| !waiter.is_closed());
         }
@@ -41,14 +41,13 @@ impl Waiters {
 
     /// Whether all have given up.
     pub fn have_left(&self) -> bool {
-        self.0.iter().all(oneshot::Sender::is_closed)
+        self.0.iter().all(Reply::is_closed)
     }
 
     /// Tells them.
     pub fn answer(&mut self, answer: Answer) {
         for waiter in self.0.drain(..) {
-            // Who has given up meanwhile need not know.
-            let _ = waiter.send(answer);
+            waiter.send(answer);
         }
     }
 }
@@ -111,7 +110,7 @@ impl OnDemand {
         &mut self,
         source: &ClusterSource,
         name: &str,
-        reply: oneshot::Sender<Answer>,
+        reply: Reply,
         now: Instant,
         shared: &Shared,
         client: &mut Client,
@@ -136,7 +135,7 @@ impl OnDemand {
                 let source = source.config.clone();
                 self.pending.insert(name.into(), Pending { waiters, due, source });
             }
-            Ok(false) => waiters.answer(Answer::Missing),
+            Ok(false) => waiters.answer(Answer::Full),
             Err(error) => {
                 // Once: clients decide how often it is tried.
                 if self.refused.insert(source.config.clone()) {
@@ -254,8 +253,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::on_demand::{Awaited, channel};
     use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
-    use tokio::sync::oneshot::error::TryRecvError;
     use waystation_xds::{GrpcService, GrpcSource, Options};
 
     /// A main thread whose server never answers.
@@ -281,8 +280,8 @@ mod tests {
             Self { shared, client, on_demand, source, now: Instant::now() }
         }
 
-        fn ask(&mut self, name: &str) -> oneshot::Receiver<Answer> {
-            let (reply, answer) = oneshot::channel();
+        fn ask(&mut self, name: &str) -> Awaited {
+            let (reply, answer) = channel();
             self.on_demand.ask(&self.source, name, reply, self.now, &self.shared, &mut self.client);
             answer
         }
@@ -303,16 +302,16 @@ mod tests {
     fn all_who_ask_for_a_cluster_share_a_subscription_and_its_answer() {
         run(|| {
             let mut main = Main::new(Protocol::Delta);
-            let mut waiting = [main.ask("a"), main.ask("a"), main.ask("b")];
+            let waiting = [main.ask("a"), main.ask("a"), main.ask("b")];
             assert_eq!((main.on_demand.take_fresh().len(), main.on_demand.pending.len()), (1, 2));
             main.on_demand.activated("a");
-            let answers = waiting.each_mut().map(oneshot::Receiver::try_recv);
-            assert_eq!(answers, [Ok(Answer::Found), Ok(Answer::Found), Err(TryRecvError::Empty)]);
+            let answers = waiting.each_ref().map(|waiting| waiting.now());
+            assert_eq!(answers, [Some(Answer::Found), Some(Answer::Found), None]);
             main.answered(&["b"]);
-            assert_eq!(waiting[2].try_recv(), Ok(Answer::Missing));
+            assert_eq!(waiting[2].now(), Some(Answer::Missing));
             // It is asked for anew, below the same subscription.
-            let mut again = main.ask("b");
-            assert_eq!(again.try_recv(), Err(TryRecvError::Empty));
+            let again = main.ask("b");
+            assert_eq!(again.now(), None);
             assert!(main.on_demand.take_fresh().is_empty() && main.on_demand.due.len() == 1);
         });
     }
@@ -321,15 +320,15 @@ mod tests {
     fn the_wait_ends_when_the_time_of_the_first_who_asked_is_over() {
         run(|| {
             let mut main = Main::new(Protocol::Delta);
-            let mut first = main.ask("a");
+            let first = main.ask("a");
             main.now += Duration::from_secs(3);
-            let mut second = main.ask("a");
+            let second = main.ask("a");
             let due = main.on_demand.next_due().unwrap();
             assert_eq!(due, main.now + Duration::from_secs(2));
             main.on_demand.expire(due - Duration::from_millis(1), &mut main.client);
-            assert_eq!(first.try_recv(), Err(TryRecvError::Empty));
+            assert_eq!(first.now(), None);
             main.on_demand.expire(due, &mut main.client);
-            assert_eq!((first.try_recv(), second.try_recv()), (Ok(Answer::TimedOut), Ok(Answer::TimedOut)));
+            assert_eq!((first.now(), second.now()), (Some(Answer::TimedOut), Some(Answer::TimedOut)));
             assert_eq!((main.on_demand.next_due(), main.on_demand.pending.len()), (None, 0));
         });
     }
@@ -341,13 +340,13 @@ mod tests {
             for index in 0..MAX_UNANSWERED {
                 main.ask(&format!("c{index}"));
             }
-            assert_eq!(main.ask("one more").try_recv(), Ok(Answer::Missing));
+            assert_eq!(main.ask("one more").now(), Some(Answer::Full));
             main.answered(&["c7"]);
-            assert_eq!(main.ask("one more").try_recv(), Err(TryRecvError::Empty));
+            assert_eq!(main.ask("one more").now(), None);
             // A server that stays silent does not end discovery.
             let due = main.on_demand.next_due().unwrap();
             main.on_demand.expire(due, &mut main.client);
-            assert_eq!(main.ask("and another").try_recv(), Err(TryRecvError::Empty));
+            assert_eq!(main.ask("and another").now(), None);
         });
     }
 
@@ -356,7 +355,7 @@ mod tests {
         run(|| {
             let mut main = Main::new(Protocol::Delta);
             for name in ["*", "xdstp://a/envoy.config.cluster.v3.Cluster/*"] {
-                assert!(main.ask(name).try_recv().is_err(), "{name}");
+                assert_eq!(main.ask(name).now(), Some(Answer::Missing), "{name}");
             }
             assert!(main.on_demand.pending.is_empty() && main.on_demand.take_fresh().is_empty());
         });
@@ -366,7 +365,7 @@ mod tests {
     fn a_state_of_the_world_stream_is_not_asked() {
         run(|| {
             let mut main = Main::new(Protocol::Sotw);
-            assert_eq!(main.ask("a").try_recv(), Ok(Answer::Missing));
+            assert_eq!(main.ask("a").now(), Some(Answer::Missing));
         });
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
-use tokio::sync::oneshot;
 use waystation_route::{AddedHosts, RouteTable};
 use waystation_schema::ConfigError;
 use waystation_stats::{Scope, stats_group};
@@ -14,7 +13,7 @@ use waystation_xds::{Resource, SubId};
 use super::on_demand::Waiters;
 use super::routes;
 use crate::context::Shared;
-use crate::on_demand::Answer;
+use crate::on_demand::{Answer, Reply};
 
 stats_group! {
     /// `http.<prefix>.rds.vhds.<route configuration>.`
@@ -56,7 +55,7 @@ struct Known {
     names: Vec<Arc<str>>,
 }
 
-/// Names that requests of one route configuration wait for; who asks for another one is told that it does not exist.
+/// Names that requests of one route configuration wait for; who asks for another one is told that there are too many.
 const MAX_WAITED_FOR: usize = 16 * 1024;
 
 impl VirtualHosts {
@@ -76,7 +75,7 @@ impl VirtualHosts {
     }
 
     /// A request needs the virtual host of `host`: gives the name to subscribe to, if nobody has asked for it yet.
-    pub fn ask(&mut self, host: &str, reply: oneshot::Sender<Answer>) -> Option<Arc<str>> {
+    pub fn ask(&mut self, host: &str, reply: Reply) -> Option<Arc<str>> {
         let alias: Arc<str> = format!("{}/{host}", self.table.base().name()).into();
         let mut waiters = Waiters::default();
         if let Some(waiting) = self.waiting.get_mut(&alias) {
@@ -89,7 +88,7 @@ impl VirtualHosts {
             return None;
         }
         if self.waiting.len() >= MAX_WAITED_FOR {
-            waiters.answer(Answer::Missing);
+            waiters.answer(Answer::Full);
             return None;
         }
         self.waiting.insert(Arc::clone(&alias), waiters);
@@ -203,6 +202,7 @@ pub fn names_of(resource: &Resource) -> impl Iterator<Item = &Arc<str>> {
 mod tests {
     use super::*;
     use crate::context::tests::shared;
+    use crate::on_demand::channel;
 
     fn host(name: &str, domain: &str) -> (Resource, pb::VirtualHost) {
         let host = pb::VirtualHost { name: name.into(), domains: vec![domain.into()], ..Default::default() };
@@ -283,22 +283,22 @@ mod tests {
         let shared = shared();
         let mut hosts = hosts(&shared);
         let ask = |hosts: &mut VirtualHosts, host: &str| {
-            let (reply, answer) = oneshot::channel();
+            let (reply, answer) = channel();
             (hosts.ask(host, reply), answer)
         };
-        let (first, mut one) = ask(&mut hosts, "a.example");
+        let (first, one) = ask(&mut hosts, "a.example");
         assert_eq!(first.as_deref(), Some("rc/a.example"));
-        let (second, mut two) = ask(&mut hosts, "a.example");
+        let (second, two) = ask(&mut hosts, "a.example");
         assert_eq!(second, None);
         hosts.answer("rc/other", Answer::Found);
-        assert!(one.try_recv().is_err());
+        assert!(one.now().is_none());
         update(&mut hosts, &[host("a", "a.example")], &[], &shared).unwrap();
         hosts.answer("rc/a.example", Answer::Found);
-        assert_eq!((one.try_recv(), two.try_recv()), (Ok(Answer::Found), Ok(Answer::Found)));
+        assert_eq!((one.now(), two.now()), (Some(Answer::Found), Some(Answer::Found)));
         // What is there, by its name or by another, is not asked for.
         for host in ["a.example", "also.a.example"] {
-            let (name, mut known) = ask(&mut hosts, host);
-            assert_eq!((name, known.try_recv()), (None, Ok(Answer::Found)));
+            let (name, known) = ask(&mut hosts, host);
+            assert_eq!((name, known.now()), (None, Some(Answer::Found)));
         }
         // Removed, it is asked for again; and who gives up leaves the name to be given up, too.
         update(&mut hosts, &[], &["rc/a.example".into()], &shared).unwrap();
@@ -318,9 +318,9 @@ mod tests {
         resource.aliases = vec!["rc/new.a.example".into()];
         update(&mut hosts, &[(resource, proto)], &[], &shared).unwrap();
         assert_eq!(hosts.miss(&[], &[]), ["rc/also.a.example".into()]);
-        let (reply, mut known) = oneshot::channel();
-        assert_eq!((hosts.ask("new.a.example", reply), known.try_recv()), (None, Ok(Answer::Found)));
-        let (reply, _answer) = oneshot::channel();
+        let (reply, known) = channel();
+        assert_eq!((hosts.ask("new.a.example", reply), known.now()), (None, Some(Answer::Found)));
+        let (reply, _answer) = channel();
         assert_eq!(hosts.ask("also.a.example", reply).as_deref(), Some("rc/also.a.example"));
     }
 
@@ -328,24 +328,24 @@ mod tests {
     fn who_waits_for_a_virtual_host_that_cannot_be_read_is_told() {
         let shared = shared();
         let mut hosts = hosts(&shared);
-        let (reply, mut answer) = oneshot::channel();
+        let (reply, answer) = channel();
         hosts.ask("also.a.example", reply);
         // It was left out of what is applied.
         let (unreadable, _) = host("a", "a.example");
         let over = hosts.miss(&[unreadable], &[]);
         assert_eq!(over, ["rc/also.a.example".into(), "rc/a.example".into()]);
-        assert_eq!(answer.try_recv(), Ok(Answer::Missing));
+        assert_eq!(answer.now(), Some(Answer::Missing));
     }
 
     #[test]
     fn all_who_wait_are_told_when_nothing_will_come() {
         let shared = shared();
         let mut hosts = hosts(&shared);
-        let (reply, mut answer) = oneshot::channel();
+        let (reply, answer) = channel();
         hosts.ask("a.example", reply);
         assert_eq!(hosts.give_up(), ["rc/a.example".into()]);
-        assert_eq!(answer.try_recv(), Ok(Answer::Missing));
-        let (reply, _answer) = oneshot::channel();
+        assert_eq!(answer.now(), Some(Answer::Missing));
+        let (reply, _answer) = channel();
         assert!(hosts.ask("a.example", reply).is_some());
     }
 }

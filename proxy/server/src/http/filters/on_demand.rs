@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::extensions::filters::http::on_demand::v3 as pb;
 use prost::Message as _;
+use waystation_filter_api::flags::ResponseFlag;
 use waystation_filter_api::http::{
-    ClusterSource, FactoryContext, FilterConfig, Flow, HttpFilter, HttpFilterExtension, HttpFilterFactory,
-    LocalFuture, Phases, StreamCx,
+    ClusterSource, FactoryContext, Fetched, FilterConfig, Flow, HttpFilter, HttpFilterExtension,
+    HttpFilterFactory, LocalFuture, LocalReply, Phases, StreamCx,
 };
 use waystation_filter_api::wire;
 use waystation_http::Headers;
@@ -112,14 +113,22 @@ impl HttpFilter for Filter {
     }
 }
 
-fn wait(fetched: Option<LocalFuture<()>>) -> Flow {
-    match fetched {
-        Some(fetched) => Flow::Wait(Box::pin(async {
-            fetched.await;
-            Flow::Anew
-        })),
-        None => Flow::Continue,
-    }
+fn wait(fetched: Option<LocalFuture<Fetched>>) -> Flow {
+    let Some(fetched) = fetched else { return Flow::Continue };
+    Flow::Wait(Box::pin(async {
+        match fetched.await {
+            Fetched::Done => Flow::Anew,
+            Fetched::Full => Flow::Reply(Box::new(overflow())),
+        }
+    }))
+}
+
+/// Envoy has no bound. To say that there is no such host would be untrue, and caches might believe it.
+fn overflow() -> LocalReply {
+    let mut reply =
+        LocalReply::new(503, "too many requests wait for their configuration", "on_demand_overflow");
+    reply.flag = Some(ResponseFlag::UpstreamOverflow);
+    reply
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use waystation_filter_api::http::{ClusterSource, LocalFuture, OnDemand};
+use waystation_filter_api::http::{ClusterSource, Fetched, LocalFuture, OnDemand};
 use waystation_http::Headers;
 use waystation_route::{Action, ClusterRef};
 
 use crate::http::{ConnCx, Table};
-use crate::on_demand::Wanted;
+use crate::on_demand::{Answer, Wanted};
 
 pub(super) struct Demand<'s> {
     pub(super) cx: &'s ConnCx,
@@ -17,21 +17,25 @@ pub(super) struct Demand<'s> {
 }
 
 impl Demand<'_> {
-    fn ask(&self, wanted: Wanted) -> Option<LocalFuture<()>> {
-        let asked = self.cx.worker.shared.on_demand.ask(wanted)?;
-        // Whatever the answer is: the route is selected anew, and what is missing then is missing.
-        Some(Box::pin(async {
-            asked.answer().await;
-        }))
+    fn ask(&self, wanted: Wanted) -> LocalFuture<Fetched> {
+        let asked = self.cx.worker.shared.on_demand.ask(&self.cx.hcm.places, wanted);
+        Box::pin(async {
+            let Some(asked) = asked else { return Fetched::Full };
+            match asked.answer().await {
+                Answer::Full => Fetched::Full,
+                // The route is selected anew, and what is missing then is missing.
+                Answer::Found | Answer::Missing | Answer::TimedOut => Fetched::Done,
+            }
+        })
     }
 }
 
 impl OnDemand for Demand<'_> {
-    fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<()>> {
-        self.ask(self.cx.missing_route(head)?)
+    fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<Fetched>> {
+        Some(self.ask(self.cx.missing_route(head)?))
     }
 
-    fn fetch_cluster(&self, source: &Arc<ClusterSource>, head: &Headers) -> Option<LocalFuture<()>> {
+    fn fetch_cluster(&self, source: &Arc<ClusterSource>, head: &Headers) -> Option<LocalFuture<Fetched>> {
         let (table, index) = self.table?;
         let Action::Route(action) = &table.held.route(*index)?.action else { return None };
         let name = match action.target(head, self.random, || None).cluster {
@@ -39,6 +43,6 @@ impl OnDemand for Demand<'_> {
             // Without the header there is no name to ask for.
             ClusterRef::Named(name) => str::from_utf8(name).ok().filter(|name| !name.is_empty())?,
         };
-        self.ask(Wanted::Cluster { source: Arc::clone(source), name: name.into() })
+        Some(self.ask(Wanted::Cluster { source: Arc::clone(source), name: name.into() }))
     }
 }
