@@ -63,6 +63,8 @@ pub struct Config {
     pub underscores: Underscores,
     /// How header names are spelled when they are written.
     pub header_case: HeaderCase,
+    /// Write the whole URL in the request line, as to a forward proxy.
+    pub send_fully_qualified_url: bool,
     /// `upgrade` tokens that are removed on arrival, so that the request is served as plain HTTP/1.1.
     pub ignored_upgrades: Option<UpgradeMatcher>,
 }
@@ -81,9 +83,30 @@ pub enum HeaderCase {
     #[default]
     Lower,
     /// As they were read; the case is kept beside the lower-case form.
-    Preserve,
+    Preserve(Preserve),
     /// `Content-Type`: letters at the start and after anything that is not a letter or digit in upper case.
     Proper,
+}
+
+/// What else is kept with the case of names (`PreserveCaseFormatterConfig`). It is the side that reads a message that
+/// decides how it is written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Preserve {
+    /// The reason phrase of a response (`forward_reason_phrase`).
+    pub reason_phrase: bool,
+    /// Names of headers that are added on the way are spelled as by [`HeaderCase::Proper`]
+    /// (`formatter_type_on_envoy_headers`).
+    pub proper_added: bool,
+}
+
+impl HeaderCase {
+    fn is_proper(self) -> bool {
+        self == Self::Proper
+    }
+
+    fn is_kept(self) -> bool {
+        matches!(self, Self::Preserve(_))
+    }
 }
 
 impl Default for Config {
@@ -99,6 +122,7 @@ impl Default for Config {
             allow_custom_methods: false,
             underscores: Underscores::Allow,
             header_case: HeaderCase::Lower,
+            send_fully_qualified_url: false,
             ignored_upgrades: None,
         }
     }

@@ -23,6 +23,19 @@ pub struct Headers {
     present: KnownSet,
     /// Bytes of the arena that no entry refers to any more.
     wasted: usize,
+    /// Nothing unless the codec that read the message is configured to pass it on.
+    spelling: Option<Box<Spelling>>,
+}
+
+/// How a message was written, and is to be written again, beyond the case of its names.
+#[derive(Clone, Default)]
+struct Spelling {
+    /// Names that the peer did not spell are written `Like-This`.
+    proper_added: bool,
+    /// The reason phrase; empty for the standard one.
+    reason: Box<[u8]>,
+    /// `transfer-encoding` as the peer spelled it, which is no entry of the map; empty when it was not there.
+    transfer_encoding: Box<[u8]>,
 }
 
 #[derive(Clone, Copy)]
@@ -70,6 +83,7 @@ impl Headers {
         self.entries.clear();
         self.present = KnownSet::default();
         self.wasted = 0;
+        self.spelling = None;
     }
 
     /// Gives back memory above `bytes`, so that one huge head does not stay with its connection for life.
@@ -315,7 +329,8 @@ impl Headers {
         self.arena.extend(name.iter().map(u8::to_ascii_lowercase));
         let known = Known::lookup(&self.arena[name_off..]);
         let mut flags = 0;
-        if keep_case && self.arena[name_off..] != *name {
+        // Where names that are added are spelled otherwise, one that came in lower case must be told from them.
+        if keep_case && (self.arena[name_off..] != *name || self.spells_added()) {
             flags = ORIGINAL_CASE;
         }
         if known.is_some() {
@@ -351,7 +366,7 @@ impl Headers {
         // As it was read: whether it is one is the caller's next question.
         self.push_raw(Name::Known(Known::Authority), value);
         if keep_case
-            && spelled != b"host"
+            && (spelled != b"host" || self.spells_added())
             && let Some(index) = self.find(Name::Known(Known::Authority), 0)
         {
             let name_off = self.arena.len() as u32;
@@ -368,8 +383,41 @@ impl Headers {
                 let start = entry.name_off as usize;
                 &self.arena[start..start + usize::from(entry.name_len)]
             }
+            _ if self.spells_added() => b"Host",
             _ => b"host",
         }
+    }
+
+    /// Says how the message is to be written: the phrase that stood behind its status, and whether names that are added
+    /// to it are spelled in proper case. To be called before anything is added.
+    pub(crate) fn set_spelling(&mut self, proper_added: bool, reason: &[u8]) {
+        self.spelling =
+            Some(Box::new(Spelling { proper_added, reason: reason.into(), ..Spelling::default() }));
+    }
+
+    /// Keeps how the peer spelled `transfer-encoding`.
+    pub(crate) fn spell_transfer_encoding(&mut self, spelled: &[u8]) {
+        if spelled != b"transfer-encoding" || self.spells_added() {
+            self.spelling.get_or_insert_default().transfer_encoding = spelled.into();
+        }
+    }
+
+    /// How the peer spelled `transfer-encoding`, where that was kept.
+    pub(crate) fn transfer_encoding_name(&self) -> Option<&[u8]> {
+        let spelled = self.spelling.as_ref().map(|spelling| &*spelling.transfer_encoding);
+        spelled.filter(|spelled| !spelled.is_empty())
+    }
+
+    /// Whether names that the peer did not spell are written in proper case.
+    #[inline]
+    pub(crate) fn spells_added(&self) -> bool {
+        self.spelling.as_ref().is_some_and(|spelling| spelling.proper_added)
+    }
+
+    /// The reason phrase to write in place of the standard one.
+    #[inline]
+    pub(crate) fn reason(&self) -> Option<&[u8]> {
+        self.spelling.as_ref().map(|spelling| &*spelling.reason).filter(|reason| !reason.is_empty())
     }
 
     /// The known names present now.
@@ -395,17 +443,18 @@ impl Headers {
         self.arena.len()
     }
 
-    /// The regular entries with their names as the peer spelled them, where that was kept.
-    pub(crate) fn iter_original_case(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+    /// The regular entries with their names as the peer spelled them, where that was kept, and whether it was.
+    pub(crate) fn iter_original_case(&self) -> impl Iterator<Item = (&[u8], bool)> {
         self.entries[self.pseudo_count()..].iter().map(|entry| {
-            let name = if entry.flags & ORIGINAL_CASE != 0 {
+            let kept = entry.flags & ORIGINAL_CASE != 0;
+            let name = if kept {
                 let lower = if entry.id == 0 { usize::from(entry.name_len) } else { 0 };
                 let start = entry.name_off as usize + lower;
                 &self.arena[start..start + usize::from(entry.name_len)]
             } else {
                 self.name(entry).as_bytes()
             };
-            (name, self.value(entry))
+            (name, kept)
         })
     }
 

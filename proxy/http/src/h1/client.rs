@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use super::body::{Body, Piece};
 use super::encode::{self, DataFrame, Outgoing, Start};
 use super::server::{has_token, keeps_alive};
-use super::{After, Config, Error, Framing, HeaderCase, Received, Version, head};
+use super::{After, Config, Error, Framing, Received, Version, head};
 use crate::headers::Headers;
 use crate::known::Known;
 
@@ -75,12 +75,12 @@ impl ClientConn {
             && headers.get(Known::Connection).is_some_and(|value| has_token(value, b"upgrade"));
         self.keep_alive = !headers.get(Known::Connection).is_some_and(|value| has_token(value, b"close"));
         let from = out.len();
-        encode::request_line(method, headers, self.config.header_case != HeaderCase::Proper, out);
+        encode::request_line(method, headers, &self.config, out);
         let start = Start::Request {
             tunnel: self.connect || self.upgrade,
             bodiless: matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT"),
         };
-        encode::fields(headers, start, self.config.header_case != HeaderCase::Proper, out);
+        encode::fields(headers, start, !self.config.header_case.is_proper(), out);
         self.outgoing = encode::framing(headers, start, end_stream, out);
         out.extend_from_slice(b"\r\n");
         encode::spell_head(self.config.header_case, &mut out[from..]);
@@ -187,7 +187,7 @@ impl ClientConn {
 
     fn finish(&mut self, trailers: Option<&Headers>, out: &mut BytesMut) {
         let trailers = trailers.filter(|_| self.config.enable_trailers);
-        if !self.outgoing.finish(trailers, self.config.header_case != HeaderCase::Proper, out) {
+        if !self.outgoing.finish(trailers, !self.config.header_case.is_proper(), out) {
             self.keep_alive = false;
         }
     }

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::{HeaderCase, Version};
+use super::{Config, HeaderCase, Version};
 use crate::headers::Headers;
 use crate::known::Known;
 use crate::reason::reason_phrase;
@@ -144,9 +144,9 @@ pub(super) enum Persistence {
     Close,
 }
 
-pub(super) fn status_line(version: Version, status: u16, out: &mut BytesMut) {
+pub(super) fn status_line(version: Version, status: u16, reason: Option<&[u8]>, out: &mut BytesMut) {
     // Nearly every response.
-    if status == 200 && version == Version::Http11 {
+    if status == 200 && version == Version::Http11 && reason.is_none() {
         return out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
     }
     out.extend_from_slice(match version {
@@ -155,21 +155,27 @@ pub(super) fn status_line(version: Version, status: u16, out: &mut BytesMut) {
     });
     out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
     out.put_u8(b' ');
-    out.extend_from_slice(reason_phrase(status).as_bytes());
+    out.extend_from_slice(reason.unwrap_or_else(|| reason_phrase(status).as_bytes()));
     out.extend_from_slice(b"\r\n");
 }
 
-pub(super) fn request_line(method: &[u8], headers: &Headers, preserve_case: bool, out: &mut BytesMut) {
+pub(super) fn request_line(method: &[u8], headers: &Headers, config: &Config, out: &mut BytesMut) {
     let authority = headers.authority();
-    let target = if method == b"CONNECT" { authority } else { headers.path() };
+    let connect = method == b"CONNECT";
+    let target = if connect { authority } else { headers.path() };
     let target = target.filter(|target| !target.is_empty()).unwrap_or(b"/");
     out.reserve(method.len() + target.len() + 32);
     out.put_slice(method);
     out.put_u8(b' ');
-    out.put_slice(target);
+    if config.send_fully_qualified_url && !connect {
+        out.extend_from_slice(headers.scheme().unwrap_or(b"http"));
+        out.extend_from_slice(b"://");
+        out.extend_from_slice(authority.unwrap_or_default());
+    }
+    out.extend_from_slice(target);
     out.put_slice(b" HTTP/1.1\r\n");
     if let Some(authority) = authority {
-        let name = if preserve_case { headers.authority_name() } else { b"host" };
+        let name = if config.header_case.is_proper() { b"host" } else { headers.authority_name() };
         put_field(name, authority, out);
     }
 }
@@ -192,9 +198,14 @@ pub(super) fn fields(headers: &Headers, start: Start, preserve_case: bool, out: 
         _ => true,
     };
     if preserve_case {
-        for ((name, value), (spelled, _)) in headers.iter_regular().zip(headers.iter_original_case()) {
+        let added = headers.spells_added();
+        for ((name, value), (spelled, kept)) in headers.iter_regular().zip(headers.iter_original_case()) {
             if keeps(name.known()) {
+                let from = out.len();
                 put_field(spelled, value, out);
+                if added && !kept {
+                    spell_names(&mut out[from..from + spelled.len()]);
+                }
             }
         }
     } else {
@@ -204,6 +215,7 @@ pub(super) fn fields(headers: &Headers, start: Start, preserve_case: bool, out: 
             }
         }
     }
+    let from = out.len();
     match start {
         Start::Response { persistence: Persistence::Close, .. } => {
             out.extend_from_slice(b"connection: close\r\n")
@@ -213,10 +225,26 @@ pub(super) fn fields(headers: &Headers, start: Start, preserve_case: bool, out: 
         }
         _ => {}
     }
+    if headers.spells_added() {
+        spell_names(&mut out[from..]);
+    }
 }
 
 /// Decides how the body is delimited, and writes the field that says so, last as Envoy does.
 pub(super) fn framing(headers: &Headers, start: Start, end_stream: bool, out: &mut BytesMut) -> Outgoing {
+    let from = out.len();
+    let outgoing = delimit(headers, start, end_stream, out);
+    match headers.transfer_encoding_name() {
+        Some(spelled) if out[from..].starts_with(b"transfer-encoding") => {
+            out[from..from + spelled.len()].copy_from_slice(spelled);
+        }
+        _ if headers.spells_added() => spell_names(&mut out[from..]),
+        _ => {}
+    }
+    outgoing
+}
+
+fn delimit(headers: &Headers, start: Start, end_stream: bool, out: &mut BytesMut) -> Outgoing {
     // A length that is not a number can't be honoured; the chunks that replace it can't be misread.
     let length = headers.content_length();
     match start {
@@ -281,12 +309,18 @@ fn chunked(out: &mut BytesMut) -> Outgoing {
 /// Spells the names of a written head, start line first, as [`HeaderCase::Proper`] asks. A pass of its own: nobody pays
 /// for it who does not ask.
 pub(super) fn spell_head(case: HeaderCase, head: &mut [u8]) {
-    if case != HeaderCase::Proper {
-        return;
+    if case.is_proper()
+        && let Some(end) = memchr::memchr(b'\n', head)
+    {
+        spell_names(&mut head[end + 1..]);
     }
-    let mut in_name = false;
-    let mut at_start = false;
-    for byte in head {
+}
+
+/// Spells the names of header lines `Like-This`.
+fn spell_names(lines: &mut [u8]) {
+    let mut in_name = true;
+    let mut at_start = true;
+    for byte in lines {
         match byte {
             b'\n' => (in_name, at_start) = (true, true),
             b':' => in_name = false,

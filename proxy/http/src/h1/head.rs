@@ -7,7 +7,7 @@ use bytes::{Buf, BytesMut};
 
 use super::body::Piece;
 use super::lenient::{self, Kind};
-use super::{Config, Error, HeaderCase, Underscores, Version};
+use super::{Config, Error, HeaderCase, Preserve, Underscores, Version};
 use crate::headers::{Headers, parse_decimal};
 use crate::known::Known;
 
@@ -279,6 +279,9 @@ fn fill_request(
         return Err(Error::TooManyHeaders);
     }
     headers.clear();
+    if let HeaderCase::Preserve(Preserve { proper_added: true, .. }) = config.header_case {
+        headers.set_spelling(true, b"");
+    }
     headers.append(Known::Method, method);
     // Envoy keeps the host in one place, `:authority`, and joins repetitions.
     let mut hosts = request.headers.iter().filter(|field| is_host(field.name));
@@ -286,11 +289,7 @@ fn fill_request(
         let authority = hosts.fold(Cow::Borrowed(host.value), |joined, more| {
             Cow::Owned([&joined[..], b",", more.value].concat())
         });
-        headers.append_authority(
-            host.name.as_bytes(),
-            &authority,
-            config.header_case == HeaderCase::Preserve,
-        );
+        headers.append_authority(host.name.as_bytes(), &authority, config.header_case.is_kept());
     }
     headers.append(Known::Path, target);
     let mut fields = Fields::default();
@@ -314,6 +313,12 @@ fn fill_response(
         return Err(Error::TooManyHeaders);
     }
     headers.clear();
+    if let HeaderCase::Preserve(preserve) = config.header_case
+        && preserve != Preserve::default()
+    {
+        let reason = response.reason.filter(|_| preserve.reason_phrase).unwrap_or_default();
+        headers.set_spelling(preserve.proper_added, reason.as_bytes());
+    }
     headers.append(Known::Status, itoa::Buffer::new().format(status));
     let mut fields = Fields::default();
     for field in response.headers.iter() {
@@ -350,7 +355,7 @@ fn append(
         return Err(Error::HeadersTooLarge);
     }
     let before = headers.bits();
-    let Some(known) = headers.append_wire(name, value, config.header_case == HeaderCase::Preserve) else {
+    let Some(known) = headers.append_wire(name, value, config.header_case.is_kept()) else {
         return Ok(());
     };
     match known {
@@ -365,6 +370,9 @@ fn append(
             fields.has_transfer_encoding = true;
             // Framing is the codec's own affair on both sides, so the field goes no further.
             headers.pop();
+            if config.header_case.is_kept() {
+                headers.spell_transfer_encoding(name);
+            }
         }
         Known::Connection => fields.has_connection = true,
         Known::Upgrade => fields.has_upgrade = true,

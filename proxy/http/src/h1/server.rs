@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::body::{Body, Piece};
 use super::encode::{self, DataFrame, Outgoing, Persistence, Start};
-use super::{After, Config, Error, Framing, HeaderCase, Received, Version, head, target};
+use super::{After, Config, Error, Framing, Received, Version, head, target};
 use crate::headers::Headers;
 use crate::known::Known;
 use crate::sanitize;
@@ -145,8 +145,8 @@ impl ServerConn {
     /// Writes an informational response: 100, 102 or 103 with the regular headers of `headers`.
     pub fn send_informational(&mut self, status: u16, headers: &Headers, out: &mut BytesMut) {
         let from = out.len();
-        encode::status_line(self.request.version, status, out);
-        encode::fields(headers, Start::Informational, self.config.header_case != HeaderCase::Proper, out);
+        encode::status_line(self.request.version, status, headers.reason(), out);
+        encode::fields(headers, Start::Informational, !self.config.header_case.is_proper(), out);
         out.extend_from_slice(b"\r\n");
         encode::spell_head(self.config.header_case, &mut out[from..]);
     }
@@ -176,7 +176,7 @@ impl ServerConn {
             (false, _, false) => Persistence::Close,
         };
         let from = out.len();
-        encode::status_line(self.request.version, status, out);
+        encode::status_line(self.request.version, status, headers.reason(), out);
         let start = Start::Response {
             status,
             version: self.request.version,
@@ -185,7 +185,7 @@ impl ServerConn {
             connect,
             persistence,
         };
-        encode::fields(headers, start, self.config.header_case != HeaderCase::Proper, out);
+        encode::fields(headers, start, !self.config.header_case.is_proper(), out);
         self.outgoing = encode::framing(headers, start, end_stream, out);
         out.extend_from_slice(b"\r\n");
         encode::spell_head(self.config.header_case, &mut out[from..]);
@@ -230,7 +230,7 @@ impl ServerConn {
 
     fn finish(&mut self, trailers: Option<&Headers>, out: &mut BytesMut) {
         let trailers = trailers.filter(|_| self.config.enable_trailers);
-        if !self.outgoing.finish(trailers, self.config.header_case != HeaderCase::Proper, out) {
+        if !self.outgoing.finish(trailers, !self.config.header_case.is_proper(), out) {
             self.request.keep_alive = false;
         }
     }

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3 as preserve_case;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
-use waystation_filter_api::wire::{bool_value, duration, positive, refuse, type_name, u32_value};
-use waystation_http::h1::{HeaderCase, Underscores};
+use preserve_case::PreserveCaseFormatterConfig;
+use preserve_case::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders;
+use waystation_filter_api::wire::{bool_value, duration, positive, refuse, type_name, u32_value, unpack};
+use waystation_http::h1::{HeaderCase, Preserve, Underscores};
 use waystation_http::h2::FrameLimits;
 use waystation_schema::{At, ConfigError};
 
@@ -159,14 +162,17 @@ pub(super) fn compile(
 ) -> Result<Arc<HttpOptions>, ConfigError> {
     static DEFAULT: OnceLock<Arc<HttpOptions>> = OnceLock::new();
     let options = match typed {
-        Some(typed) => from_typed(typed).at(
-            || "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]",
-        )?,
+        Some(typed) => from_typed(typed).at(typed_path)?,
         None => from_cluster(proto)?,
     };
     // Most clusters of a mesh have the same options: they share one copy.
     let default = DEFAULT.get_or_init(|| Arc::new(HttpOptions::default()));
     Ok(if options == **default { Arc::clone(default) } else { Arc::new(options) })
+}
+
+/// Where `HttpProtocolOptions` stand in a cluster.
+pub(super) fn typed_path() -> &'static str {
+    "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]"
 }
 
 fn from_cluster(proto: &pb::Cluster) -> Result<HttpOptions, ConfigError> {
@@ -204,9 +210,10 @@ fn from_typed(proto: &upstream::HttpProtocolOptions) -> Result<HttpOptions, Conf
         http_filters,
         header_validation_config,
         outlier_detection,
-        request_mirror_policies,
-        hash_policy,
-        retry_policy,
+        // Compiled by who knows routes.
+        request_mirror_policies: _,
+        hash_policy: _,
+        retry_policy: _,
         upstream_protocol_options,
     } = proto;
     for (i, filter) in http_filters.iter().enumerate() {
@@ -225,9 +232,6 @@ fn from_typed(proto: &upstream::HttpProtocolOptions) -> Result<HttpOptions, Conf
     refuse("header_validation_config", header_validation_config.is_some(), "header validators")?;
     let matcher = outlier_detection.as_ref().is_some_and(|detection| detection.error_matcher.is_some());
     refuse("outlier_detection.error_matcher", matcher, "outlier detection")?;
-    refuse("request_mirror_policies", !request_mirror_policies.is_empty(), "set them on the route")?;
-    refuse("hash_policy", !hash_policy.is_empty(), "set it on the route")?;
-    refuse("retry_policy", retry_policy.is_some(), "set it on the route")?;
 
     let mut options = HttpOptions::default();
     if let Some(common) = common_http_protocol_options {
@@ -403,7 +407,11 @@ pub fn header_case(
     };
     match name {
         "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig" => {
-            Ok(HeaderCase::Preserve)
+            let any = formatter.typed_config.as_ref();
+            let config: PreserveCaseFormatterConfig = any.map(unpack).transpose()?.unwrap_or_default();
+            let proper_added =
+                config.formatter_type_on_envoy_headers() == FormatterTypeOnEnvoyHeaders::ProperCase;
+            Ok(HeaderCase::Preserve(Preserve { reason_phrase: config.forward_reason_phrase, proper_added }))
         }
         _ => Err(ConfigError::field(
             "header_key_format.stateful_formatter",

@@ -342,7 +342,7 @@ fn accepted_tunnels_are_written_bare() {
 
 #[test]
 fn case_is_preserved_on_request() {
-    let config = Config { header_case: HeaderCase::Preserve, ..Config::default() };
+    let config = Config { header_case: HeaderCase::Preserve(Preserve::default()), ..Config::default() };
     let mut server = ServerConn::new(Arc::new(config.clone()));
     let (mut headers, mut out) = (Headers::new(), BytesMut::new());
     let text = "GET / HTTP/1.1\r\nHOST: a\r\nX-Foo: 1\r\nACCept: b\r\nplain: c\r\n\r\n";
@@ -350,6 +350,53 @@ fn case_is_preserved_on_request() {
     assert_eq!(headers.get("x-foo"), Some(&b"1"[..]));
     ClientConn::new(Arc::new(config)).send_head(&headers, true, &mut out);
     assert_eq!(&out[..], text.as_bytes());
+}
+
+#[test]
+fn names_that_are_added_are_spelled_as_who_read_the_message_wants() {
+    let preserve = Preserve { proper_added: true, reason_phrase: true };
+    let config = Arc::new(Config { header_case: HeaderCase::Preserve(preserve), ..Config::default() });
+    let mut server = ServerConn::new(Arc::clone(&config));
+    let (mut headers, mut out) = (Headers::new(), BytesMut::new());
+    let text = "POST / HTTP/1.1\r\nHOST: a\r\nplain: c\r\nX-fOO: 1\r\ntransfer-encoding: chunked\r\n\r\n";
+    server.receive(&mut BytesMut::from(text), &mut headers).unwrap();
+    headers.append("x-added", "1");
+    headers.append(Known::XRequestId, "2");
+    ClientConn::new(Arc::new(Config::default())).send_head(&headers, false, &mut out);
+    let expected = "POST / HTTP/1.1\r\nHOST: a\r\nplain: c\r\nX-fOO: 1\r\nX-Added: 1\r\nX-Request-Id: 2\r\n\
+                    Transfer-Encoding: chunked\r\n\r\n";
+    assert_eq!(std::str::from_utf8(&out), Ok(expected));
+
+    let mut client = ClientConn::new(config);
+    out.clear();
+    client.send_head(&[(":method", "GET"), (":path", "/")].into_iter().collect(), true, &mut out);
+    let text = "HTTP/1.1 200 Fine by me\r\nX-Up: 1\r\ncontent-length: 0\r\n\r\n";
+    client.receive(&mut BytesMut::from(text), &mut headers).unwrap();
+    headers.append("x-down", "2");
+    let mut server = ServerConn::new(Arc::new(Config::default()));
+    server.receive(&mut BytesMut::from("GET / HTTP/1.1\r\nhost: a\r\n\r\n"), &mut Headers::new()).unwrap();
+    server.close_after_response();
+    out.clear();
+    server.send_head(&headers, true, &mut out);
+    let expected =
+        "HTTP/1.1 200 Fine by me\r\nX-Up: 1\r\ncontent-length: 0\r\nX-Down: 2\r\nConnection: close\r\n\r\n";
+    assert_eq!(std::str::from_utf8(&out), Ok(expected));
+    headers.clear();
+    assert!(headers.reason().is_none() && !headers.spells_added());
+}
+
+#[test]
+fn whole_url_for_who_wants_it() {
+    let config = Arc::new(Config { send_fully_qualified_url: true, ..Config::default() });
+    for (method, expected) in [
+        ("GET", "GET https://a:81/p?q HTTP/1.1\r\nhost: a:81\r\n\r\n"),
+        ("CONNECT", "CONNECT a:81 HTTP/1.1\r\nhost: a:81\r\n\r\n"),
+    ] {
+        let head = [(":method", method), (":scheme", "https"), (":authority", "a:81"), (":path", "/p?q")];
+        let mut out = BytesMut::new();
+        ClientConn::new(Arc::clone(&config)).send_head(&head.into_iter().collect(), true, &mut out);
+        assert_eq!(std::str::from_utf8(&out), Ok(expected));
+    }
 }
 
 #[test]

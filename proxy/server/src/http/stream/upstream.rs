@@ -400,6 +400,7 @@ fn http1_config(http: &HttpOptions) -> Arc<h1::Config> {
         allow_chunked_length: http.http1.allow_chunked_length,
         underscores: http.underscores,
         header_case: http.http1.header_case,
+        send_fully_qualified_url: http.http1.send_fully_qualified_url,
         ..h1::Config::default()
     })
 }
