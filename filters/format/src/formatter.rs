@@ -19,6 +19,7 @@ use waystation_http::Headers;
 use waystation_schema::ConfigError;
 
 pub(crate) use grpc::grpc_status;
+pub(crate) use header::decoded_if;
 pub use substitution::SubstitutionFormat;
 
 use crate::access_log::AccessLogType;

@@ -3,6 +3,7 @@
 //! * [`Formatter`]: a text with `%COMMAND_OPERATORS%`, compiled once and written without look-ups;
 //! * [`SubstitutionFormat`]: the same as text or JSON, with a content type;
 //! * [`HeaderMutations`], [`HeaderMutationList`]: headers to add, overwrite and remove, with formatter values;
+//! * [`QueryMutationList`]: the same for query parameters;
 //! * [`AccessLog`]: what is logged, when, and where it goes ([`AccessLogSinks`]).
 
 #![forbid(unsafe_code)]
@@ -10,7 +11,9 @@
 mod access_log;
 mod formatter;
 mod header_mutation;
+mod query_mutation;
 
 pub use access_log::{AccessLog, AccessLogFilter, AccessLogSinks, AccessLogType};
 pub use formatter::{FormatContext, Formatter, SubstitutionFormat};
 pub use header_mutation::{HeaderMutationList, HeaderMutations};
+pub use query_mutation::QueryMutationList;

@@ -114,7 +114,8 @@ fn visibly_decoded(text: &[u8]) -> impl Iterator<Item = u8> + '_ {
     decoded_if(text, |byte| byte.is_ascii_graphic())
 }
 
-fn decoded_if(text: &[u8], wanted: impl Fn(u8) -> bool) -> impl Iterator<Item = u8> {
+/// Percent-decodes what becomes a wanted byte.
+pub(crate) fn decoded_if(text: &[u8], wanted: impl Fn(u8) -> bool) -> impl Iterator<Item = u8> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let (first, tail) = rest.split_first()?;

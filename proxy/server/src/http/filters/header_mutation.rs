@@ -9,7 +9,7 @@ use waystation_filter_api::http::{
 };
 use waystation_filter_api::stream::StreamInfo;
 use waystation_filter_api::wire::decode;
-use waystation_format::{AccessLogType, FormatContext, HeaderMutationList};
+use waystation_format::{AccessLogType, FormatContext, HeaderMutationList, QueryMutationList};
 use waystation_http::Headers;
 use waystation_schema::{At, ConfigError};
 
@@ -25,6 +25,7 @@ pub(super) static EXTENSION: HttpFilterExtension = HttpFilterExtension {
 #[derive(Debug)]
 struct Mutations {
     request: HeaderMutationList,
+    query: QueryMutationList,
     response: HeaderMutationList,
     response_trailers: HeaderMutationList,
     request_trailers: HeaderMutationList,
@@ -61,11 +62,10 @@ impl Mutations {
             response_trailers_mutations,
             request_trailers_mutations,
         } = proto;
-        if !query_parameter_mutations.is_empty() {
-            return Err(ConfigError::field("query_parameter_mutations", "is not supported in this version"));
-        }
         Ok(Self {
             request: HeaderMutationList::compile(request_mutations).at(|| "request_mutations")?,
+            query: QueryMutationList::compile(query_parameter_mutations)
+                .at(|| "query_parameter_mutations")?,
             response: HeaderMutationList::compile(response_mutations).at(|| "response_mutations")?,
             response_trailers: HeaderMutationList::compile(response_trailers_mutations)
                 .at(|| "response_trailers_mutations")?,
@@ -104,6 +104,7 @@ impl HttpFilter for Filter {
     fn decode_headers(&mut self, cx: &mut StreamCx<'_>, head: &mut Headers, _end: bool) -> Flow {
         for level in &self.levels {
             level.request.apply_to_request(head, &context(cx.info, None));
+            level.query.apply(head, &context(cx.info, None));
         }
         Flow::Continue
     }
