@@ -155,9 +155,6 @@ impl RouteAction {
         refuse("cors", cors.is_some(), "use typed_per_filter_config of envoy.filters.http.cors")?;
         let criteria = criteria(metadata_match.as_ref());
         let clusters = ClusterSpecifier::compile(cluster_specifier.as_ref(), &criteria, levels, compiler)?;
-        let hash = hash_policy.iter().enumerate().filter_map(|(index, proto)| {
-            HashPolicy::compile(proto).at(|| format!("hash_policy[{index}]")).transpose()
-        });
         let retry_policy =
             match retry::compile_either(retry_policy.as_ref(), retry_policy_typed_config.as_ref())? {
                 Some(policy) => Some(Arc::new(policy)),
@@ -197,7 +194,7 @@ impl RouteAction {
                 RoutingPriority::Default => Priority::Default,
                 RoutingPriority::High => Priority::High,
             },
-            hash_policies: hash.collect::<Result<_, _>>()?,
+            hash_policies: HashPolicy::compile_all(hash_policy)?,
             upgrades: UpgradeConfig::compile_all(upgrade_configs)?,
             internal_redirect: internal_redirect.map(Box::new),
             hedge: hedge_policy.as_ref().map_or(defaults.hedge, HedgePolicy::compile),

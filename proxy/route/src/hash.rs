@@ -41,8 +41,15 @@ struct CookieMethod {
 }
 
 impl HashPolicy {
+    pub(crate) fn compile_all(protos: &[pb::route_action::HashPolicy]) -> Result<Box<[Self]>, ConfigError> {
+        let compiled = protos.iter().enumerate().filter_map(|(index, proto)| {
+            Self::compile(proto).at(|| format!("hash_policy[{index}]")).transpose()
+        });
+        compiled.collect()
+    }
+
     /// Compiles one entry; `connection_properties` without `source_ip` is none.
-    pub(crate) fn compile(proto: &pb::route_action::HashPolicy) -> Result<Option<Self>, ConfigError> {
+    fn compile(proto: &pb::route_action::HashPolicy) -> Result<Option<Self>, ConfigError> {
         let pb::route_action::HashPolicy { terminal, policy_specifier } = proto;
         let method = match policy_specifier {
             None => return Err(ConfigError::field("policy_specifier", "is required")),

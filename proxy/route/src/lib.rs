@@ -21,6 +21,7 @@
 mod action;
 mod added;
 mod cluster;
+mod cluster_policies;
 mod direct_response;
 mod filter_config;
 mod hash;
@@ -45,6 +46,7 @@ pub use cluster::{
     Cluster, ClusterCell, ClusterRef, ClusterSpecifier, MetadataMatch, Priority, Target, WeightedCluster,
     WeightedClusters,
 };
+pub use cluster_policies::ClusterPolicies;
 pub use direct_response::DirectResponse;
 pub use filter_config::{FilterLevels, FilterSlot};
 pub use hash::HashPolicy;

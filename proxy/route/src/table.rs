@@ -62,7 +62,17 @@ pub(crate) struct Compiler<'a> {
     validate_clusters: bool,
 }
 
-impl Compiler<'_> {
+impl<'a> Compiler<'a> {
+    /// For what is compiled outside any table.
+    pub(crate) fn new(cx: &'a CompileContext<'a>) -> Self {
+        Self {
+            cx,
+            filters: FilterNames::default(),
+            max_direct_response: DEFAULT_MAX_DIRECT_RESPONSE,
+            validate_clusters: cx.validate_clusters,
+        }
+    }
+
     /// The cell of a cluster, which must exist when clusters are validated.
     pub(crate) fn cluster(&mut self, name: &str) -> Result<ClusterCell, ConfigError> {
         if name.is_empty() {

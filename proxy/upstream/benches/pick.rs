@@ -49,6 +49,7 @@ fn cluster(policy: LbPolicy, hosts: u32, weighted: bool) -> Cluster {
         environment: &Environment::new(Runtime::new()),
         stats: &store.root(),
         transport: &|_| Ok(Arc::clone(&raw)),
+        route_policies: &|_| Ok(None),
         added_via_api: false,
         now: Instant::now(),
     };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use waystation_filter_api::cell::{Cell, Held};
 use waystation_filter_api::runtime::Runtime;
 use waystation_filter_api::stream::ClusterView;
@@ -44,6 +45,14 @@ pub type TransportFactory = Arc<dyn Any + Send + Sync>;
 /// Compiles a transport socket. A cluster without one asks for `envoy.transport_sockets.raw_buffer`.
 pub type TransportCompiler<'a> = dyn Fn(&core::TransportSocket) -> Result<TransportFactory, ConfigError> + 'a;
 
+/// What the caller makes of the policies in a cluster's `HttpProtocolOptions` that are otherwise a route's; routes are
+/// compiled against clusters, so it is they who know. The router casts it back.
+pub type RoutePolicies = Arc<dyn Any + Send + Sync>;
+
+/// Compiles them; nothing when there are none.
+pub type RoutePolicyCompiler<'a> =
+    dyn Fn(&HttpProtocolOptions) -> Result<Option<RoutePolicies>, ConfigError> + 'a;
+
 /// What all clusters of a process share; made once.
 pub struct Environment {
     /// The layered runtime.
@@ -66,6 +75,8 @@ pub struct CompileContext<'a> {
     pub stats: &'a Scope,
     /// Compiles transport sockets.
     pub transport: &'a TransportCompiler<'a>,
+    /// Compiles policies of requests.
+    pub route_policies: &'a RoutePolicyCompiler<'a>,
     /// Whether the cluster came by CDS.
     pub added_via_api: bool,
     /// The time.
@@ -86,6 +97,8 @@ pub struct Cluster {
     pub buffer_limit: usize,
     /// HTTP options.
     pub http: Arc<HttpOptions>,
+    /// The policies that go before those of a route.
+    pub route_policies: Option<RoutePolicies>,
     /// `TcpProtocolOptions.idle_timeout` of pooled TCP connections; `None` is never.
     pub tcp_idle_timeout: Option<Duration>,
     /// Sockets of upstream connections.

@@ -70,6 +70,7 @@ fn an_idle_cluster_is_small() {
                 environment: &environment,
                 stats: &root,
                 transport: &|_| Ok(Arc::clone(&raw)),
+                route_policies: &|_| Ok(None),
                 added_via_api: true,
                 now: started,
             };

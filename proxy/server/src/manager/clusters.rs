@@ -238,6 +238,7 @@ impl Clusters {
                 environment: &self.environment,
                 stats: &root,
                 transport: &transport,
+                route_policies: &|options| super::routes::cluster_policies(options, &self.shared),
                 added_via_api: dynamic,
                 now: Instant::now(),
             },

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::google::protobuf::Any;
-use waystation_route::{AddedHosts, CompileContext, FilterConfigCompiler, RouteTable};
+use waystation_route::{AddedHosts, ClusterPolicies, CompileContext, FilterConfigCompiler, RouteTable};
 use waystation_schema::ConfigError;
+use waystation_upstream::cluster::RoutePolicies;
 
 use crate::context::Shared;
 use crate::http::{filters, refuse_unsupported};
@@ -32,6 +34,16 @@ pub fn update_virtual_hosts(
 ) -> Result<Arc<RouteTable>, ConfigError> {
     let filter_config = |name: &str, any: &Any| filters::compile_route_config(name, any, shared);
     hosts.update(updated, removed, &context(false, shared, &filter_config), refuse_unsupported)
+}
+
+/// The policies of a cluster that go before those of its routes.
+pub fn cluster_policies(
+    options: &HttpProtocolOptions,
+    shared: &Arc<Shared>,
+) -> Result<Option<RoutePolicies>, ConfigError> {
+    let filter_config = |name: &str, any: &Any| filters::compile_route_config(name, any, shared);
+    let policies = ClusterPolicies::compile(options, &context(false, shared, &filter_config))?;
+    Ok(policies.map(|policies| Arc::new(policies) as _))
 }
 
 fn context<'a>(

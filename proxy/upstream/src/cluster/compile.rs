@@ -43,6 +43,10 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
             .unwrap_or(Duration::from_secs(5)),
         buffer_limit: wire::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref()),
         http: http::compile(proto, options.http.as_ref())?,
+        route_policies: match &options.http {
+            Some(options) => (cx.route_policies)(options).at(http::typed_path)?,
+            None => None,
+        },
         tcp_idle_timeout: options.tcp_idle_timeout,
         connection: connection::compile(
             proto.upstream_connection_options.as_ref(),

@@ -93,7 +93,14 @@ fn compile_at(
     let root = stats.root();
     Cluster::compile(
         proto,
-        &CompileContext { environment, stats: &root, transport: &transport, added_via_api: true, now },
+        &CompileContext {
+            environment,
+            stats: &root,
+            transport: &transport,
+            route_policies: &|_| Ok(None),
+            added_via_api: true,
+            now,
+        },
     )
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use waystation_filter_api::stream::Protocol;
 use waystation_http::{Headers, Known};
-use waystation_route::{Route, RouteAction};
+use waystation_route::{MirrorPolicy, Route, RouteAction};
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::{PickContext, Priority};
 
@@ -57,8 +57,14 @@ enum Copied {
 
 impl<D: Downstream> Stream<'_, D> {
     /// Sends copies of the request to the clusters that mirror it, its body as it comes.
-    pub(super) fn start_mirrors(&mut self, route: &Route, action: &RouteAction, cluster: &Rc<ClusterRef>) {
-        for mirror in action.mirrors.iter() {
+    pub(super) fn start_mirrors(
+        &mut self,
+        mirrors: &[MirrorPolicy],
+        route: &Route,
+        action: &RouteAction,
+        cluster: &Rc<ClusterRef>,
+    ) {
+        for mirror in mirrors {
             if self.facts.tunnel || !mirror.fraction.contains(self.random) {
                 continue;
             }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use waystation_http::Known;
 use waystation_route::timeouts::{self, RequestTimeouts, RouterOptions};
 use waystation_route::{
-    Action, ClusterRef as RouteCluster, ClusterSpecifier, HashPolicy, Route, RouteAction, WeightedCluster,
+    Action, ClusterPolicies, ClusterRef as RouteCluster, ClusterSpecifier, HashPolicy, RetryPolicy, Route,
+    RouteAction, WeightedCluster,
 };
 use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::ClusterRef;
@@ -52,6 +53,7 @@ struct Routing<'r> {
     route: &'r Route,
     action: &'r RouteAction,
     weighted: Option<&'r WeightedCluster>,
+    retry: Option<&'r RetryPolicy>,
     local: Rc<LocalCluster>,
     cluster: Rc<ClusterRef>,
     timeouts: RequestTimeouts,
@@ -93,10 +95,7 @@ impl<D: Downstream> Stream<'_, D> {
         let cx = self.cx;
         let hcm = &cx.hcm;
         let mut cookies = Vec::new();
-        let hash = match &action.hash_policies[..] {
-            [] => None,
-            policies => HashPolicy::hash(policies, &self.heads.request, &self.info, &mut cookies),
-        };
+        let mut hash = self.hash(&action.hash_policies, &mut cookies);
         let (local, picked) = self.target(action, hash);
         let weighted = picked.and_then(|index| match &action.clusters {
             ClusterSpecifier::Weighted(weighted) => weighted.clusters().get(index),
@@ -108,6 +107,16 @@ impl<D: Downstream> Stream<'_, D> {
             return Err(StreamEnd::ClusterNotFound { status: action.cluster_not_found_status });
         };
         self.info.upstream.cluster = Some(Rc::clone(&cluster) as _);
+        // Borrowed while the routing keeps the cluster.
+        let own = cluster.route_policies.is_some().then(|| Rc::clone(&cluster));
+        let own = own.as_deref().and_then(|cluster| ClusterPolicies::of(cluster));
+        if let Some(policies) = own.filter(|policies| !policies.hash.is_empty()) {
+            cookies.clear();
+            hash = self.hash(&policies.hash, &mut cookies);
+        }
+        let retry = own.and_then(|own| own.retry.as_ref()).or(action.retry_policy.as_deref());
+        let mirrors = own.map(|own| &*own.mirrors).filter(|mirrors| !mirrors.is_empty());
+        let mirrors = mirrors.unwrap_or(&action.mirrors);
         if hcm.router.strict_headers != 0 {
             self.check_strictly(hcm.router.strict_headers)?;
         }
@@ -128,8 +137,7 @@ impl<D: Downstream> Stream<'_, D> {
         let timeouts = timeouts::resolve(action, headers, options);
         let alternative = headers.remove(Known::XEnvoyUpstreamRqTimeoutAltResponse);
         headers.remove(Known::XEnvoyUpstreamAltStatName);
-        let policy = action.retry_policy.as_deref();
-        let mut retries = Retries::new(policy, headers);
+        let mut retries = Retries::new(retry, headers);
         let vhost = self.table.as_ref().and_then(|(_, index)| table.held.virtual_host(*index));
         let request_count = vhost.is_some_and(|vhost| vhost.include_request_attempt_count);
         let response_count = vhost.is_some_and(|vhost| vhost.include_attempt_count_in_response);
@@ -146,11 +154,12 @@ impl<D: Downstream> Stream<'_, D> {
         }
         let metadata =
             weighted.map_or(action.metadata_match.as_ref(), |weighted| weighted.metadata_match.as_ref());
-        self.start_mirrors(route, action, &cluster);
+        self.start_mirrors(mirrors, route, action, &cluster);
         let mut routing = Routing {
             route,
             action,
             weighted,
+            retry,
             local,
             cluster,
             timeouts,
@@ -195,6 +204,13 @@ impl<D: Downstream> Stream<'_, D> {
                     self.heads.response.clear();
                 }
             }
+        }
+    }
+
+    fn hash(&self, policies: &[HashPolicy], cookies: &mut Vec<String>) -> Option<u64> {
+        match policies {
+            [] => None,
+            policies => HashPolicy::hash(policies, &self.heads.request, &self.info, cookies),
         }
     }
 

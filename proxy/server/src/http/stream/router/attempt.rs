@@ -56,7 +56,7 @@ impl<D: Downstream> Stream<'_, D> {
             }
         };
         let host = pool.host();
-        if routing.action.retry_policy.as_deref().is_some_and(|policy| !policy.host_predicates.is_empty()) {
+        if routing.retry.is_some_and(|policy| !policy.host_predicates.is_empty()) {
             routing.tried.push(host.id());
         }
         let previous = self.info.upstream.host.replace(Rc::clone(&host) as _);
@@ -314,7 +314,7 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// Picks the host of an attempt; a retry looks for one that the policy's predicates accept.
     fn pick(&self, routing: &Routing<'_>, now: Instant) -> Option<Rc<HostPool>> {
-        let policy = routing.action.retry_policy.as_deref().filter(|_| routing.attempts > 1);
+        let policy = routing.retry.filter(|_| routing.attempts > 1);
         let reject = |host: &waystation_upstream::Host| {
             policy.is_some_and(|policy| {
                 policy.host_predicates.iter().any(|predicate| match predicate {
