@@ -140,6 +140,14 @@ pub struct UpstreamInfo {
     pub bytes: Bytes,
 }
 
+impl UpstreamInfo {
+    /// Before a further attempt: what was known of the last one's connection.
+    pub fn forget_connection(&mut self) {
+        (self.local_address, self.connection_id, self.protocol) = (None, None, None);
+        (self.tls, self.transport_failure_reason) = (None, None);
+    }
+}
+
 /// All that is known of a stream.
 #[derive(Debug)]
 pub struct StreamInfo {

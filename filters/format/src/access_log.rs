@@ -38,6 +38,14 @@ pub enum AccessLogType {
     DownstreamPeriodic,
     /// The end of a request.
     DownstreamEnd,
+    /// An attempt has its upstream connection.
+    UpstreamPoolReady,
+    /// Now and then while an attempt lasts.
+    UpstreamPeriodic,
+    /// The end of an attempt.
+    UpstreamEnd,
+    /// An upgrade or CONNECT was accepted.
+    DownstreamTunnelSuccessfullyEstablished,
 }
 
 impl AccessLogType {
@@ -52,6 +60,10 @@ impl AccessLogType {
             Self::DownstreamStart => "DownstreamStart",
             Self::DownstreamPeriodic => "DownstreamPeriodic",
             Self::DownstreamEnd => "DownstreamEnd",
+            Self::UpstreamPoolReady => "UpstreamPoolReady",
+            Self::UpstreamPeriodic => "UpstreamPeriodic",
+            Self::UpstreamEnd => "UpstreamEnd",
+            Self::DownstreamTunnelSuccessfullyEstablished => "DownstreamTunnelSuccessfullyEstablished",
         }
     }
 }

@@ -49,7 +49,7 @@ impl HashPolicy {
     }
 
     /// Compiles one entry; `connection_properties` without `source_ip` is none.
-    fn compile(proto: &pb::route_action::HashPolicy) -> Result<Option<Self>, ConfigError> {
+    pub(crate) fn compile(proto: &pb::route_action::HashPolicy) -> Result<Option<Self>, ConfigError> {
         let pb::route_action::HashPolicy { terminal, policy_specifier } = proto;
         let method = match policy_specifier {
             None => return Err(ConfigError::field("policy_specifier", "is required")),

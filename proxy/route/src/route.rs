@@ -140,14 +140,15 @@ impl Route {
     }
 
     /// Rewrites host and path of a request that goes upstream, in that order, and leaves the originals in
-    /// `x-envoy-original-host` and `x-envoy-original-path`. Comes after the header mutations. `auto_host_rewrite` is
-    /// left to [`rewrite_host_to_upstream`](Self::rewrite_host_to_upstream).
+    /// `x-envoy-original-host` and `x-envoy-original-path` if `keep_originals`. Comes after the header mutations.
+    /// `auto_host_rewrite` is left to [`rewrite_host_to_upstream`](Self::rewrite_host_to_upstream).
     pub fn rewrite(
         &self,
         headers: &mut Headers,
         weighted: Option<&WeightedCluster>,
         info: &StreamInfo,
         now: Instant,
+        keep_originals: bool,
     ) {
         let Action::Route(action) = &self.action else { return };
         let facts = RequestFacts { info, now };
@@ -157,27 +158,29 @@ impl Route {
         }
         let host = action.host_rewrite.as_ref().and_then(|rewrite| rewrite.apply(headers, facts));
         if let Some(host) = host.map(|host| host.into_owned()) {
-            update_authority(headers, &host, action.append_x_forwarded_host, true);
+            update_authority(headers, &host, action.append_x_forwarded_host, keep_originals);
         }
         let path = action
             .path_rewrite
             .as_ref()
             .and_then(|rewrite| rewrite.apply(headers, &self.matcher.path, facts));
         if let Some(path) = path {
-            let original = headers.path().unwrap_or_default().to_vec();
-            headers.set(Known::XEnvoyOriginalPath, &original);
+            if keep_originals {
+                let original = headers.path().unwrap_or_default().to_vec();
+                headers.set(Known::XEnvoyOriginalPath, &original);
+            }
             headers.set(Known::Path, &path);
         }
     }
 
     /// `auto_host_rewrite`: the host becomes the upstream host's name once that is known. Does nothing on other
     /// routes and for hosts without a name.
-    pub fn rewrite_host_to_upstream(&self, headers: &mut Headers, hostname: &str) {
+    pub fn rewrite_host_to_upstream(&self, headers: &mut Headers, hostname: &str, keep_original: bool) {
         if let Action::Route(action) = &self.action
             && matches!(action.host_rewrite, Some(HostRewrite::Auto))
             && !hostname.is_empty()
         {
-            update_authority(headers, hostname.as_bytes(), action.append_x_forwarded_host, true);
+            update_authority(headers, hostname.as_bytes(), action.append_x_forwarded_host, keep_original);
         }
     }
 

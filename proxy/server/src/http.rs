@@ -24,6 +24,7 @@ pub mod filters;
 mod forwarding;
 pub(crate) mod frames;
 pub(crate) mod outbox;
+mod proxy_status;
 mod request_id;
 mod retry;
 mod sniff;

@@ -168,6 +168,7 @@ fn cluster(shared: &Arc<Shared>, upstream: SocketAddr) -> Arc<Cell<Cluster>> {
             environment: &environment,
             stats: &root,
             transport: &transport,
+            route_policies: &|_| Ok(None),
             added_via_api: false,
             now: Instant::now(),
         },

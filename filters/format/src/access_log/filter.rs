@@ -195,6 +195,10 @@ impl AccessLogType {
             Self::DownstreamStart => 4,
             Self::DownstreamPeriodic => 5,
             Self::DownstreamEnd => 6,
+            Self::UpstreamPoolReady => 7,
+            Self::UpstreamPeriodic => 8,
+            Self::UpstreamEnd => 9,
+            Self::DownstreamTunnelSuccessfullyEstablished => 10,
         }
     }
 }

@@ -282,7 +282,7 @@ fn rewrites() {
         ("/hl", &[("x-forwarded-host", "z")], "/hl", "lit"),
     ] {
         let mut headers = request("p", path, more);
-        find(&table, &headers.clone()).rewrite(&mut headers, None, &info(), Instant::now());
+        find(&table, &headers.clone()).rewrite(&mut headers, None, &info(), Instant::now(), true);
         assert_eq!(
             (headers.get_str(":path"), headers.get_str(":authority")),
             (Some(new_path), Some(new_host))

@@ -1,7 +1,14 @@
 //! `x-forwarded-client-cert`.
 
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use pb::http_connection_manager::{ForwardClientCertDetails, SetCurrentClientCertDetails};
 use waystation_filter_api::connection::TlsInfo;
+use waystation_filter_api::wire::bool_value;
 use waystation_http::{Headers, Known};
+use waystation_schema::ConfigError;
+
+/// What becomes of the header, and what this hop says in it.
+pub(crate) type ForwardCert = (Forward, Details);
 
 /// `forward_client_cert_details`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -27,6 +34,39 @@ pub(crate) struct Details {
     pub(crate) subject: bool,
     pub(crate) uri: bool,
     pub(crate) dns: bool,
+}
+
+impl Forward {
+    pub(crate) fn compile(proto: ForwardClientCertDetails) -> Self {
+        match proto {
+            ForwardClientCertDetails::Sanitize => Self::Sanitize,
+            ForwardClientCertDetails::ForwardOnly => Self::Keep,
+            ForwardClientCertDetails::AppendForward => Self::Append,
+            ForwardClientCertDetails::SanitizeSet => Self::Set,
+            ForwardClientCertDetails::AlwaysForwardOnly => Self::KeepAlways,
+        }
+    }
+}
+
+impl Details {
+    /// The path of errors begins with the field.
+    pub(crate) fn compile(proto: Option<&SetCurrentClientCertDetails>) -> Result<Self, ConfigError> {
+        let Some(proto) = proto else { return Ok(Self::default()) };
+        let SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } = proto;
+        for (field, set) in [("issuer", *issuer), ("format", *format != 0)] {
+            if set {
+                let error = ConfigError::field(field, "is not supported in this version");
+                return Err(error.at("set_current_client_cert_details"));
+            }
+        }
+        Ok(Self {
+            cert: *cert,
+            chain: *chain,
+            subject: bool_value(subject.as_ref(), false),
+            uri: *uri,
+            dns: *dns,
+        })
+    }
 }
 
 /// Applies the rules to a request that came over `tls` (Envoy's `mutateXfccRequestHeader`).

@@ -19,14 +19,15 @@ use waystation_filter_api::wire::{self, bool_value};
 use waystation_format::{AccessLog, HeaderMutationList, HeaderMutations, SubstitutionFormat};
 use waystation_http::h2::FrameLimits;
 use waystation_http::{EscapedSlashes, PathOptions, h1};
-use waystation_matchers::{CidrList, StringMatcher};
+use waystation_matchers::{CidrList, Matcher, StringMatcher};
 use waystation_route::{Action, RouteTable, ScopeKeyBuilder, VirtualHost};
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
 
-use super::client_cert::{Details, Forward};
+use super::client_cert::{Details, Forward, ForwardCert};
 use super::filters::{self, FilterEntry, RouterConfig};
-use super::forwarding::{Internal, Trust};
+use super::forwarding::{Internal, ProtoPorts, Trust};
+use super::proxy_status::ProxyStatus;
 use super::stats::Stats;
 use super::timer::after;
 use crate::context::CompileContext;
@@ -159,9 +160,15 @@ pub struct Hcm {
     pub(crate) max_requests_per_connection: Option<u32>,
     pub(crate) access_logs: Vec<AccessLog>,
     pub(crate) log_on_request: bool,
+    /// `flush_log_on_tunnel_successfully_established`.
+    pub(crate) log_on_tunnel: bool,
+    /// `access_log_flush_interval`.
+    pub(crate) log_interval: Option<Duration>,
+    pub(crate) proxy_status: Option<Box<ProxyStatus>>,
     pub(crate) request_id: RequestId,
-    pub(crate) forward_cert: Forward,
-    pub(crate) cert_details: Details,
+    pub(crate) forward_cert: ForwardCert,
+    /// Goes before `forward_cert` where it matches.
+    pub(crate) forward_cert_matcher: Option<Box<Matcher<ForwardCert>>>,
     pub(crate) proxy_100_continue: bool,
     /// Upgrade protocols in lower case, and whether they are allowed.
     pub(crate) upgrades: Vec<(Box<str>, bool)>,
@@ -269,27 +276,20 @@ impl Hcm {
             if set { Err(ConfigError::field(field, "is not supported in this version")) } else { Ok(()) }
         };
         refuse("http3_protocol_options", http3_protocol_options.is_some())?;
-        refuse("forward_client_cert_matcher", forward_client_cert_matcher.is_some())?;
         refuse(
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
             *represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         )?;
         refuse("path_normalization_options", path_normalization_options.is_some())?;
-        refuse("proxy_status_config", proxy_status_config.is_some())?;
         refuse("typed_header_validation_config", typed_header_validation_config.is_some())?;
         refuse("append_local_overload", *append_local_overload)?;
-        refuse("forward_proto_config", forward_proto_config.is_some())?;
         refuse(
             "stream_error_on_invalid_http_message",
             bool_value(stream_error_on_invalid_http_message.as_ref(), false),
         )?;
         let options = access_log_options.as_ref();
-        let interval = options.and_then(|options| options.access_log_flush_interval.as_ref());
-        refuse("access_log_flush_interval", interval.or(access_log_flush_interval.as_ref()).is_some())?;
-        refuse(
-            "access_log_options.flush_log_on_tunnel_successfully_established",
-            options.is_some_and(|options| options.flush_log_on_tunnel_successfully_established),
-        )?;
+        let log_interval = options.and_then(|options| options.access_log_flush_interval.as_ref());
+        let log_interval = log_interval.or(access_log_flush_interval.as_ref());
         let codec = match proto.codec_type() {
             hcm::CodecType::Auto => Codec::Auto,
             hcm::CodecType::Http1 => Codec::Http1,
@@ -363,6 +363,13 @@ impl Hcm {
             },
             user_agent: add_agent.then(|| (node.cluster.as_str().into(), node.id.as_str().into())),
             via: via.as_str().into(),
+            proto_ports: forward_proto_config.as_ref().map(|config| {
+                let pb::ForwardProtoConfig { https_destination_ports, http_destination_ports } = config;
+                Box::new(ProtoPorts {
+                    https: https_destination_ports.as_slice().into(),
+                    http: http_destination_ports.as_slice().into(),
+                })
+            }),
         };
         let routes = match route_specifier {
             None => return Err(ConfigError::field("route_specifier", "is required")),
@@ -423,6 +430,12 @@ impl Hcm {
             access_logs: access_logs.collect::<Result<_, _>>()?,
             log_on_request: *flush_access_log_on_new_request
                 || options.is_some_and(|options| options.flush_access_log_on_new_request),
+            log_on_tunnel: options
+                .is_some_and(|options| options.flush_log_on_tunnel_successfully_established),
+            log_interval: wire::positive("access_log_flush_interval", log_interval)?,
+            proxy_status: proxy_status_config
+                .as_ref()
+                .map(|config| Box::new(ProxyStatus::compile(config, server_name, &node.id))),
             request_id: extensions::request_id(
                 request_id_extension.as_ref(),
                 RequestId {
@@ -432,15 +445,15 @@ impl Hcm {
                 },
             )
             .at(|| "request_id_extension")?,
-            forward_cert: match proto.forward_client_cert_details() {
-                hcm::ForwardClientCertDetails::Sanitize => Forward::Sanitize,
-                hcm::ForwardClientCertDetails::ForwardOnly => Forward::Keep,
-                hcm::ForwardClientCertDetails::AppendForward => Forward::Append,
-                hcm::ForwardClientCertDetails::SanitizeSet => Forward::Set,
-                hcm::ForwardClientCertDetails::AlwaysForwardOnly => Forward::KeepAlways,
-            },
-            cert_details: cert_details(set_current_client_cert_details.as_ref())
-                .at(|| "set_current_client_cert_details")?,
+            forward_cert: (
+                Forward::compile(proto.forward_client_cert_details()),
+                Details::compile(set_current_client_cert_details.as_ref())?,
+            ),
+            forward_cert_matcher: forward_client_cert_matcher
+                .as_ref()
+                .map(|proto| extensions::forward_cert_matcher(proto, &shared.runtime).map(Box::new))
+                .transpose()
+                .at(|| "forward_client_cert_matcher")?,
             proxy_100_continue: *proxy_100_continue,
             upgrades: upgrade_configs
                 .iter()
@@ -583,23 +596,6 @@ fn scheme(proto: Option<&core::SchemeHeaderTransformation>) -> Result<Option<&'s
             _ => Err(ConfigError::field("scheme_to_overwrite", "must be http or https")),
         },
     }
-}
-
-fn cert_details(proto: Option<&hcm::SetCurrentClientCertDetails>) -> Result<Details, ConfigError> {
-    let Some(proto) = proto else { return Ok(Details::default()) };
-    let hcm::SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } = proto;
-    for (field, set) in [("issuer", *issuer), ("format", *format != 0)] {
-        if set {
-            return Err(ConfigError::field(field, "is not supported in this version"));
-        }
-    }
-    Ok(Details {
-        cert: *cert,
-        chain: *chain,
-        subject: bool_value(subject.as_ref(), false),
-        uri: *uri,
-        dns: *dns,
-    })
 }
 
 fn upgrade(proto: &hcm::UpgradeConfig) -> Result<(Box<str>, bool), ConfigError> {

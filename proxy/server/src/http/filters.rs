@@ -1,6 +1,7 @@
 //! The HTTP filters of this binary, and the compiled filter chain.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
@@ -8,7 +9,8 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 use pb::http_filter::ConfigType;
 use waystation_filter_api::http::{FactoryContext, FilterConfig, HttpFilterExtension, HttpFilterFactory};
-use waystation_filter_api::wire::{bool_value, type_name, unpack};
+use waystation_filter_api::wire::{bool_value, positive, type_name, unpack};
+use waystation_format::AccessLog;
 use waystation_http::Known;
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
@@ -45,13 +47,19 @@ pub(crate) const STRICT_HEADERS: [Known; 5] = [
 ];
 
 /// The terminal filter's configuration.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct RouterConfig {
     pub(crate) dynamic_stats: bool,
     pub(crate) suppress_envoy_headers: bool,
     /// `strict_check_headers`: a bit for each of [`STRICT_HEADERS`].
     pub(crate) strict_headers: u8,
     pub(crate) respect_expected_timeout: bool,
+    /// `upstream_log`: a line for each attempt.
+    pub(crate) upstream_logs: Vec<AccessLog>,
+    /// `flush_upstream_log_on_upstream_stream`.
+    pub(crate) upstream_log_on_stream: bool,
+    /// `upstream_log_flush_interval`.
+    pub(crate) upstream_log_interval: Option<Duration>,
 }
 
 /// Compiles `http_filters`. The router must be last and only there; an empty chain is one without a router.
@@ -99,7 +107,7 @@ fn compile_one(
         return Err(ConfigError::new(reason));
     }
     if terminal {
-        *router = compile_router(&unpack(any)?).at(|| "typed_config")?;
+        *router = compile_router(&unpack(any)?, cx.shared).at(|| "typed_config")?;
         return Ok(None);
     }
     let Some(extension) = EXTENSIONS.iter().find(|extension| extension.type_name == type_name(any)) else {
@@ -138,14 +146,14 @@ fn discover(
     Ok(FilterEntry { name: name.into(), factory: place, disabled: proto.disabled })
 }
 
-fn compile_router(proto: &Router) -> Result<RouterConfig, ConfigError> {
+fn compile_router(proto: &Router, shared: &Shared) -> Result<RouterConfig, ConfigError> {
     #[expect(deprecated, reason = "named to show that it is ignored")]
     let Router {
         dynamic_stats,
         // There are no spans yet, so no child spans.
         start_child_span: _,
         upstream_log,
-        upstream_log_options: _,
+        upstream_log_options,
         suppress_envoy_headers,
         strict_check_headers,
         respect_expected_rq_timeout,
@@ -154,7 +162,6 @@ fn compile_router(proto: &Router) -> Result<RouterConfig, ConfigError> {
         reject_connect_request_early_data,
     } = proto;
     for (field, set) in [
-        ("upstream_log", !upstream_log.is_empty()),
         ("suppress_grpc_request_failure_code_stats", *suppress_grpc_request_failure_code_stats),
         ("upstream_http_filters", !upstream_http_filters.is_empty()),
         ("reject_connect_request_early_data", bool_value(reject_connect_request_early_data.as_ref(), false)),
@@ -163,7 +170,17 @@ fn compile_router(proto: &Router) -> Result<RouterConfig, ConfigError> {
             return Err(ConfigError::field(field, "is not supported in this version"));
         }
     }
+    let logs = upstream_log.iter().enumerate().map(|(index, proto)| {
+        AccessLog::compile(proto, &shared.access_logs, &shared.runtime)
+            .at(|| format!("upstream_log[{index}]"))
+    });
+    let options = upstream_log_options.unwrap_or_default();
+    let interval = options.upstream_log_flush_interval.as_ref();
     Ok(RouterConfig {
+        upstream_logs: logs.collect::<Result<_, _>>()?,
+        upstream_log_on_stream: options.flush_upstream_log_on_upstream_stream,
+        upstream_log_interval: positive("upstream_log_flush_interval", interval)
+            .at(|| "upstream_log_options")?,
         dynamic_stats: bool_value(dynamic_stats.as_ref(), true),
         suppress_envoy_headers: *suppress_envoy_headers,
         strict_headers: (0..)

@@ -27,6 +27,15 @@ pub(crate) struct Trust {
     pub(crate) user_agent: Option<(Box<str>, Box<str>)>,
     /// `via`.
     pub(crate) via: Box<str>,
+    /// `forward_proto_config`: what ports that a PROXY header states stand for.
+    pub(crate) proto_ports: Option<Box<ProtoPorts>>,
+}
+
+/// `ForwardProtoConfig`.
+#[derive(Debug)]
+pub(crate) struct ProtoPorts {
+    pub(crate) https: Box<[u32]>,
+    pub(crate) http: Box<[u32]>,
 }
 
 /// A way to find the client's address that is not the connection's.
@@ -51,6 +60,8 @@ pub(crate) struct Internal {
 pub(crate) struct Peer<'a> {
     pub(crate) remote: &'a Address,
     pub(crate) local: &'a Address,
+    /// The local address is not the socket's: a listener filter has restored it.
+    pub(crate) local_restored: bool,
     /// Written in place of a loopback peer: the node's own address.
     pub(crate) node_ip: IpAddr,
     pub(crate) tls: bool,
@@ -97,6 +108,7 @@ const EDGE_ONLY: KnownSet = KnownSet::of(&[
 pub(crate) fn apply(trust: &Trust, peer: Peer<'_>, headers: &mut Headers) -> Result<Verdict, StreamEnd> {
     headers.remove(Known::XEnvoyInternal);
     let scheme = if peer.tls { "https" } else { "http" };
+    let forwarded = trust.proto_ports.as_ref().and_then(|ports| ports.proto(peer)).unwrap_or(scheme);
     let mut remote = None;
     let mut checkable = false;
     if trust.use_remote_address {
@@ -110,7 +122,7 @@ pub(crate) fn apply(trust: &Trust, peer: Peer<'_>, headers: &mut Headers) -> Res
             append_peer(peer, headers);
         }
         if trust.trusted_hops == 0 || !headers.contains(Known::XForwardedProto) {
-            headers.set(Known::XForwardedProto, scheme);
+            headers.set(Known::XForwardedProto, forwarded);
         }
         if trust.append_port && (trust.trusted_hops == 0 || !headers.contains(Known::XForwardedPort)) {
             set_port(peer, headers);
@@ -132,7 +144,7 @@ pub(crate) fn apply(trust: &Trust, peer: Peer<'_>, headers: &mut Headers) -> Res
         }
     }
     if !headers.contains(Known::XForwardedProto) {
-        headers.append(Known::XForwardedProto, scheme);
+        headers.append(Known::XForwardedProto, forwarded);
     }
     // `:scheme` follows `x-forwarded-proto` only where that names a scheme that HTTP has.
     if !headers.contains(Known::Scheme) {
@@ -174,6 +186,19 @@ pub(crate) fn apply(trust: &Trust, peer: Peer<'_>, headers: &mut Headers) -> Res
         headers.set(Known::XEnvoyExternalAddress, client.ip().to_string());
     }
     Ok(Verdict { remote, internal, edge })
+}
+
+impl ProtoPorts {
+    fn proto(&self, peer: Peer<'_>) -> Option<&'static str> {
+        let Address::Ip(local) = peer.local else { return None };
+        let port = u32::from(local.port());
+        match () {
+            () if !peer.local_restored => None,
+            () if self.https.contains(&port) => Some("https"),
+            () if self.http.contains(&port) => Some("http"),
+            () => None,
+        }
+    }
 }
 
 impl Detection {
@@ -301,7 +326,13 @@ mod tests {
     fn run(trust: &Trust, peer: &str, xff: Option<&str>) -> Seen {
         let mut headers: Headers = xff.into_iter().map(|xff| (Known::XForwardedFor, xff)).collect();
         let remote = ip(peer);
-        let peer = Peer { remote: &remote, local: &ip("10.0.0.9"), node_ip: NODE, tls: false };
+        let peer = Peer {
+            remote: &remote,
+            local: &ip("10.0.0.9"),
+            local_restored: false,
+            node_ip: NODE,
+            tls: false,
+        };
         let verdict = apply(trust, peer, &mut headers).unwrap();
         let text = |name| headers.get_str(name).map(str::to_owned);
         assert_eq!(verdict.internal, text(Known::XEnvoyInternal).as_deref() == Some("true"));
@@ -391,7 +422,7 @@ mod tests {
         .into_iter()
         .collect();
         let remote = ip("1.2.3.4");
-        let peer = Peer { remote: &remote, local: &remote, node_ip: NODE, tls: true };
+        let peer = Peer { remote: &remote, local: &remote, local_restored: false, node_ip: NODE, tls: true };
         apply(&trust(false, 0), peer, &mut headers).unwrap();
         assert!(!headers.contains(Known::XEnvoyMaxRetries));
         assert!(headers.contains(Known::XEnvoyDecoratorOperation), "only the edge removes it");
@@ -411,7 +442,7 @@ mod tests {
             ..Trust::default()
         };
         let remote = ip("1.2.3.4");
-        let peer = Peer { remote: &remote, local: &remote, node_ip: NODE, tls: false };
+        let peer = Peer { remote: &remote, local: &remote, local_restored: false, node_ip: NODE, tls: false };
         let mut headers: Headers = [("x-client", "10.0.0.1")].into_iter().collect();
         assert!(apply(&trust, peer, &mut headers).unwrap().internal);
         assert!(apply(&trust, peer, &mut Headers::new()).is_err());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use waystation_filter_api::flags::ResponseFlag;
 use waystation_filter_api::stream::{Protocol, StreamInfo};
-use waystation_format::{AccessLogType, FormatContext};
+use waystation_format::AccessLogType;
 use waystation_http::{Headers, Known};
 use waystation_route::{Action, Lookup, Route};
 
@@ -23,6 +23,7 @@ mod chain;
 mod demand;
 mod exchange;
 mod local_reply;
+mod log;
 mod mirror;
 mod redirect;
 mod request;
@@ -31,6 +32,7 @@ mod router;
 mod upstream;
 
 use chain::Chain;
+use log::AttemptLog;
 use request::format_context;
 pub(crate) use upstream::Event;
 
@@ -98,6 +100,8 @@ struct Deadlines {
     max_duration: Option<Instant>,
     /// The stream idle timeout; counted from `last_activity`.
     idle: Option<Duration>,
+    /// `access_log_flush_interval`.
+    log: Option<Instant>,
 }
 
 /// One request and its response.
@@ -133,6 +137,8 @@ struct Stream<'a, D: Downstream> {
     is_grpc: bool,
     /// Tells how many attempts there were in a local reply of the router's, if the virtual host wants that.
     attempt_count: Option<u32>,
+    /// What the router's log will say of the attempt that is under way, if there is such a log.
+    attempt_log: Option<AttemptLog>,
     /// Copies of the request that are still under way.
     mirrors: Vec<mirror::Feed>,
     /// Internal redirects followed, and the routes they left.
@@ -180,6 +186,7 @@ pub(crate) async fn serve<D: Downstream>(
             request: super::timer::after(start, cx.hcm.timeouts.request).filter(|_| !facts.end),
             max_duration: super::timer::after(start, cx.hcm.timeouts.max_stream_duration),
             idle: cx.hcm.timeouts.stream_idle,
+            log: super::timer::after(start, cx.hcm.log_interval),
         },
         last_activity: start,
         random,
@@ -195,6 +202,7 @@ pub(crate) async fn serve<D: Downstream>(
         is_head: heads.request.method() == Some(b"HEAD"),
         is_grpc: request::is_grpc(&heads.request),
         attempt_count: None,
+        attempt_log: None,
         mirrors: Vec::new(),
         redirects: 0,
         redirected_from: Vec::new(),
@@ -415,6 +423,8 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// Statistics, filters' completion, access log.
     fn complete(&mut self) {
+        // Of an attempt that was dropped where it stood.
+        self.end_attempt_log();
         let now = self.timer.now();
         self.info.timing.complete = Some(now);
         self.info.bytes = self.down.bytes();
@@ -434,25 +444,6 @@ impl<D: Downstream> Stream<'_, D> {
         }
         self.complete_chain();
         self.log(AccessLogType::DownstreamEnd, now);
-    }
-
-    fn log(&mut self, log_type: AccessLogType, now: Instant) {
-        if self.cx.hcm.access_logs.is_empty() {
-            return;
-        }
-        let some = |headers| Some(headers).filter(|headers: &&Headers| !headers.is_empty());
-        let cx = FormatContext {
-            request: Some(&self.heads.request),
-            response: some(&self.heads.response),
-            trailers: some(&self.heads.response_trailers),
-            info: &self.info,
-            local_reply_body: "",
-            log_type,
-            now,
-        };
-        for log in &self.cx.hcm.access_logs {
-            log.log(&cx, self.cx.worker.random());
-        }
     }
 
     fn flag(&mut self, flag: ResponseFlag) {

@@ -460,6 +460,7 @@ typed_extension_protocol_options:
                 environment: &environment,
                 stats: &root,
                 transport: &transport,
+                route_policies: &|_| Ok(None),
                 added_via_api: false,
                 now: Instant::now(),
             },

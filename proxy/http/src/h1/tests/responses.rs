@@ -364,7 +364,7 @@ fn names_that_are_added_are_spelled_as_who_read_the_message_wants() {
     headers.append(Known::XRequestId, "2");
     ClientConn::new(Arc::new(Config::default())).send_head(&headers, false, &mut out);
     let expected = "POST / HTTP/1.1\r\nHOST: a\r\nplain: c\r\nX-fOO: 1\r\nX-Added: 1\r\nX-Request-Id: 2\r\n\
-                    Transfer-Encoding: chunked\r\n\r\n";
+                    transfer-encoding: chunked\r\n\r\n";
     assert_eq!(std::str::from_utf8(&out), Ok(expected));
 
     let mut client = ClientConn::new(config);

@@ -2,17 +2,22 @@
 
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::extensions as ext;
+use envoy_types::pb::xds::core::v3 as xds;
+use envoy_types::pb::xds::r#type::matcher::v3 as tree;
 use ext::filters::network::http_connection_manager::v3::RequestIdExtension;
+use ext::filters::network::http_connection_manager::v3::http_connection_manager::ForwardClientCertConfig;
 use ext::http::early_header_mutation::header_mutation::v3::HeaderMutation;
 use ext::http::original_ip_detection::{custom_header::v3::CustomHeaderConfig, xff::v3::XffConfig};
 use ext::request_id::uuid::v3::UuidRequestIdConfig;
+use waystation_filter_api::runtime::Runtime;
 use waystation_filter_api::wire::{bool_value, type_name, unpack};
 use waystation_format::HeaderMutationList;
 use waystation_http::HeaderName;
-use waystation_matchers::CidrList;
+use waystation_matchers::{CidrList, InputScope, Matcher, TreeContext};
 use waystation_schema::{At, ConfigError};
 
 use super::RequestId;
+use crate::http::client_cert::{Details, Forward, ForwardCert};
 use crate::http::forwarding::Detection;
 
 /// `original_ip_detection_extensions`; without any, XFF as Envoy reads it by default.
@@ -96,6 +101,27 @@ pub(super) fn early_mutations(
         .enumerate()
         .map(|(index, proto)| one(proto).at(|| format!("early_header_mutation_extensions[{index}]")))
         .collect()
+}
+
+/// `forward_client_cert_matcher`.
+pub(super) fn forward_cert_matcher(
+    proto: &tree::Matcher,
+    runtime: &Runtime,
+) -> Result<Matcher<ForwardCert>, ConfigError> {
+    let action = |config: &xds::TypedExtensionConfig| {
+        let any = config.typed_config.as_ref();
+        let any = any.ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
+        let expected = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertConfig";
+        if type_name(any) != expected {
+            return Err(ConfigError::new(format!("unknown client certificate action '{}'", type_name(any))));
+        }
+        let config: ForwardClientCertConfig = unpack(any)?;
+        Ok((
+            Forward::compile(config.forward_client_cert_details()),
+            Details::compile(config.set_current_client_cert_details.as_ref())?,
+        ))
+    };
+    Matcher::compile(proto, &TreeContext { scope: InputScope::Http, runtime, action: &action })
 }
 
 /// `request_id_extension`: only the UUID that is Envoy's default. Its trace bit follows tracing, which is not there.

@@ -96,6 +96,9 @@ impl<D: Downstream> Stream<'_, D> {
         if moved {
             self.last_activity = self.timer.now();
         }
+        if self.log_due().is_some_and(|due| self.timer.now() >= due) {
+            self.log_periodically(Some(&attempt.upstream));
+        }
         self.poll_limits(task, attempt.limits)
     }
 
@@ -267,7 +270,7 @@ impl<D: Downstream> Stream<'_, D> {
             let deadlines = &self.deadlines;
             let idle = after(self.last_activity, deadlines.idle);
             // A response that has begun is not cut by `request_timeout`, only by the others.
-            let due = [own, deadlines.route, deadlines.request, deadlines.max_duration]
+            let due = [own, deadlines.route, deadlines.request, deadlines.max_duration, self.log_due()]
                 .into_iter()
                 .fold(idle, earliest);
             if self.timer.poll(task, due).is_pending() {
@@ -290,6 +293,9 @@ impl<D: Downstream> Stream<'_, D> {
             }
             if passed(idle) {
                 return Poll::Ready(StreamEnd::StreamIdleTimeout { request_complete });
+            }
+            if passed(self.log_due()) {
+                self.log_periodically(None);
             }
         }
     }

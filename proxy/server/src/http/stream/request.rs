@@ -7,6 +7,7 @@ use waystation_filter_api::address::Address;
 use waystation_filter_api::stream::{Protocol, StreamInfo};
 use waystation_format::{AccessLogType, FormatContext};
 use waystation_http::{Headers, Known, PathOutcome, normalize_path, sanitize_request};
+use waystation_matchers::Inputs;
 
 use super::Stream;
 use crate::http::client_cert;
@@ -72,6 +73,7 @@ impl<D: Downstream> Stream<'_, D> {
         let peer = Peer {
             remote: &self.cx.info.remote_address,
             local: &self.cx.info.local_address,
+            local_restored: self.cx.info.local_address_restored,
             node_ip: self.cx.worker.node_ip,
             tls: self.cx.info.tls.is_some(),
         };
@@ -100,7 +102,10 @@ impl<D: Downstream> Stream<'_, D> {
         if let Some(stable) = headers.get(Known::XRequestId).and_then(request_id::stable_random) {
             self.random = stable;
         }
-        client_cert::apply(hcm.forward_cert, hcm.cert_details, self.cx.info.tls.as_deref(), headers);
+        let chosen = hcm.forward_cert_matcher.as_ref();
+        let chosen = chosen.and_then(|tree| tree.evaluate(&Inputs::request(&self.info, headers)).action());
+        let (forward, details) = *chosen.unwrap_or(&hcm.forward_cert);
+        client_cert::apply(forward, details, self.cx.info.tls.as_deref(), headers);
         Ok(())
     }
 

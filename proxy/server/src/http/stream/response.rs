@@ -1,5 +1,6 @@
 //! The response head on its way downstream.
 
+use waystation_format::AccessLogType;
 use waystation_http::{Headers, Known};
 use waystation_route::{Route, WeightedCluster};
 
@@ -74,6 +75,9 @@ impl<D: Downstream> Stream<'_, D> {
             }
             ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
         }
+        if let Some(proxy_status) = &hcm.proxy_status {
+            proxy_status.apply(&self.info, head);
+        }
         let status = head.status().unwrap_or(200);
         self.info.response_code = status;
         self.info.timing.first_downstream_tx = Some(now);
@@ -83,6 +87,9 @@ impl<D: Downstream> Stream<'_, D> {
         let end = end || (self.is_head && !self.facts.tunnel);
         self.response_started = true;
         self.down.send_head(&self.heads.response, end);
+        if hcm.log_on_tunnel && self.is_tunnel_accepted() {
+            self.log_midway(AccessLogType::DownstreamTunnelSuccessfullyEstablished);
+        }
         end
     }
 }

@@ -147,7 +147,8 @@ impl<D: Downstream> Stream<'_, D> {
         }
         self.mutate_request(route, weighted);
         let now = self.timer.now();
-        route.rewrite(&mut self.heads.request, weighted, &self.info, now);
+        let keep_originals = !hcm.router.suppress_envoy_headers;
+        route.rewrite(&mut self.heads.request, weighted, &self.info, now, keep_originals);
         self.route_timeout = Some(timeouts.global).filter(|timeout| !timeout.is_zero());
         if self.request_complete {
             self.deadlines.route = after(now, self.route_timeout);
@@ -183,7 +184,9 @@ impl<D: Downstream> Stream<'_, D> {
             routing.timed_out = false;
             self.attempt_count = Some(routing.attempts).filter(|_| routing.response_count);
             self.info.upstream.attempts = routing.attempts;
+            self.begin_attempt_log(self.timer.now());
             let attempted = self.attempt(&mut routing, &mut retries, &mut permit).await;
+            self.end_attempt_log();
             self.record_attempt(&mut routing);
             match attempted {
                 Attempted::Answered => return Ok(true),
@@ -202,6 +205,7 @@ impl<D: Downstream> Stream<'_, D> {
                     let elapsed = self.timer.now().saturating_duration_since(self.info.start);
                     timeouts::set_headers(&routing.timeouts, headers, elapsed, routing.options, false);
                     self.heads.response.clear();
+                    self.info.upstream.forget_connection();
                 }
             }
         }

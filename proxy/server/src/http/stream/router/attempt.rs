@@ -51,6 +51,8 @@ impl<D: Downstream> Stream<'_, D> {
             Some(pool) => pool,
             None => {
                 cluster.stats.upstream_cx_none_healthy().inc();
+                // There was no attempt.
+                self.attempt_log = None;
                 self.count(routing, 503);
                 return Attempted::Over(StreamEnd::NoHealthyUpstream);
             }
@@ -60,7 +62,8 @@ impl<D: Downstream> Stream<'_, D> {
             routing.tried.push(host.id());
         }
         let previous = self.info.upstream.host.replace(Rc::clone(&host) as _);
-        routing.route.rewrite_host_to_upstream(&mut self.heads.request, host.hostname());
+        let keep_original = !self.cx.hcm.router.suppress_envoy_headers;
+        routing.route.rewrite_host_to_upstream(&mut self.heads.request, host.hostname(), keep_original);
         let priority = routing.action.priority;
         let upstream = match upstream::ready(&pool, &cluster, routing.carried, now) {
             Some(upstream) => Ok(upstream),
@@ -111,6 +114,7 @@ impl<D: Downstream> Stream<'_, D> {
         self.info.upstream.tls.clone_from(&info.tls);
         self.info.upstream.protocol = upstream.protocol();
         self.info.timing.first_upstream_tx = Some(now);
+        self.log_pool_ready(now);
         routing.counted.begin(now, &host, pool.zone_stats(&self.cx.worker, &cluster));
         let timeouts = &routing.timeouts;
         let per_try = Some(timeouts.per_try).filter(|timeout| !timeout.is_zero());
@@ -164,6 +168,9 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 Step::Head { mut end } => {
                     let status = self.heads.response.status().unwrap_or(0);
+                    if let Some(log) = &mut self.attempt_log {
+                        log.status = status;
+                    }
                     let mut details = "via_upstream";
                     if self.is_handshake_failed(&attempt, status) {
                         self.heads.response.remove(Known::ContentLength);
@@ -233,6 +240,7 @@ impl<D: Downstream> Stream<'_, D> {
                     return self.stopped(Stopped::Reply(reply)).await;
                 }
                 Step::Reset(reason) => {
+                    self.flag_attempt(reason.flag());
                     self.lose(attempt.upstream, &cluster, reason);
                     if self.response_started {
                         let transport = None;
@@ -247,6 +255,7 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 Step::PerTry { idle } => {
                     routing.timed_out = true;
+                    self.flag_attempt(ResponseFlag::UpstreamRequestTimeout);
                     if idle {
                         cluster.stats.upstream_rq_per_try_idle_timeout().inc();
                     } else {
@@ -390,6 +399,7 @@ impl<D: Downstream> Stream<'_, D> {
         if let Some(active) = active {
             active.finish(HostOutcome::Error);
         }
+        self.flag_attempt(reason.flag());
         let retried = routing.attempts > 1;
         match self.decide(routing, retries, permit, Some(outcome)) {
             Decision::Again { after, .. } => return Attempted::Again(after),
@@ -463,7 +473,7 @@ impl<D: Downstream> Stream<'_, D> {
         }
     }
 
-    fn add_bytes(&mut self, upstream: &Upstream) {
+    pub(in crate::http::stream) fn add_bytes(&mut self, upstream: &Upstream) {
         let (of, bytes) = (upstream.bytes(), &mut self.info.upstream.bytes);
         bytes.header_received += of.header_received;
         bytes.header_sent += of.header_sent;
