@@ -217,11 +217,11 @@ pub(crate) fn for_each_field(message: &[u8], each: &mut EachField<'_>) -> Result
     Ok(())
 }
 
-/// Reads a file in the format that its extension names; another extension is taken as YAML, of which JSON is a part.
+/// Reads a file in the format that its extension names; another extension is taken as JSON, as by Envoy.
 fn read(message: Message, path: &Path, options: TextOptions) -> Result<Encoded, LoadError> {
     // A named pipe can be read once and has no size: one read to its end serves all kinds of file.
     let content = fs::read(path).map_err(|_| LoadError::InvalidPath(path.display().to_string()))?;
-    let format = Format::of_path(path).unwrap_or(Format::Yaml);
+    let format = Format::of_path(path).unwrap_or(Format::Json);
     to_wire(message, format, &content, options)
         .map_err(|error| LoadError::Malformed(format!("{}: {error}", path.display())))
 }

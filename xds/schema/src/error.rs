@@ -46,7 +46,8 @@ impl ConfigError {
     pub fn path(&self) -> String {
         let mut path = String::new();
         for segment in self.segments.iter().rev() {
-            if !path.is_empty() {
+            // An element of a list that is itself the field has no name: `headers[2]`.
+            if !path.is_empty() && !segment.starts_with('[') {
                 path.push('.');
             }
             path.push_str(segment);
@@ -89,5 +90,7 @@ mod tests {
         let error = inner.at(|| "route").at(|| format!("routes[{}]", 3)).unwrap_err();
         assert_eq!(error.to_string(), "routes[3].route.timeout: must be positive");
         assert_eq!(error.path(), "routes[3].route.timeout");
+        let listed = ConfigError::field("[2]", "is too long").at("headers_to_add").at("route");
+        assert_eq!(listed.path(), "route.headers_to_add[2]");
     }
 }

@@ -71,9 +71,9 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that a file name's extension stands for, if any.
+    /// The format that a file name's extension stands for in any case of letters, if any.
     pub fn of_path(path: &std::path::Path) -> Option<Self> {
-        match path.extension()?.to_str()? {
+        match &*path.extension()?.to_str()?.to_ascii_lowercase() {
             "json" => Some(Self::Json),
             "yaml" | "yml" => Some(Self::Yaml),
             "pb_text" => Some(Self::ProtoText),
@@ -83,7 +83,7 @@ impl Format {
     }
 }
 
-/// Reads JSON (RFC 8259, the proto3 mapping) as a message and writes it in wire form.
+/// Reads JSON (the proto3 mapping, as liberal as Envoy) as a message and writes it in wire form.
 pub fn json_to_wire(message: Message, text: &str, options: TextOptions) -> Result<Encoded, TextError> {
     encode::encode(message, &json::parse(text)?, options)
 }

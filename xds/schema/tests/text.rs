@@ -367,6 +367,7 @@ fn formats_are_told_by_the_extension() {
     let format = |name: &str| Format::of_path(std::path::Path::new(name));
     assert_eq!(format("/a/b.yaml"), Some(Format::Yaml));
     assert_eq!(format("b.pb_text"), Some(Format::ProtoText));
+    assert_eq!(format("b.Yml"), Some(Format::Yaml));
     assert_eq!(format("b"), None);
     let node = message("envoy.config.core.v3.Node");
     for (format, content) in [

@@ -94,7 +94,7 @@ impl Visitor for Findings {
 fn findings(path: &Path, type_name: &str) -> Result<Findings, String> {
     let message = Message::find(type_name).ok_or_else(|| format!("there is no message {type_name}"))?;
     let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let format = Format::of_path(path).unwrap_or(Format::Yaml);
+    let format = Format::of_path(path).unwrap_or(Format::Json);
     let Encoded { wire, unknown } = to_wire(message, format, &bytes, TextOptions { allow_unknown: true })
         .map_err(|error| error.to_string())?;
     let mut findings = Findings { unknown, ..Findings::default() };
