@@ -121,9 +121,9 @@ impl ConfigCodec for TextCodec {
     fn decode_file(&self, path: &Path, content: &[u8]) -> Result<Bytes, String> {
         // Unknown fields of resources are judged when the resource is walked; here they would hide its name.
         let options = TextOptions { allow_unknown: true };
-        let format = Format::of_path(path).unwrap_or(Format::Yaml);
+        let format = Format::of_path(path).unwrap_or(Format::Json);
         let encoded = to_wire(message(RESPONSE)?, format, content, options);
-        Ok(encoded.map_err(|error| format!("{}: {error}", path.display()))?.wire.into())
+        Ok(encoded.map_err(|error| error.to_string())?.wire.into())
     }
 
     fn request_to_json(&self, request: &[u8]) -> Result<String, String> {

@@ -130,6 +130,8 @@ pub enum Event {
     Disconnected {
         /// The source.
         mux: MuxId,
+        /// What kind of source it is.
+        via: Via,
         /// Cluster or target name, or path.
         target: Arc<str>,
         /// gRPC status code (14 where there is none).
@@ -137,6 +139,17 @@ pub enum Event {
         /// Details.
         message: String,
     },
+}
+
+/// How resources come from a source.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Via {
+    /// By the gRPC method of this path.
+    Stream(&'static str),
+    /// From a file.
+    File,
+    /// From the endpoint of this path.
+    Poll(&'static str),
 }
 
 /// Resources for one subscription.
@@ -177,6 +190,8 @@ pub enum Failure {
     FetchTimeout,
     /// The response as a whole was refused before anything of it could be applied; the server was told.
     Rejected(String),
+    /// The file cannot be read, as [`Event::Disconnected`] has told. It may never be, so nothing should wait for it.
+    Unreadable,
 }
 
 /// A resource that the consumer could not apply.
@@ -192,7 +207,7 @@ pub struct Rejection {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SubscribeError {
     /// [`Source::Ads`] without [`Options::ads`].
-    #[error("ads is configured as the source, but the bootstrap has no ads_config")]
+    #[error("ADS must be configured to support an ADS config source: the bootstrap has no ads_config")]
     NoAds,
     /// The source names no server.
     #[error("no gRPC service in the config source")]

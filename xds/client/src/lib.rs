@@ -51,7 +51,7 @@
 //!             Event::Failed { sub, failure } => tracing::warn!(?sub, ?failure, "initialised without"),
 //!             Event::Connected { .. } => {}
 //!             Event::Disconnected { target, code, message, .. } => {
-//!                 tracing::warn!("gRPC config stream to {target} closed: {code}, {message}");
+//!                 tracing::warn!("no configuration from {target}: {code}, {message}");
 //!             }
 //!         }
 //!     }
@@ -72,7 +72,7 @@ pub mod wire;
 
 pub use crate::core::{
     Action, ControlPlaneStats, Core, Event, Failure, HeldResource, MuxId, Options, Rejection, Resource,
-    StreamId, SubId, SubscribeError, SubscriptionStats, Update, UpdateToken,
+    StreamId, SubId, SubscribeError, SubscriptionStats, Update, UpdateToken, Via,
 };
 pub use driver::file::is_move_into;
 pub use driver::raw_codec::RawCodec;

@@ -2,9 +2,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::MuxKey;
 use super::feed::Feed;
 use super::pacing::{Backoff, TokenBucket};
+use super::{MuxKey, Via};
 use crate::{BackoffSpec, GrpcService, GrpcSource, PathSource, Protocol, ResourceType, RestSource};
 
 /// Requests handed to the transport and not yet sent. Beyond it they wait here, where they cost nothing and
@@ -154,6 +154,16 @@ impl Mux {
             MuxKind::Ads(source) | MuxKind::Grpc(source, _) => source.services[self.service].target.clone(),
             MuxKind::Path(path) => path.path.to_string_lossy().into(),
             MuxKind::Rest(rest, _) => rest.target.clone(),
+        }
+    }
+
+    /// What kind of source it is.
+    pub(super) fn via(&self) -> Via {
+        match &self.kind {
+            MuxKind::Ads(source) => Via::Stream(source.protocol.aggregated_method()),
+            MuxKind::Grpc(_, method) => Via::Stream(method),
+            MuxKind::Path(_) => Via::File,
+            MuxKind::Rest(_, endpoint) => Via::Poll(endpoint),
         }
     }
 

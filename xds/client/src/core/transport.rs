@@ -1,6 +1,5 @@
 //! The driver's side: streams come and go, messages arrive, time passes, requests go out.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -9,7 +8,7 @@ use super::envelope::Envelope;
 use super::mux::{Link, MuxKind};
 use super::pacing::jitter;
 use super::timers::Timer;
-use super::{Action, Core, Event, Failure, MuxId, StreamId, SubId};
+use super::{Action, Core, Event, Failure, MuxId, StreamId, SubId, Via};
 use crate::Protocol;
 
 /// Responses of one type that may wait for an answer before the stream is read no further.
@@ -285,13 +284,28 @@ impl Core {
     }
 
     fn report_failure(&mut self, id: MuxId, code: i32, message: &str) {
+        let Some(state) = self.muxes.get(&id) else { return };
+        let (via, target) = (state.via(), state.target());
+        self.events.push_back(Event::Disconnected {
+            mux: id,
+            via,
+            target,
+            code,
+            message: message.to_owned(),
+        });
         for (sub_id, sub) in &mut self.subs {
-            if sub.mux == id {
-                sub.stats.failed();
-                self.changed_stats.insert(*sub_id);
+            if sub.mux != id {
+                continue;
+            }
+            sub.stats.failed();
+            self.changed_stats.insert(*sub_id);
+            // A server is waited for; a file is not, as in Envoy.
+            if via == Via::File {
+                if let Some(at) = sub.fetch_deadline.take() {
+                    self.timers.clear(at, &Timer::Fetch(*sub_id));
+                }
+                self.events.push_back(Event::Failed { sub: *sub_id, failure: Failure::Unreadable });
             }
         }
-        let target = self.muxes.get(&id).map_or_else(|| Arc::from(""), |state| state.target());
-        self.events.push_back(Event::Disconnected { mux: id, target, code, message: message.to_owned() });
     }
 }

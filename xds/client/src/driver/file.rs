@@ -25,7 +25,7 @@ pub(super) async fn run(
     let (replaced, mut replacements) = mpsc::channel(1);
     let watcher = watch(&source, replaced);
     if let Err(error) = &watcher {
-        let message = format!("can not watch {}: {error}", source.path.display());
+        let message = format!("can not watch it: {error}");
         let _ = reports.send(Report::Fetched(stream, Err(message))).await;
     }
     loop {
@@ -41,13 +41,13 @@ pub(super) async fn run(
 }
 
 async fn read(path: &Path, codec: &dyn ConfigCodec) -> Result<Bytes, String> {
-    let explain = |error: std::io::Error| format!("{}: {error}", path.display());
+    let explain = |error: std::io::Error| error.to_string();
     let length = tokio::fs::metadata(path).await.map_err(explain)?.len();
     if length > MAX_FILE {
-        return Err(format!("{}: larger than {MAX_FILE} bytes", path.display()));
+        return Err(format!("larger than {MAX_FILE} bytes"));
     }
     let content = tokio::fs::read(path).await.map_err(explain)?;
-    codec.decode_file(path, &content).map_err(|reason| format!("{}: {reason}", path.display()))
+    codec.decode_file(path, &content)
 }
 
 /// Watches for the file being moved into place, or for anything being moved into the watched directory: never

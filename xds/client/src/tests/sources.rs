@@ -14,7 +14,7 @@ use super::harness::{CDS, EDS, Seen, brief, options, sotw, toy};
 use super::integration::{next_update, patience, runtime, transport};
 use crate::{
     Client, Event, Failure, Interest, PathSource, Protocol, ResourceType, RestSource, Source,
-    SubscriptionSpec,
+    SubscriptionSpec, Via,
 };
 
 fn from_path(kind: ResourceType, path: PathSource, interest: Interest) -> SubscriptionSpec {
@@ -56,8 +56,13 @@ fn file_is_read_again_when_it_is_replaced() {
 
         replace(&path, b"broken");
         let event = client.next().await;
-        let Event::Disconnected { message, .. } = event else { panic!("{event:?}") };
-        assert!(message.ends_with("cds.yaml: not a config"), "{message}");
+        let Event::Disconnected { via: Via::File, target, message, .. } = event else { panic!("{event:?}") };
+        assert!(target.ends_with("cds.yaml") && message == "not a config", "{target}: {message}");
+        let event = client.next().await;
+        assert!(
+            matches!(event, Event::Failed { sub, failure: Failure::Unreadable } if sub == id),
+            "{event:?}"
+        );
         assert_eq!(client.core().subscription_stats(id).unwrap().update_failure, 1);
         assert_eq!(client.core().held(&CDS).count(), 1);
     }));

@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::service::runtime::v3::Runtime as RuntimeProto;
 use prost::Message as _;
 use waystation_schema::{ConfigError, Message, Policy, check};
 use waystation_tls::Secret;
-use waystation_xds::{Event, Rejection, Resource, ResourceType, SubId, Update};
+use waystation_xds::{Event, Failure, Rejection, Resource, ResourceType, SubId, Update, Via};
 
 use super::{Configuration, Purpose};
 use crate::manager::dump::Dumped;
@@ -38,7 +38,15 @@ impl Configuration {
                 self.waiting.retain(|sub| *sub != update.sub);
             }
             Event::Failed { sub, failure } => {
-                tracing::warn!(target: "config", "subscription failed: {failure:?}");
+                match &failure {
+                    Failure::FetchTimeout => {
+                        tracing::warn!(target: "config", "a subscription's initial fetch timed out");
+                    }
+                    Failure::Rejected(reason) => {
+                        tracing::warn!(target: "config", "update rejected: {reason}")
+                    }
+                    Failure::Unreadable => {}
+                }
                 self.waiting.retain(|waiting| *waiting != sub);
                 self.needs.give_up_virtual_hosts(sub, &mut self.client);
                 if let Some(needed) = self.needs.settle(sub) {
@@ -50,12 +58,22 @@ impl Configuration {
                 }
             }
             Event::Connected { .. } => {}
-            Event::Disconnected { target, code, message, .. } => {
-                tracing::warn!(
+            Event::Disconnected { via, target, code, message, .. } => match via {
+                Via::Stream(method) => {
+                    let name = method.rsplit('/').next().unwrap_or(method);
+                    tracing::warn!(
+                        target: "config",
+                        "{name} gRPC config stream to {target} closed: {code}, {message}"
+                    );
+                }
+                Via::File => tracing::warn!(
                     target: "config",
-                    "gRPC config stream to {target} closed: {code}, {message}"
-                );
-            }
+                    "Filesystem config update failure: in {target}, {message}"
+                ),
+                Via::Poll(path) => {
+                    tracing::warn!(target: "config", "REST update for {path} failed: {target}: {message}");
+                }
+            },
         }
     }
 
