@@ -58,7 +58,9 @@ impl RuntimeLayers {
                     return Err(ConfigError::new(format!("Duplicate layer name: {}", layer.name)));
                 }
                 Ok(match &layer.layer_specifier {
-                    Some(LayerSpecifier::StaticLayer(values)) => Source::Static(flatten(values)),
+                    Some(LayerSpecifier::StaticLayer(values)) => {
+                        Source::Static(flatten(values).at(|| "static_layer")?)
+                    }
                     Some(LayerSpecifier::AdminLayer(_)) => {
                         if layers.iter().any(|(_, source)| matches!(source, Source::Admin(_))) {
                             return Err(ConfigError::new(
@@ -137,12 +139,23 @@ impl RuntimeLayers {
     }
 
     /// New values for the RTDS layers of this resource name.
-    pub fn set_rtds(&mut self, resource: &str, new: Option<&wkt::Struct>) {
+    pub fn set_rtds(&mut self, resource: &str, new: Option<&wkt::Struct>) -> Result<(), ConfigError> {
+        let new = new.map(flatten).transpose().at(|| "layer")?;
+        self.replace_rtds(resource, &new.unwrap_or_default());
+        Ok(())
+    }
+
+    /// The RTDS layers of this resource name have no values any more.
+    pub fn clear_rtds(&mut self, resource: &str) {
+        self.replace_rtds(resource, &BTreeMap::new());
+    }
+
+    fn replace_rtds(&mut self, resource: &str, new: &BTreeMap<String, Value>) {
         for (_, source) in &mut self.layers {
             if let Source::Rtds { name, values, .. } = source
                 && name == resource
             {
-                *values = new.map(flatten).unwrap_or_default();
+                values.clone_from(new);
             }
         }
     }
@@ -178,25 +191,30 @@ impl RuntimeLayers {
 }
 
 /// Nested objects become dotted keys; an object with a numerator or denominator is a fraction and stays whole.
-fn flatten(proto: &wkt::Struct) -> BTreeMap<String, Value> {
-    fn walk(prefix: &str, value: Value, out: &mut BTreeMap<String, Value>) {
+/// Nothing else can be made of a list or a null.
+fn flatten(proto: &wkt::Struct) -> Result<BTreeMap<String, Value>, ConfigError> {
+    fn walk(prefix: &str, value: Value, out: &mut BTreeMap<String, Value>) -> Result<(), ConfigError> {
         match value {
+            Value::Null | Value::List(_) => {
+                return Err(ConfigError::new(format!("Invalid runtime entry value for {prefix}")));
+            }
             Value::Struct(fields)
                 if !fields.contains_key("numerator") && !fields.contains_key("denominator") =>
             {
                 for (key, value) in fields {
                     let path = if prefix.is_empty() { key.to_string() } else { format!("{prefix}.{key}") };
-                    walk(&path, value, out);
+                    walk(&path, value, out)?;
                 }
             }
             value => {
                 out.insert(prefix.to_owned(), value);
             }
         }
+        Ok(())
     }
     let mut out = BTreeMap::new();
-    walk("", Value::Struct(waystation_filter_api::value::struct_from_proto(proto)), &mut out);
-    out
+    walk("", Value::Struct(waystation_filter_api::value::struct_from_proto(proto)), &mut out)?;
+    Ok(out)
 }
 
 /// One file per key, folders are dots; `#` starts a comment line. A layer that cannot be read is empty, as in Envoy.
@@ -282,6 +300,24 @@ mod tests {
         layers.modify(&[("health.min".into(), String::new())]);
         layers.apply(&runtime);
         assert_eq!(min.get(), 5);
+    }
+
+    #[test]
+    fn nulls_and_lists_are_no_values() {
+        use pb::runtime_layer::LayerSpecifier;
+        use wkt::value::Kind;
+        let value = |kind| wkt::Value { kind: Some(kind) };
+        for kind in [Kind::NullValue(0), Kind::ListValue(wkt::ListValue { values: vec![] })] {
+            let nested = value(Kind::StructValue(object(vec![("b", value(kind))])));
+            let proto = pb::LayeredRuntime {
+                layers: vec![layer("s", LayerSpecifier::StaticLayer(object(vec![("a", nested)])))],
+            };
+            let error = RuntimeLayers::compile(Some(&proto), "", &root()).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "layered_runtime.layers[0].static_layer: Invalid runtime entry value for a.b"
+            );
+        }
     }
 
     #[test]

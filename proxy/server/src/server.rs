@@ -75,6 +75,9 @@ impl Server {
         if let Some(version) = &bootstrap.proto.stats_server_version_override {
             stats.set_version(version.value);
         }
+        if bootstrap.proto.stats_flush_interval.is_some() && bootstrap.proto.stats_flush.is_some() {
+            return Err("Only one of stats_flush_interval or stats_flush_on_admin should be set!".to_owned());
+        }
         let flush_interval =
             wire::duration("stats_flush_interval", bootstrap.proto.stats_flush_interval.as_ref())
                 .map_err(|error| error.to_string())?
@@ -212,6 +215,7 @@ impl Server {
                 }
             }
             Signal::ReopenLogs => {
+                tracing::info!(target: "main", "caught SIGUSR1. Reopening access logs.");
                 self.shared.access_logs.reopen();
                 if let Err(error) = crate::log::reopen() {
                     tracing::error!(target: "main", "cannot reopen the log: {error}");

@@ -171,14 +171,13 @@ impl Configuration {
     fn apply_runtime(&mut self, layer: &str, update: &Update) -> Vec<Rejection> {
         let mut rejected = Vec::new();
         for resource in &update.resources {
-            let result =
-                self.decode::<RuntimeProto>(resource, "envoy.service.runtime.v3.Runtime").map(|proto| {
-                    self.layers.set_rtds(layer, proto.layer.as_ref());
-                });
+            let result = self
+                .decode::<RuntimeProto>(resource, "envoy.service.runtime.v3.Runtime")
+                .and_then(|proto| self.layers.set_rtds(layer, proto.layer.as_ref()));
             note(&mut rejected, resource, result);
         }
         if !update.removed.is_empty() {
-            self.layers.set_rtds(layer, None);
+            self.layers.clear_rtds(layer);
         }
         self.layers.apply(&self.shared.runtime);
         rejected
