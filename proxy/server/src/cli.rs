@@ -4,6 +4,7 @@ pub mod check;
 pub mod options;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -58,12 +59,7 @@ fn run(options: Options) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    if let Err(error) =
-        log::init(&options.log_format, options.log_format_escaped, options.log_path.as_deref())
-    {
-        eprintln!("error: Failed to open log-file: {error}");
-        return ExitCode::FAILURE;
-    }
+    log::init(&options.log_format, options.log_format_escaped);
     let file = options.config_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
     let validate = options.mode == Mode::Validate;
     match start(options) {
@@ -74,19 +70,24 @@ fn run(options: Options) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(reason) => {
-            if validate {
-                tracing::error!(target: "config", critical = true, "error initializing configuration '{file}': {reason}");
-            } else {
-                tracing::error!(target: "main", critical = true, "error initializing configuration '{file}': {reason}");
+            tracing::error!(target: "main", critical = true, "error initializing configuration '{file}': {reason}");
+            if !validate {
                 tracing::info!(target: "main", "exiting");
+                eprintln!("{reason}");
             }
-            eprintln!("{reason}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn start(options: Options) -> Result<(), String> {
+    // Validation leaves the log where its user looks.
+    if let Some(path) = options.log_path.as_ref().filter(|_| options.mode != Mode::Validate) {
+        log::write_to(path).map_err(|error| {
+            let path = path.display();
+            format!("Failed to open log-file '{path}'. e.what(): unable to open file '{path}': {error}")
+        })?;
+    }
     let bootstrap = Bootstrap::load(&options).map_err(|error: LoadError| error.to_string())?;
     if let Some(format) = bootstrap.log_format(&options).map_err(|error| error.to_string())? {
         log::set_format(&format);
@@ -150,7 +151,9 @@ async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String
     if options.mode == Mode::Validate {
         return Ok(());
     }
-    write_base_id(&options)?;
+    if let Some(path) = &options.base_id_path {
+        write_output("base id", path, &options.base_id.to_string());
+    }
     let (main, jobs) = MainThread::channel();
     if let Some(address) = admin_address {
         let socket = crate::address::bind(&address, false)
@@ -158,8 +161,7 @@ async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String
             .map_err(|error| format!("cannot bind '{}': {error}", address.address))?;
         if let Some(path) = &options.admin_address_path {
             let bound = admin::address_text(&socket).unwrap_or_default();
-            std::fs::write(path, bound)
-                .map_err(|error| format!("cannot write admin address path {}: {error}", path.display()))?;
+            write_output("admin address", path, &bound);
         }
         let node = node.encode_to_vec().into();
         admin::spawn(socket, Arc::clone(&shared), Arc::clone(&options), main.clone(), node, allowed, logs)
@@ -168,10 +170,14 @@ async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String
     server.run(main, jobs).await.map_err(|error| error.to_string())
 }
 
-fn write_base_id(options: &Options) -> Result<(), String> {
-    let Some(path) = &options.base_id_path else {
-        return Ok(());
-    };
-    std::fs::write(path, options.base_id.to_string())
-        .map_err(|error| format!("cannot write base id path {}: {error}", path.display()))
+/// Tells a launcher something in a file; one that cannot be written ends nothing, as in Envoy.
+fn write_output(what: &str, path: &Path, text: &str) {
+    if let Err(error) = std::fs::write(path, text) {
+        let path = path.display();
+        tracing::error!(
+            target: "admin",
+            critical = true,
+            "cannot open {what} output file {path} for writing: {error}"
+        );
+    }
 }

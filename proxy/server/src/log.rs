@@ -152,17 +152,18 @@ static FORMAT: RwLock<Option<Arc<Pattern>>> = RwLock::new(None);
 static SINK: Mutex<Sink> = Mutex::new(Sink { path: None, file: None });
 
 /// Starts logging. Called once; a second call is ignored.
-pub fn init(format: &str, escape: bool, path: Option<&Path>) -> io::Result<()> {
-    if let Some(path) = path {
-        let mut sink = SINK.lock();
-        sink.file = Some(open(path)?);
-        sink.path = Some(path.to_owned());
-    }
+pub fn init(format: &str, escape: bool) {
     set_format(format);
     let layer = EnvoyLayer { escape };
     let subscriber = tracing_subscriber::registry().with(layer);
     // Only the embedding tests set a subscriber before; theirs stays.
     drop(tracing::subscriber::set_global_default(subscriber));
+}
+
+/// Has the log written to a file from now on, which is appended to.
+pub fn write_to(path: &Path) -> io::Result<()> {
+    let file = open(path)?;
+    *SINK.lock() = Sink { path: Some(path.to_owned()), file: Some(file) };
     Ok(())
 }
 

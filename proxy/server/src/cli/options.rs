@@ -107,7 +107,7 @@ struct Flags {
     restart_epoch: u32,
     /// Path to the log file; standard error when not given.
     #[arg(long, value_name = "string")]
-    log_path: Option<PathBuf>,
+    log_path: Option<OsString>,
     /// Control logging by file instead of by component: not available.
     #[arg(long)]
     enable_fine_grain_logging: bool,
@@ -128,7 +128,7 @@ struct Flags {
     local_address_ip_version: String,
     /// Write the admin address to this file.
     #[arg(long, value_name = "string")]
-    admin_address_path: Option<PathBuf>,
+    admin_address_path: Option<OsString>,
     /// One log entry for a whole stack trace (always so here).
     #[arg(long)]
     log_stacktrace_single_entry: bool,
@@ -149,13 +149,13 @@ struct Flags {
     config_yaml: Option<String>,
     /// Path to the configuration file (.yaml, .json, .pb, .pb_text).
     #[arg(short = 'c', long = "config-path", value_name = "string")]
-    config_path: Option<PathBuf>,
+    config_path: Option<OsString>,
     /// Number of worker threads.
     #[arg(long, value_name = "uint32_t")]
     concurrency: Option<u32>,
     /// Where to write the base id.
     #[arg(long, value_name = "string")]
-    base_id_path: Option<PathBuf>,
+    base_id_path: Option<OsString>,
     /// Hot restart: take no stats from the parent.
     #[arg(long)]
     skip_hot_restart_parent_stats: bool,
@@ -374,7 +374,8 @@ impl Options {
                 flags.restart_epoch
             ));
         }
-        if flags.restart_epoch > 0 && !flags.skip_hot_restart_on_no_parent {
+        let restarts = flags.restart_epoch > 0 && !flags.disable_hot_restart && mode != Mode::Validate;
+        if restarts && !flags.skip_hot_restart_on_no_parent {
             return refuse(format!(
                 "--restart-epoch={} needs a parent process to take sockets from, which is not available; start \
                  with epoch 0, or add --skip-hot-restart-on-no-parent",
@@ -394,20 +395,20 @@ impl Options {
             stats_tags,
             mode,
             concurrency: flags.concurrency.unwrap_or_else(default_concurrency).max(1),
-            config_path: flags.config_path,
+            config_path: path(flags.config_path),
             config_yaml: flags.config_yaml,
             allow_unknown_static_fields: flags.allow_unknown_static_fields,
             reject_unknown_dynamic_fields: flags.reject_unknown_dynamic_fields,
             ignore_unknown_dynamic_fields: flags.ignore_unknown_dynamic_fields,
             skip_deprecated_logs: flags.skip_deprecated_logs,
-            admin_address_path: flags.admin_address_path,
+            admin_address_path: path(flags.admin_address_path),
             local_address_v6: flags.local_address_ip_version == "v6",
             log_level,
             component_log_level,
             component_levels,
             log_format: flags.log_format,
             log_format_escaped: flags.log_format_escaped,
-            log_path: flags.log_path,
+            log_path: path(flags.log_path),
             service_cluster: flags.service_cluster.unwrap_or_default(),
             service_node: flags.service_node.unwrap_or_default(),
             service_zone: flags.service_zone.unwrap_or_default(),
@@ -418,7 +419,7 @@ impl Options {
             file_flush_interval: Duration::from_millis(flags.file_flush_interval_msec.into()),
             file_flush_min_size_kb: flags.file_flush_min_size_kb,
             base_id,
-            base_id_path: flags.base_id_path,
+            base_id_path: path(flags.base_id_path),
             use_dynamic_base_id: flags.use_dynamic_base_id,
             restart_epoch: flags.restart_epoch,
             disable_hot_restart: flags.disable_hot_restart,
@@ -430,10 +431,18 @@ impl Options {
     }
 }
 
+/// An empty path is one that is not given: scripts pass variables that may be empty.
+fn path(flag: Option<OsString>) -> Option<PathBuf> {
+    flag.filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
 /// `upstream:debug,config:trace`.
 fn component_levels(text: &str) -> Result<Vec<(String, Level)>, String> {
     let mut levels = Vec::new();
-    for part in text.split(',').filter(|part| !part.is_empty()) {
+    if text.is_empty() {
+        return Ok(levels);
+    }
+    for part in text.split(',') {
         let Some((component, level)) = part.split_once(':') else {
             return Err(format!("component log level not correctly specified '{part}'"));
         };
@@ -511,6 +520,8 @@ mod tests {
         assert_eq!(gateway.mode, Mode::Serve);
         assert_eq!(options(&["--mode=validate", "--config-path=x"]).mode, Mode::Validate);
         assert!(options(&["--allow-unknown-fields"]).allow_unknown_static_fields);
+        assert_eq!(options(&["--restart-epoch", "1", "--disable-hot-restart"]).restart_epoch, 1);
+        assert_eq!(options(&["-c", "", "--component-log-level", "", "--log-path", ""]).config_path, None);
     }
 
     #[test]
@@ -527,6 +538,8 @@ mod tests {
                 "error: cannot use --restart-epoch=1 with --use-dynamic-base-id",
             ),
             (&["--base-id", "1", "--base-id", "2"], "Argument already set!"),
+            (&["--restart-epoch", "1"], "error: --restart-epoch=1 needs a parent process"),
+            (&["--component-log-level", "http:info,"], "component log level not correctly specified ''"),
         ] {
             let text = error(args);
             assert!(text.contains(part), "{args:?}: {text}");
