@@ -15,6 +15,7 @@ use waystation_stats::Store;
 
 use crate::admin::access_log::AdminLogs;
 use crate::bootstrap::{Bootstrap, LoadError};
+use crate::config_source::Backing;
 use crate::context::Shared;
 use crate::control::MainThread;
 use crate::server::Server;
@@ -128,7 +129,8 @@ fn report(bootstrap: &Bootstrap, options: &Options) {
 async fn serve(bootstrap: Bootstrap, options: Arc<Options>) -> Result<(), String> {
     let text = |error: waystation_schema::ConfigError| error.to_string();
     let config = stats_config::compile(&bootstrap.proto, &options).map_err(text)?;
-    let shared = Shared::new(Store::new(config), bootstrap.node(), &options);
+    let backing = Backing::new(bootstrap.proto.node.as_ref(), &bootstrap.clusters);
+    let shared = Shared::new(Store::new(config), bootstrap.node(), backing, &options);
     let mut node: core::Node = bootstrap.proto.node.clone().unwrap_or_default();
     version::identify(&mut node);
     node.extensions = registry::extensions();

@@ -1,18 +1,148 @@
-//! `ConfigSource` to the sources of the xDS client.
+//! `ConfigSource` to the sources of the xDS client, and whether what a source names is there.
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3 as cluster_pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use prost::Message as _;
 use waystation_filter_api::wire;
 use waystation_schema::{At as _, ConfigError};
 use waystation_xds::{
-    BackoffSpec, GrpcService, GrpcSource, PathSource, Protocol, RateLimit, RestSource, Source,
+    BackoffSpec, GrpcService, GrpcSource, PathSource, Protocol, RateLimit, ResourceType, RestSource, Source,
 };
+use xxhash_rust::xxh64::xxh64;
 
 /// Envoy's default for `initial_fetch_timeout`.
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What a bootstrap has for sources to name. Without one, as in tests of parts, nothing is checked.
+#[derive(Debug, Default)]
+pub struct Backing(Option<Known>);
+
+#[derive(Debug)]
+struct Known {
+    /// Hashes of the names of Envoy's primary clusters: static ones that need no server for their endpoints. Ten thousand
+    /// names would weigh more than the check is worth, and two of one hash only let a mistake pass.
+    primary: HashSet<u64>,
+    /// Whether `node` has both `id` and `cluster`.
+    identified: bool,
+}
+
+/// As much of a `Cluster` as tells whether it is a primary one.
+#[derive(prost::Message)]
+struct ClusterHead {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(enumeration = "cluster_pb::cluster::DiscoveryType", tag = "2")]
+    discovery: i32,
+    #[prost(message, optional, tag = "3")]
+    eds: Option<cluster_pb::cluster::EdsClusterConfig>,
+}
+
+impl Backing {
+    /// What this node and these static clusters, encoded, are to sources.
+    pub fn new(node: Option<&core::Node>, clusters: &[Bytes]) -> Self {
+        let primary = clusters.iter().filter_map(|wire| {
+            // What cannot be decoded is refused where it is compiled.
+            let head = ClusterHead::decode(wire.clone()).ok()?;
+            let from_server = head.discovery() == cluster_pb::cluster::DiscoveryType::Eds
+                && head.eds.and_then(|eds| eds.eds_config).is_none_or(|source| path(&source).is_none());
+            (!from_server).then(|| xxh64(head.name.as_bytes(), 0))
+        });
+        let identified = node.is_some_and(|node| !node.id.is_empty() && !node.cluster.is_empty());
+        Self(Some(Known { primary: primary.collect(), identified }))
+    }
+
+    /// Checks what a subscription's source names, by Envoy's rules and in its words: the file exists, the cluster is static
+    /// and has endpoints without a server. Incremental streams and secrets may name a cluster that comes later.
+    pub fn check(&self, kind: &ResourceType, source: &core::ConfigSource) -> Result<(), ConfigError> {
+        use core::api_config_source::ApiType;
+        use core::config_source::ConfigSourceSpecifier as Specifier;
+        let Some(known) = &self.0 else { return Ok(()) };
+        known.check_node(kind.url())?;
+        if let Some((path, watched)) = path(source) {
+            if !Path::new(path).exists() {
+                return Err(ConfigError::new(format!(
+                    "paths must refer to an existing path in the system: '{path}' does not exist"
+                )));
+            }
+            return match watched {
+                Some(watched) if !Path::new(watched).is_dir() => Err(ConfigError::new(format!(
+                    "unable to add filesystem watch for file {watched}/: No such file or directory"
+                ))),
+                _ => Ok(()),
+            };
+        }
+        let Some(Specifier::ApiConfigSource(api)) = &source.config_source_specifier else { return Ok(()) };
+        if *kind == ResourceType::Secret {
+            return Ok(());
+        }
+        let targets: Vec<&str> = match api.api_type() {
+            ApiType::Rest => api.cluster_names.iter().map(String::as_str).collect(),
+            ApiType::Grpc => targets(api).collect(),
+            _ => return Ok(()),
+        };
+        match targets.iter().find(|target| !known.is_primary(target)) {
+            None => Ok(()),
+            Some(target) => Err(ConfigError::new(format!(
+                "envoy.config.core.v3.ApiConfigSource must have a statically defined non-EDS cluster: \
+                 '{target}' does not exist, was added via api, or is an EDS cluster"
+            ))),
+        }
+    }
+
+    /// The same for `ads_config`.
+    pub fn check_ads(&self, api: &core::ApiConfigSource) -> Result<(), ConfigError> {
+        let Some(known) = &self.0 else { return Ok(()) };
+        known.check_node("ads")?;
+        match targets(api).find(|target| !known.is_primary(target)) {
+            None => Ok(()),
+            Some(target) => Err(ConfigError::new(format!("Unknown gRPC client cluster '{target}'"))),
+        }
+    }
+}
+
+impl Known {
+    fn is_primary(&self, cluster: &str) -> bool {
+        self.primary.contains(&xxh64(cluster.as_bytes(), 0))
+    }
+
+    fn check_node(&self, who: &str) -> Result<(), ConfigError> {
+        if self.identified {
+            return Ok(());
+        }
+        Err(ConfigError::new(format!(
+            "{who}: node 'id' and 'cluster' are required. Set it either in 'node' config or via --service-node and \
+             --service-cluster options."
+        )))
+    }
+}
+
+/// The file of a source that is one, and the directory that is watched for it.
+#[expect(deprecated, reason = "old configurations still name it")]
+fn path(source: &core::ConfigSource) -> Option<(&str, Option<&str>)> {
+    use core::config_source::ConfigSourceSpecifier as Specifier;
+    match source.config_source_specifier.as_ref()? {
+        Specifier::Path(path) => Some((path, None)),
+        Specifier::PathConfigSource(source) => {
+            Some((&source.path, source.watched_directory.as_ref().map(|watched| &*watched.path)))
+        }
+        _ => None,
+    }
+}
+
+/// The clusters that the gRPC services of a source name.
+fn targets(api: &core::ApiConfigSource) -> impl Iterator<Item = &str> {
+    use core::grpc_service::TargetSpecifier;
+    api.grpc_services.iter().filter_map(|service| match &service.target_specifier {
+        Some(TargetSpecifier::EnvoyGrpc(envoy)) => Some(&*envoy.cluster_name),
+        _ => None,
+    })
+}
 
 /// Compiles a source and its initial fetch timeout (`None`: wait for ever).
 #[expect(deprecated, reason = "old configurations still name it")]

@@ -1,25 +1,28 @@
 //! What the whole process shares, and what compiling configuration may refer to.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretProto;
 use waystation_filter_api::cell::{Cell, CellTable};
 use waystation_filter_api::http::NodeInfo;
 use waystation_filter_api::runtime::Runtime;
 use waystation_filter_api::wire;
 use waystation_format::AccessLogSinks;
 use waystation_route::RouteTable;
-use waystation_schema::ConfigError;
+use waystation_schema::{At as _, ConfigError};
 use waystation_stats::{Scope, Store};
-use waystation_tls::{Secret, SecretTable};
+use waystation_tls::{Secret, SecretKind, SecretTable};
 use waystation_upstream::Cluster;
 use waystation_upstream::stats::TrafficStats;
 
 use crate::cli::options::Options;
+use crate::config_source::Backing;
 use crate::http::filters::discovered::DiscoveredFilter;
 use crate::http::stats::RouterStats;
 use crate::manager::scopes::ScopeMap;
@@ -57,12 +60,19 @@ pub struct Shared {
     /// Whether the operator failed the health check (`/healthcheck/fail`).
     health_check_failed: AtomicBool,
     phase: AtomicU8,
+    /// What the bootstrap has for config sources to name.
+    pub backing: Arc<Backing>,
+    /// The secrets of the bootstrap by name, compiled where they are used: what nobody uses is not read.
+    pub static_secrets: OnceLock<StaticSecrets>,
     /// What requests wait for.
     pub on_demand: OnDemand,
     /// Downstream connections now open, and how many there may be.
     pub downstream: Arc<Connections>,
     next_connection: AtomicU64,
 }
+
+/// Secrets of the bootstrap.
+pub type StaticSecrets = HashMap<(SecretKind, String), SecretProto>;
 
 /// What `/ready` and `server.state` say.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -92,7 +102,7 @@ impl ServerState {
 
 impl Shared {
     /// The shared state of a process that has not loaded any resource yet.
-    pub fn new(stats: Store, node: NodeInfo, options: &Options) -> Arc<Self> {
+    pub fn new(stats: Store, node: NodeInfo, backing: Backing, options: &Options) -> Arc<Self> {
         let flush_bytes = options.file_flush_min_size_kb as usize * 1024;
         let runtime = Runtime::new();
         Arc::new(Self {
@@ -121,6 +131,8 @@ impl Shared {
             start: Instant::now(),
             health_check_failed: AtomicBool::new(false),
             phase: AtomicU8::new(ServerState::PreInitializing as u8),
+            backing: Arc::new(backing),
+            static_secrets: OnceLock::new(),
             on_demand: OnDemand::new(),
             next_connection: AtomicU64::new(0),
         })
@@ -365,22 +377,37 @@ pub fn scopes_key(source: &core::ConfigSource, rds: Option<&core::ConfigSource>,
 impl waystation_tls::Secrets for CompileContext<'_> {
     fn secret(
         &self,
+        kind: SecretKind,
         source: Option<&core::ConfigSource>,
         name: &str,
     ) -> Result<Arc<Cell<Secret>>, ConfigError> {
         match source {
             Some(source) => Ok(self.secret_cell(source, name)),
             None => {
-                let cell = self.shared.secrets.find(&static_secret(name)).filter(|cell| cell.is_set());
-                cell.ok_or_else(|| ConfigError::new(format!("Unknown static secret: {name}")))
+                // The key of a secret of the bootstrap, which has no source.
+                let cell = self.shared.secrets.cell(&format!("{name}@static {}", kind.name()));
+                if !cell.is_set() {
+                    let secrets = self.shared.static_secrets.get();
+                    let proto = secrets.and_then(|secrets| secrets.get(&(kind, name.to_owned())));
+                    let proto = proto.ok_or_else(|| unknown_secret(kind, name))?;
+                    let secret = Secret::compile(proto).at(|| format!("static_resources.secrets[{name}]"))?;
+                    cell.set(Some(Arc::new(secret)));
+                }
+                Ok(cell)
             }
         }
     }
 }
 
-/// The key of a secret of the bootstrap, which has no source.
-pub fn static_secret(name: &str) -> String {
-    format!("{name}@static")
+/// In Envoy's words, which differ by kind.
+fn unknown_secret(kind: SecretKind, name: &str) -> ConfigError {
+    let what = match kind {
+        SecretKind::Certificate => "static secret",
+        SecretKind::Validation => "static certificate validation context",
+        SecretKind::TicketKeys => "tls session ticket keys",
+        SecretKind::Generic => "static generic secret",
+    };
+    ConfigError::new(format!("Unknown {what}: {name}"))
 }
 
 #[cfg(test)]
@@ -391,7 +418,9 @@ pub(crate) mod tests {
     /// A process without any configuration.
     pub(crate) fn shared() -> Arc<Shared> {
         match parse(["waystation".into(), "--config-yaml".into(), "{}".into()]) {
-            Ok(Command::Run(options)) => Shared::new(Store::default(), NodeInfo::default(), &options),
+            Ok(Command::Run(options)) => {
+                Shared::new(Store::default(), NodeInfo::default(), Backing::default(), &options)
+            }
             _ => panic!("the command line is valid"),
         }
     }

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use waystation::cli::options::{self, Command, Mode};
+use waystation::config_source::Backing;
 use waystation::context::Shared;
 use waystation::listener::accept;
 use waystation::manager::listeners::{Graceful, Listeners, Order};
@@ -86,7 +87,7 @@ impl House {
             Ok(Command::Run(options)) => options,
             _ => panic!("the command line is valid"),
         };
-        let shared = Shared::new(Store::default(), NodeInfo::default(), &options);
+        let shared = Shared::new(Store::default(), NodeInfo::default(), Backing::default(), &options);
         let (orders, to_obey) = mpsc::channel(64);
         let (handover, handed) = mpsc::channel(64);
         let worker = Worker::new(0, Arc::clone(&shared), Some(1));

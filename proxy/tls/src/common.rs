@@ -15,7 +15,7 @@ use waystation_schema::{At as _, ConfigError};
 use crate::Secrets;
 use crate::identity::Identity;
 use crate::parameters::{Parameters, TlsProtocol, cipher_name, group_name, version_name};
-use crate::secret::{Secret, ValidationPart};
+use crate::secret::{Secret, SecretKind, ValidationPart};
 use crate::validation::Validation;
 use crate::x509;
 
@@ -94,7 +94,7 @@ impl Common {
         let identities = if tls_certificates.is_empty() {
             for (index, config) in tls_certificate_sds_secret_configs.iter().enumerate() {
                 let at = || format!("tls_certificate_sds_secret_configs[{index}]");
-                cells.push(secret_cell(config, secrets).at(at)?);
+                cells.push(secret_cell(SecretKind::Certificate, config, secrets).at(at)?);
             }
             Identities::Secrets(tls_certificate_sds_secret_configs.len())
         } else if tls_certificate_sds_secret_configs.is_empty() {
@@ -117,7 +117,7 @@ impl Common {
             }
             Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => {
                 let at = || "validation_context_sds_secret_config";
-                cells.push(secret_cell(config, secrets).at(at)?);
+                cells.push(secret_cell(SecretKind::Validation, config, secrets).at(at)?);
                 ValidationSource::Secret
             }
             Some(ValidationContextType::CombinedValidationContext(combined)) => {
@@ -214,6 +214,7 @@ impl Common {
 
 /// The cell that `config` names.
 pub(crate) fn secret_cell(
+    kind: SecretKind,
     config: &pb::SdsSecretConfig,
     secrets: &dyn Secrets,
 ) -> Result<Arc<Cell<Secret>>, ConfigError> {
@@ -221,7 +222,7 @@ pub(crate) fn secret_cell(
     if name.is_empty() {
         return Err(ConfigError::field("name", "value length must be at least 1 characters"));
     }
-    secrets.secret(sds_config.as_ref(), name)
+    secrets.secret(kind, sds_config.as_ref(), name)
 }
 
 /// What both sides tell of a finished handshake.
@@ -272,7 +273,8 @@ fn compile_combined(
     let config = validation_context_sds_secret_config
         .as_ref()
         .ok_or_else(|| required("validation_context_sds_secret_config"))?;
-    cells.push(secret_cell(config, secrets).at(|| "validation_context_sds_secret_config")?);
+    let cell = secret_cell(SecretKind::Validation, config, secrets);
+    cells.push(cell.at(|| "validation_context_sds_secret_config")?);
     Ok(ValidationSource::Combined(Box::new(default)))
 }
 

@@ -30,7 +30,7 @@ use waystation_filter_api::cell::{Cell, CellTable};
 use waystation_schema::ConfigError;
 
 pub use client::{ClientContext, ClientOptions};
-pub use secret::{GenericSecret, Secret};
+pub use secret::{GenericSecret, Secret, SecretKind};
 pub use server::ServerContext;
 
 /// Secrets by name; a context that refers to one holds its cell and follows rotations.
@@ -41,6 +41,7 @@ pub trait Secrets {
     /// The cell of a secret that comes from `source`; a static secret of the bootstrap when there is no source.
     fn secret(
         &self,
+        kind: SecretKind,
         source: Option<&core::ConfigSource>,
         name: &str,
     ) -> Result<Arc<Cell<Secret>>, ConfigError>;

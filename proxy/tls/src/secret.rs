@@ -23,6 +23,42 @@ pub struct Secret {
     watched: Vec<PathBuf>,
 }
 
+/// The kinds of secrets. Those of the bootstrap have a name space each.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum SecretKind {
+    /// `tls_certificate`
+    Certificate,
+    /// `validation_context`
+    Validation,
+    /// `session_ticket_keys`
+    TicketKeys,
+    /// `generic_secret`
+    Generic,
+}
+
+impl SecretKind {
+    /// What a secret is; nothing when its type is not set.
+    pub fn of(proto: &pb::Secret) -> Option<Self> {
+        use pb::secret::Type;
+        Some(match proto.r#type.as_ref()? {
+            Type::TlsCertificate(_) => Self::Certificate,
+            Type::ValidationContext(_) => Self::Validation,
+            Type::SessionTicketKeys(_) => Self::TicketKeys,
+            Type::GenericSecret(_) => Self::Generic,
+        })
+    }
+
+    /// As Envoy's messages name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Certificate => "TlsCertificate",
+            Self::Validation => "CertificateValidationContext",
+            Self::TicketKeys => "TlsSessionTicketKeys",
+            Self::Generic => "GenericSecret",
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Kind {
     Certificate(Arc<Identity>),

@@ -20,7 +20,7 @@ use crate::common::{self, Common, secret_cell};
 use crate::follow::Follower;
 use crate::identity::Identity;
 use crate::parameters::TlsProtocol;
-use crate::secret::{Secret, describe_authority, describe_identity, unix_now};
+use crate::secret::{Secret, SecretKind, describe_authority, describe_identity, unix_now};
 use crate::session::{RandomTickets, SESSION_TIMEOUT, Sessions, TicketKeys, Tickets};
 use crate::stats::Stats;
 use crate::validation::verifier::{Role, Verifier};
@@ -119,7 +119,7 @@ impl ServerContext {
             }
             Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(config)) => {
                 let at = || "session_ticket_keys_sds_secret_config";
-                cells.push(secret_cell(config, secrets).at(at)?);
+                cells.push(secret_cell(SecretKind::TicketKeys, config, secrets).at(at)?);
                 TicketSource::Secret
             }
         };

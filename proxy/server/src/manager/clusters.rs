@@ -248,6 +248,7 @@ impl Clusters {
         let eds = match &cluster.discovery {
             Discovery::Eds(settings) => {
                 let mut subscribe = || {
+                    self.shared.backing.check(&ResourceType::ClusterLoadAssignment, &settings.source)?;
                     let (source, init_fetch_timeout) = config_source::compile(&settings.source)?;
                     let spec = SubscriptionSpec {
                         kind: ResourceType::ClusterLoadAssignment,

@@ -10,16 +10,20 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use envoy_types::pb::envoy::admin::v3 as admin_pb;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as BootstrapProto;
+use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretProto;
 use prost::Message as _;
 use waystation_filter_api::address::Address;
-use waystation_filter_api::cell::Cell;
 use waystation_schema::{At as _, ConfigError};
-use waystation_tls::Secret;
+use waystation_tls::SecretKind;
 use waystation_upstream::discovery::ResolverSettings;
-use waystation_xds::{Client, Event, Interest, ResourceType, SubId, SubscriptionSpec};
+use waystation_xds::{
+    Client, Event, GrpcService, GrpcSource, Interest, Protocol, ResourceType, Source, SubId, SubscribeError,
+    SubscriptionSpec,
+};
 
 use super::clusters::Clusters;
 use super::dump::Dumped;
@@ -31,9 +35,9 @@ use super::secret_files::SecretFiles;
 use super::subscription_stats::Counters;
 use crate::admin::config_dump::{ConfigSnapshot, ResourceDump, ScopesDump};
 use crate::bootstrap::Bootstrap;
-use crate::cli::options::Options;
-use crate::config_source;
-use crate::context::{Shared, static_secret};
+use crate::cli::options::{Mode, Options};
+use crate::config_source::{self, Backing};
+use crate::context::{Shared, StaticSecrets};
 use crate::dns::DnsEvent;
 use crate::on_demand::{Question, Wanted};
 use crate::overload;
@@ -76,8 +80,8 @@ pub struct Configuration {
     listeners: Listeners,
     needs: Needs,
     on_demand: OnDemand,
-    /// Held for the life of the process: their cells have no other owner until somebody refers to them.
-    static_secrets: Vec<(Arc<Cell<Secret>>, String, Dumped)>,
+    /// For `/config_dump`.
+    static_secrets: Vec<(String, Dumped)>,
     secret_files: SecretFiles,
     layers: RuntimeLayers,
     purposes: HashMap<SubId, Purpose>,
@@ -136,30 +140,20 @@ impl Configuration {
         let encoded = Bytes::from([&*wire, &identity.encode_to_vec()].concat());
         let resources = proto.static_resources.take().unwrap_or_default();
         let dynamic = proto.dynamic_resources.clone().unwrap_or_default();
-        let ads = match &dynamic.ads_config {
-            Some(api) => {
-                match config_source::api_source(api).at(|| "dynamic_resources.ads_config").map_err(text)? {
-                    waystation_xds::Source::Grpc(source) => Some(source),
-                    _ => return Err("dynamic_resources.ads_config: ADS needs a gRPC api_type".to_owned()),
+        let serving = options.mode != Mode::Validate;
+        let ads = ads_source(&dynamic, &shared.backing, serving).map_err(text)?;
+        for (kind, place, source) in own_sources(&dynamic, &layers) {
+            let compile = || {
+                let (compiled, _) = config_source::compile(source)?;
+                if serving || kind != ResourceType::Listener {
+                    shared.backing.check(&kind, source)?;
                 }
-            }
-            None => None,
-        };
-        let uses_grpc = ads.is_some() || dynamic.cds_config.is_some() || dynamic.lds_config.is_some();
-        if uses_grpc && ads.is_some() && (node.id.is_empty() || node.cluster.is_empty()) {
-            return Err("node 'id' and 'cluster' are required. Set it either in 'node' config or via \
-                        --service-node and --service-cluster options."
-                .to_owned());
-        }
-        let subscribed = [("cds_config", &dynamic.cds_config), ("lds_config", &dynamic.lds_config)];
-        for (field, source) in
-            subscribed.into_iter().filter_map(|(field, source)| Some((field, source.as_ref()?)))
-        {
-            let (source, _) =
-                config_source::compile(source).at(|| format!("dynamic_resources.{field}")).map_err(text)?;
-            if matches!(source, waystation_xds::Source::Ads) && ads.is_none() {
-                return Err(format!("dynamic_resources.{field}: ADS without an ads_config"));
-            }
+                match compiled {
+                    Source::Ads if ads.is_none() => Err(ConfigError::new(SubscribeError::NoAds.to_string())),
+                    _ => Ok(()),
+                }
+            };
+            compile().at(|| place).map_err(text)?;
         }
         let client = Client::new(
             waystation_xds::Options {
@@ -171,22 +165,14 @@ impl Configuration {
             xds_transport::transport(&shared),
         );
 
-        let mut static_secrets = Vec::with_capacity(resources.secrets.len());
-        for (i, secret) in resources.secrets.iter().enumerate() {
-            let compiled =
-                Secret::compile(secret).at(|| format!("static_resources.secrets[{i}]")).map_err(text)?;
-            let cell = shared.secrets.cell(&static_secret(&secret.name));
-            cell.set(Some(Arc::new(compiled)));
-            let dumped = Dumped::accepted(secret.encode_to_vec().into(), Arc::from(""));
-            static_secrets.push((cell, secret.name.clone(), dumped));
-        }
-
+        let static_secrets = static_secrets(resources.secrets, &shared).map_err(text)?;
         let manager = proto.cluster_manager.clone().unwrap_or_default();
         let resolver = ResolverSettings::of_bootstrap(&proto).map_err(text)?;
         let clusters = Clusters::new(&shared, &manager, &locality, resolver).map_err(text)?;
         let listeners = Listeners::new(&shared, options.concurrency, options.mode);
         let counters = Counters::new(&shared.stats.root(), dynamic.ads_config.is_some());
         let on_demand = OnDemand::new(&shared);
+        let needs = Needs::new(&shared);
         let mut configuration = Self {
             stats,
             shared,
@@ -195,7 +181,7 @@ impl Configuration {
             client,
             clusters,
             listeners,
-            needs: Needs::default(),
+            needs,
             on_demand,
             static_secrets,
             secret_files: SecretFiles::new(),
@@ -491,7 +477,7 @@ impl Configuration {
         let mut secrets: Vec<ResourceDump> = self
             .static_secrets
             .iter()
-            .map(|(_, name, dumped)| ResourceDump {
+            .map(|(name, dumped)| ResourceDump {
                 name: name.clone(),
                 dynamic: false,
                 warming: false,
@@ -531,6 +517,55 @@ impl Configuration {
             endpoints: if include_eds { self.clusters.dump_endpoints() } else { Vec::new() },
         }
     }
+}
+
+/// Compiles `ads_config`. Validation subscribes to nothing, so there a stream that is missing is no fault, as in Envoy: what
+/// is validated may be a part of a bootstrap.
+fn ads_source(
+    dynamic: &DynamicResources,
+    backing: &Backing,
+    serving: bool,
+) -> Result<Option<Arc<GrpcSource>>, ConfigError> {
+    let Some(api) = &dynamic.ads_config else {
+        let unused = || Arc::new(GrpcSource::new(Protocol::Delta, GrpcService::new("")));
+        return Ok((!serving).then(unused));
+    };
+    let compile = || match config_source::api_source(api)? {
+        Source::Grpc(source) => backing.check_ads(api).map(|()| source),
+        _ => Err(ConfigError::new("ADS needs a gRPC api_type")),
+    };
+    compile().at(|| "dynamic_resources.ads_config").map(Some)
+}
+
+/// The sources of what the server itself subscribes to, each with its place in the bootstrap.
+fn own_sources<'a>(
+    dynamic: &'a DynamicResources,
+    layers: &'a RuntimeLayers,
+) -> impl Iterator<Item = (ResourceType, String, &'a core::ConfigSource)> {
+    let runtime = layers.rtds().map(|(name, source)| {
+        (ResourceType::Runtime, format!("layered_runtime.layers[{name}].rtds_layer.rtds_config"), source)
+    });
+    let clusters = dynamic.cds_config.as_ref().map(|source| (ResourceType::Cluster, "cds_config", source));
+    let listeners = dynamic.lds_config.as_ref().map(|source| (ResourceType::Listener, "lds_config", source));
+    let resources = clusters.into_iter().chain(listeners);
+    runtime.chain(resources.map(|(kind, field, source)| (kind, format!("dynamic_resources.{field}"), source)))
+}
+
+/// Takes the secrets of the bootstrap up for whoever names them; two of one name and kind are refused.
+fn static_secrets(secrets: Vec<SecretProto>, shared: &Shared) -> Result<Vec<(String, Dumped)>, ConfigError> {
+    let mut dumps: Vec<(String, Dumped)> = Vec::with_capacity(secrets.len());
+    let mut by_name = StaticSecrets::with_capacity(secrets.len());
+    for (i, secret) in secrets.into_iter().enumerate() {
+        dumps.push((secret.name.clone(), Dumped::accepted(secret.encode_to_vec().into(), Arc::from(""))));
+        let refuse = |reason: String| ConfigError::new(reason).at(format!("static_resources.secrets[{i}]"));
+        let kind = SecretKind::of(&secret).ok_or_else(|| refuse("Secret type not implemented".to_owned()))?;
+        if let Some(earlier) = by_name.insert((kind, secret.name.clone()), secret) {
+            return Err(refuse(format!("Duplicate static {} secret name {}", kind.name(), earlier.name)));
+        }
+    }
+    // The process has one configuration, which is loaded once.
+    let _ = shared.static_secrets.set(by_name);
+    Ok(dumps)
 }
 
 fn unix_ms(time: SystemTime) -> u64 {

@@ -20,13 +20,14 @@ use super::on_demand::Waiters;
 use super::scopes::{Changed, ScopeMap};
 use super::virtual_hosts::{VirtualHosts, names_of};
 use super::warming::Waits;
-use crate::config_source;
+use crate::config_source::{self, Backing};
 use crate::context::{Need, Shared};
 use crate::on_demand::{Answer, Reply};
 
 /// All needed resources.
 #[derive(Debug, Default)]
 pub struct Needs {
+    backing: Arc<Backing>,
     by_key: HashMap<String, Needed>,
     by_sub: HashMap<SubId, String>,
     /// Subscriptions that are not counted yet.
@@ -44,6 +45,11 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// None yet.
+    pub fn new(shared: &Shared) -> Self {
+        Self { backing: Arc::clone(&shared.backing), ..Self::default() }
+    }
+
     /// Takes one more reference to each of `needs`, subscribing to those that nobody held.
     pub fn hold(&mut self, needs: &[Need], client: &mut Client) -> Result<(), ConfigError> {
         for (i, need) in needs.iter().enumerate() {
@@ -63,6 +69,7 @@ impl Needs {
             return Ok(());
         }
         let (kind, source, name, slot) = parts(need);
+        self.backing.check(&kind, source)?;
         let (source, init_fetch_timeout) = config_source::compile(source)?;
         let spec = SubscriptionSpec {
             kind,
@@ -311,8 +318,9 @@ impl Needs {
         let fresh = match source {
             None => None,
             Some(proto) => {
-                let (source, init_fetch_timeout) =
-                    config_source::compile(proto).at(|| "vhds.config_source")?;
+                let checked = self.backing.check(&ResourceType::VirtualHost, proto);
+                let compiled = checked.and_then(|()| config_source::compile(proto));
+                let (source, init_fetch_timeout) = compiled.at(|| "vhds.config_source")?;
                 let spec = SubscriptionSpec {
                     kind: ResourceType::VirtualHost,
                     source,

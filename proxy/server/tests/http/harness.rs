@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 use waystation::cli::options::{self, Command, Options};
+use waystation::config_source::Backing;
 use waystation::context::{CompileContext, Shared};
 use waystation::drain::DrainHandle;
 use waystation::http::{Hcm, serve_connection};
@@ -440,7 +441,7 @@ typed_extension_protocol_options:
         filter: Option<Arc<dyn HttpFilterFactory>>,
     ) -> Self {
         let store = Store::default();
-        let shared = Shared::new(store, NodeInfo::default(), &options());
+        let shared = Shared::new(store, NodeInfo::default(), Backing::default(), &options());
         let cluster = format!(
             "name: up\ntype: STATIC\nconnect_timeout: 1s\nload_assignment: {{cluster_name: up, endpoints: [{{lb_endpoints: \
              [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]}}\n{cluster}",

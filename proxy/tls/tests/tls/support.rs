@@ -18,7 +18,7 @@ use waystation_filter_api::cell::Cell;
 use waystation_filter_api::connection::TlsInfo;
 use waystation_schema::ConfigError;
 use waystation_stats::Store;
-use waystation_tls::{ClientContext, ClientOptions, Secret, SecretTable, Secrets, ServerContext};
+use waystation_tls::{ClientContext, ClientOptions, Secret, SecretKind, SecretTable, Secrets, ServerContext};
 
 /// An authority.
 pub(crate) struct Authority {
@@ -174,6 +174,7 @@ pub(crate) struct World {
 impl Secrets for World {
     fn secret(
         &self,
+        _kind: SecretKind,
         _source: Option<&core::ConfigSource>,
         name: &str,
     ) -> Result<Arc<Cell<Secret>>, ConfigError> {
