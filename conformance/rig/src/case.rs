@@ -280,6 +280,8 @@ pub(crate) struct Step {
     pub(crate) wait: Option<BTreeMap<String, Value>>,
     /// Requests that upstreams must have seen.
     pub(crate) wait_seen: Option<BTreeMap<String, usize>>,
+    /// What the application log must come to say, as an expression.
+    pub(crate) wait_log: Option<String>,
     /// A request repeated until it answers so: `{get: .., status: N, body: text, header: "n: v"}`.
     pub(crate) until: Option<Until>,
     /// Files replaced by an atomic rename.
@@ -383,8 +385,10 @@ pub(crate) struct FrameSpec {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Exec {
     pub(crate) args: Vec<String>,
-    /// Written to `{{tmp}}/config.yaml` (text) or `config.json` (anything else).
+    /// Written to `{{tmp}}/config.yaml` (text) or `config.json` (anything else), or to the file named below.
     pub(crate) config: Option<Value>,
+    /// Another name for that file.
+    pub(crate) file: Option<String>,
     /// Expressions; each is recorded as found in stderr or not.
     pub(crate) stderr: Vec<String>,
     pub(crate) stdout: bool,

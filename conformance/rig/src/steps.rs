@@ -99,6 +99,9 @@ impl<'a> Steps<'a> {
         if let Some(wanted) = &step.wait_seen {
             return self.wait_seen(wanted).await.map(|()| Value::Null);
         }
+        if let Some(wanted) = &step.wait_log {
+            return self.wait_log(wanted).await.map(|()| Value::Null);
+        }
         if let Some(until) = &step.until {
             return self.until(until).await;
         }
@@ -492,6 +495,19 @@ impl<'a> Steps<'a> {
         }
     }
 
+    async fn wait_log(&mut self, wanted: &str) -> Result<()> {
+        let expression = Regex::new(&self.place.fill(wanted)?)?;
+        let log = self.proxy()?.stderr.clone();
+        let deadline = Instant::now() + PATIENCE;
+        while !expression.is_match(&std::fs::read_to_string(&log)?) {
+            if Instant::now() > deadline {
+                bail!("the log does not say {wanted:?}");
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
     async fn until(&mut self, until: &Until) -> Result<Value> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -537,6 +553,7 @@ impl<'a> Steps<'a> {
     async fn exec(&mut self, exec: &Exec) -> Result<Value> {
         if let Some(config) = &exec.config {
             let name = if config.is_string() { "config.yaml" } else { "config.json" };
+            let name = exec.file.as_deref().unwrap_or(name);
             std::fs::write(self.place.tmp.join(name), file_text(self.place, config)?)?;
         }
         let mut command = Command::new(self.binary);
