@@ -8,9 +8,10 @@ use crate::address::Address;
 use crate::filter_state::FilterState;
 use crate::value::Metadata;
 
-/// Facts about a connection that filters, matchers, routes and logs read. The transport itself travels beside it.
+/// Facts about a connection that filters, matchers, routes and logs read. The transport itself travels beside it. `S` is `()`
+/// on the way to another thread.
 #[derive(Debug)]
-pub struct ConnectionInfo {
+pub struct ConnectionInfo<S = FilterState> {
     /// Unique in this process (`%CONNECTION_ID%`).
     pub id: u64,
     /// When the connection was accepted.
@@ -44,7 +45,7 @@ pub struct ConnectionInfo {
     /// Metadata that listener filters or PROXY protocol TLVs set.
     pub metadata: RefCell<Metadata>,
     /// Filter state with the life of the connection.
-    pub filter_state: RefCell<FilterState>,
+    pub filter_state: RefCell<S>,
     /// Why the connection was ended, for `%CONNECTION_TERMINATION_DETAILS%`.
     pub termination_details: RefCell<Option<Box<str>>>,
     /// Why the transport failed, for `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
@@ -74,6 +75,33 @@ impl ConnectionInfo {
             filter_state: RefCell::default(),
             termination_details: RefCell::default(),
             transport_failure_reason: RefCell::default(),
+        }
+    }
+}
+
+impl<S> ConnectionInfo<S> {
+    /// The same with another filter state: one belongs to a thread, so that who moves a connection leaves it behind.
+    pub fn with_filter_state<T>(self, filter_state: T) -> ConnectionInfo<T> {
+        ConnectionInfo {
+            id: self.id,
+            start: self.start,
+            local_address: self.local_address,
+            direct_local_address: self.direct_local_address,
+            remote_address: self.remote_address,
+            direct_remote_address: self.direct_remote_address,
+            local_address_restored: self.local_address_restored,
+            requested_server_name: self.requested_server_name,
+            application_protocols: self.application_protocols,
+            transport_protocol: self.transport_protocol,
+            negotiated_protocol: self.negotiated_protocol,
+            tls: self.tls,
+            listener: self.listener,
+            filter_chain: self.filter_chain,
+            proxy_protocol_tlvs: self.proxy_protocol_tlvs,
+            metadata: self.metadata,
+            filter_state: RefCell::new(filter_state),
+            termination_details: self.termination_details,
+            transport_failure_reason: self.transport_failure_reason,
         }
     }
 }

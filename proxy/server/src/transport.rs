@@ -72,6 +72,14 @@ impl Socket {
         }
     }
 
+    /// The TCP socket without a runtime, and the bytes to be read first: for another thread. Nothing for a Unix socket.
+    pub fn into_std(self) -> Option<io::Result<(std::net::TcpStream, Bytes)>> {
+        match self.io {
+            SocketIo::Tcp(stream) => Some(stream.into_std().map(|stream| (stream, self.prefix))),
+            SocketIo::Unix(_) => None,
+        }
+    }
+
     /// Waits until the peer is gone, reading nothing. What has sent something may have closed one direction only and still
     /// wait for an answer: of that only a reset tells.
     pub async fn gone(&self) {

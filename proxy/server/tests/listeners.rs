@@ -3,7 +3,6 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,37 +68,46 @@ fn says(text: &str) -> String {
     format!("{DIRECT}{text}}}}}}}")
 }
 
-/// The manager on one side, a worker on the other.
+/// The manager on one side, workers on the other.
 struct House {
     shared: Arc<Shared>,
     listeners: Listeners,
     needs: Needs,
     client: Client,
-    orders: mpsc::Sender<Order>,
+    orders: Vec<mpsc::Sender<Order>>,
     now: Instant,
     _cluster: Arc<Cell<Cluster>>,
 }
 
 impl House {
     async fn new() -> Self {
+        Self::with_workers(1).await
+    }
+
+    async fn with_workers(workers: u32) -> Self {
         let args = ["waystation".into(), "--config-yaml".into(), "{}".into()];
         let options = match options::parse(args) {
             Ok(Command::Run(options)) => options,
             _ => panic!("the command line is valid"),
         };
         let shared = Shared::new(Store::default(), NodeInfo::default(), Backing::default(), &options);
-        let (orders, to_obey) = mpsc::channel(64);
-        let (handover, handed) = mpsc::channel(64);
-        let worker = Worker::new(0, Arc::clone(&shared), Some(1));
-        let at_work = accept::Listeners::new(Rc::clone(&worker), vec![handover].into());
-        tokio::task::spawn_local(at_work.run(to_obey, handed));
+        let (handovers, handed): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(64)).unzip();
+        let handovers: Arc<[_]> = handovers.into();
+        let start = |(index, handed)| {
+            let (orders, to_obey) = mpsc::channel(64);
+            let worker = Worker::new(index, Arc::clone(&shared), Some(1));
+            let at_work = accept::Listeners::new(worker, Arc::clone(&handovers));
+            tokio::task::spawn_local(at_work.run(to_obey, handed));
+            orders
+        };
+        let orders = (0..).zip(handed).map(start).collect();
         let client = Client::new(
             waystation_xds::Options { node: Default::default(), ads: None, seed: 1, unix_ms: 0 },
             xds_transport::transport(&shared),
         );
         Self {
             _cluster: cluster(&shared, echo().await),
-            listeners: Listeners::new(&shared, 1, Mode::Serve),
+            listeners: Listeners::new(&shared, workers, Mode::Serve),
             shared,
             needs: Needs::default(),
             client,
@@ -118,7 +126,9 @@ impl House {
 
     async fn send(&mut self, orders: Vec<Order>) {
         for order in orders {
-            self.orders.send(order).await.unwrap();
+            for worker in &self.orders {
+                worker.send(order.clone()).await.unwrap();
+            }
         }
     }
 
@@ -128,7 +138,7 @@ impl House {
         self.send(orders).await;
         let orders = self.listeners.expire(self.now, &mut self.needs, &mut self.client);
         self.send(orders).await;
-        while self.orders.capacity() < self.orders.max_capacity() {
+        while self.orders.iter().any(|worker| worker.capacity() < worker.max_capacity()) {
             tokio::task::yield_now().await;
         }
     }
@@ -315,6 +325,99 @@ fn a_redirected_connection_belongs_to_the_listener_that_serves_it() {
         house.now += DRAINED;
         house.settle().await;
         assert!(is_closed(&mut redirected).await);
+    });
+}
+
+#[test]
+fn a_redirected_connection_is_balanced_where_it_belongs() {
+    run(async {
+        let mut house = House::with_workers(2).await;
+        let pp = "{name: pp, typed_config: {'@type': type.googleapis.com/\
+                  envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol}}";
+        let server = format!(
+            "{{name: server, address: {{socket_address: {{address: 127.0.0.1, port_value: 9}}}}, stat_prefix: server, \
+             bind_to_port: false, connection_balance_config: {{exact_balance: {{}}}}, filter_chains: [{{filters: [{}]}}]}}",
+            proxy("s")
+        );
+        house.serve(&server).await;
+        let acceptor = format!(
+            "{{name: acceptor, address: {{{ANY_PORT}}}, enable_reuse_port: false, stat_prefix: acceptor, use_original_dst: true, \
+             listener_filters: [{pp}], filter_chains: [{{filters: [{}]}}]}}",
+            proxy("a")
+        );
+        house.add(&acceptor).unwrap();
+        // Only the first worker accepts.
+        for order in house.listeners.activate(house.now, &house.needs) {
+            house.orders[0].send(order).await.unwrap();
+        }
+        let address = house.listeners.active().next().unwrap().addresses[0].ip().unwrap();
+        let mut streams = Vec::new();
+        for _ in 0..4 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"PROXY TCP4 192.0.2.1 127.0.0.1 1 9\r\nearly").await.unwrap();
+            let mut back = [0; 5];
+            stream.read_exact(&mut back).await.unwrap();
+            assert_eq!(&back, b"early", "what was read with the header is not lost");
+            streams.push(stream);
+        }
+        for worker in ["worker_0", "worker_1"] {
+            assert_eq!(house.stat(&format!("listener.server.{worker}.downstream_cx_active")), 2, "{worker}");
+        }
+        assert_eq!(house.stat("listener.acceptor.downstream_cx_total"), 0);
+        let load = || house.listeners.active().map(|running| running.listener.load.total());
+        assert_eq!(load().collect::<Vec<_>>(), [0, 4]);
+        drop(streams);
+        while load().sum::<u64>() > 0 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn a_listener_that_cannot_listen_leaves_its_predecessor_and_the_others_alone() {
+    run(async {
+        let mut house = House::new().await;
+        let listener = |name: &str, ports: &[u16], text: &str| {
+            let address = |port: &u16| {
+                format!("address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}")
+            };
+            let (first, more) = ports.split_first().unwrap();
+            let more: Vec<_> = more.iter().map(|port| format!("{{{}}}", address(port))).collect();
+            format!(
+                "{{name: {name}, enable_reuse_port: false, {}, additional_addresses: [{}], filter_chains: [{{filters: [{}]}}]}}",
+                address(first),
+                more.join(", "),
+                says(text)
+            )
+        };
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (main, taken) = (free(), free());
+        house.serve(&listener("l", &[main.port()], "old")).await;
+        // The addresses are there when they are bound, and not any more when somebody is to accept.
+        house.add(&listener("l", &[main.port(), taken.port()], "new")).unwrap();
+        let thief = tokio::net::TcpSocket::new_v4().unwrap();
+        thief.set_reuseaddr(true).unwrap();
+        thief.bind(taken).unwrap();
+        let thief = thief.listen(1).unwrap();
+        house.add(&listener("other", &[free().port()], "other")).unwrap();
+        house.settle().await;
+        assert_eq!(house.stat("listener_manager.listener_create_failure"), 1);
+        assert_eq!(house.stat("listener_manager.total_listeners_active"), 2);
+        assert_eq!(house.stat("listener_manager.total_listeners_warming"), 0);
+        assert_eq!(house.stat("listener_manager.total_listeners_draining"), 0);
+        assert_eq!(what_is_said(main).await, "old");
+        let dump = house.listeners.dump();
+        let entry = dump.entries.iter().find(|entry| entry.name == "l").unwrap();
+        let error = &entry.error.as_ref().unwrap().details;
+        assert_eq!(*error, format!("cannot listen on '{taken}': Address already in use"));
+        // With the address given back it is only to be sent again.
+        drop(thief);
+        house.add(&listener("l", &[main.port(), taken.port()], "new")).unwrap();
+        house.settle().await;
+        for address in [main, taken] {
+            assert_eq!(what_is_said(address).await, "new");
+        }
+        assert_eq!(house.stat("listener_manager.total_listeners_active"), 2);
     });
 }
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -18,6 +18,7 @@ use tokio_rustls::rustls::server::Acceptor;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::cell::Held;
 use waystation_filter_api::connection::ConnectionInfo;
+use waystation_filter_api::filter_state::FilterState;
 use waystation_filter_api::flags::ResponseFlag;
 use waystation_filter_api::stream::StreamInfo;
 use waystation_format::{AccessLogType, FormatContext};
@@ -45,8 +46,21 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 pub struct Handover {
     listener: u64,
     stream: std::net::TcpStream,
-    peer: SocketAddr,
+    /// What has been read of it.
+    prefix: Bytes,
+    info: Box<ConnectionInfo<()>>,
     admitted: Admitted,
+    is_redirected: bool,
+}
+
+/// What a connection is on the way to its filter chain.
+#[derive(Debug)]
+struct Incoming {
+    socket: Socket,
+    info: Box<ConnectionInfo>,
+    admitted: Admitted,
+    /// It belongs to this listener by the address that it was meant for.
+    is_redirected: bool,
 }
 
 /// What a connection holds of the limits, as long as it is open.
@@ -165,7 +179,8 @@ impl Listeners {
                     // A client has no name of its own: Envoy gives it that of the socket.
                     let (local, remote) = (address.clone(), address.clone());
                     if let Some(admitted) = self.admit(&active.listener(), self.worker.index as usize) {
-                        self.spawn(active, Socket::unix(stream), local, remote, admitted);
+                        let (socket, info) = (Socket::unix(stream), self.info(local, remote));
+                        self.spawn(active, Incoming { socket, info, admitted, is_redirected: false });
                     }
                 }
                 Err(error) => accept_failed(&error).await,
@@ -182,23 +197,43 @@ impl Listeners {
         let own = self.worker.index as usize;
         let chosen = if listener.exact_balance { listener.load.least(own) } else { own };
         let Some(admitted) = self.admit(&listener, chosen) else { return };
+        let Ok(local) = stream.local_addr() else {
+            // The peer is gone already.
+            return;
+        };
+        let info = self.info(Address::Ip(local), Address::Ip(unmapped(peer)));
+        let socket = Socket::tcp(stream);
+        let incoming = Incoming { socket, info, admitted, is_redirected: false };
         if chosen == own {
-            return self.serve_tcp(active, stream, peer, admitted);
+            return self.spawn(active, incoming);
         }
-        // Fails only on a socket that is already dead.
-        let Ok(stream) = stream.into_std() else { return };
+        self.hand_over(active, &listener, incoming);
+    }
+
+    /// Gives a connection to the worker that it counts for.
+    fn hand_over(&self, active: &Active, listener: &Listener, incoming: Incoming) {
+        let Incoming { socket, info, admitted, is_redirected } = incoming;
+        let chosen = admitted.place.worker;
+        // Only TCP is balanced; and it fails only on a socket that is already dead.
+        let Some(Ok((stream, prefix))) = socket.into_std() else { return };
+        let info = Box::new(info.with_filter_state(()));
+        let handover = Handover { listener: active.id, stream, prefix, info, admitted, is_redirected };
         // A worker that is so far behind takes no more: the connection is dropped, and counted.
-        if self.handovers[chosen].try_send(Handover { listener: active.id, stream, peer, admitted }).is_err()
-        {
+        if self.handovers[chosen].try_send(handover).is_err() {
             listener.stats.downstream_cx_overflow().inc();
         }
     }
 
     fn take_over(&self, handover: Handover) {
+        let Handover { listener, stream, prefix, info, admitted, is_redirected } = handover;
         // It has gone since.
-        let Some(active) = self.find(handover.listener) else { return };
-        match TcpStream::from_std(handover.stream) {
-            Ok(stream) => self.serve_tcp(&active, stream, handover.peer, handover.admitted),
+        let Some(active) = self.find(listener) else { return };
+        match TcpStream::from_std(stream) {
+            Ok(stream) => {
+                let socket = Socket::tcp(stream).with_prefix(prefix);
+                let info = Box::new(info.with_filter_state(FilterState::default()));
+                self.spawn(&active, Incoming { socket, info, admitted, is_redirected });
+            }
             Err(error) => tracing::warn!(target: "conn_handler", "cannot take a connection over: {error}"),
         }
     }
@@ -216,40 +251,21 @@ impl Listeners {
         Some(Admitted { _connection: connection, place: Place::take(&listener.load, worker) })
     }
 
-    fn serve_tcp(&self, active: &Rc<Active>, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
-        let Ok(local) = stream.local_addr() else {
-            // The peer is gone already.
-            return;
-        };
-        // What an IPv4 client reached through an IPv6 socket (`ipv4_compat`) are IPv4 addresses, both of them.
-        let (local, peer) = (Address::Ip(unmapped(local)), Address::Ip(unmapped(peer)));
-        self.spawn(active, Socket::tcp(stream), local, peer, admitted);
+    fn info(&self, local: Address, remote: Address) -> Box<ConnectionInfo> {
+        // Boxed: each step of the way would keep room for it in the task, which stays as large while the connection is idle.
+        Box::new(ConnectionInfo::new(self.worker.connection_id(), Instant::now(), local, remote))
     }
 
-    fn spawn(
-        &self,
-        active: &Rc<Active>,
-        socket: Socket,
-        local: Address,
-        remote: Address,
-        admitted: Admitted,
-    ) {
-        // Boxed: each step of the way would keep room for it in the task, which stays as large while the connection is idle.
-        let info = Box::new(ConnectionInfo::new(self.worker.connection_id(), Instant::now(), local, remote));
+    fn spawn(&self, active: &Rc<Active>, incoming: Incoming) {
         let (listeners, active) = (self.handle(), Rc::clone(active));
-        tokio::task::spawn_local(async move { listeners.serve(active, socket, info, admitted).await });
+        tokio::task::spawn_local(async move { listeners.serve(active, incoming).await });
     }
 
     /// Listener filters, filter chain, network filter. What ends a connection is the end of the listener that it has got
     /// to, and from the filter chain on that of the chain.
-    async fn serve(
-        &self,
-        mut active: Rc<Active>,
-        mut socket: Socket,
-        mut info: Box<ConnectionInfo>,
-        mut admitted: Admitted,
-    ) {
-        let mut is_redirected = false;
+    async fn serve(&self, mut active: Rc<Active>, incoming: Incoming) {
+        let Incoming { mut socket, mut info, mut admitted, mut is_redirected } = incoming;
+        let own = self.worker.index as usize;
         let listener = loop {
             let listener = active.listener();
             info.listener = Arc::clone(&listener.name);
@@ -260,7 +276,7 @@ impl Listeners {
             let Some(inspected) = inspected else { return };
             socket = inspected;
             // A connection that was meant for another address belongs to the listener of that address, if there is one,
-            // with its listener filters.
+            // with its listener filters and its balance.
             let may_redirect = listener.use_original_dst && info.local_address_restored && !is_redirected;
             let other = may_redirect.then(|| self.listener_of(&info.local_address)).flatten();
             match other.filter(|other| !Rc::ptr_eq(other, &active)) {
@@ -268,7 +284,15 @@ impl Listeners {
                 None => break listener,
             }
             is_redirected = true;
-            admitted.place = Place::take(&active.listener().load, admitted.place.worker);
+            let target = active.listener();
+            // Filter state belongs to this thread.
+            let may_move = socket.as_tcp().is_some() && info.filter_state.borrow().is_empty();
+            let is_balanced = target.exact_balance && may_move;
+            let chosen = if is_balanced { target.load.least(own) } else { own };
+            admitted.place = Place::take(&target.load, chosen);
+            if chosen != own {
+                return self.hand_over(&active, &target, Incoming { socket, info, admitted, is_redirected });
+            }
         };
         let Some(state) = active.chain_of(&info) else {
             listener.stats.no_filter_chain_match().inc();
