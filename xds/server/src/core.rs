@@ -136,6 +136,12 @@ impl Core {
     pub fn streams(&self) -> impl Iterator<Item = StreamStatus> {
         self.streams.values().map(Stream::status)
     }
+
+    /// How many resources, there or not, are remembered for the clients.
+    #[cfg(test)]
+    fn held(&self) -> usize {
+        self.streams.values().map(Stream::held).sum()
+    }
 }
 
 /// The assignments of EDS clusters that are new or changed.

@@ -84,9 +84,11 @@ pub(crate) fn parse(format: Format, text: &[u8]) -> Result<Content, Fault> {
     }
     let mut names = HashSet::new();
     for Located { resource, line, column } in &content.resources {
-        if !names.insert((resource.kind(), resource.name())) {
-            let reason = format!("a second {resource} in this file");
-            return Err(Fault { line: *line, column: *column, reason });
+        for name in resource.names() {
+            if !names.insert((resource.kind(), name)) {
+                let reason = format!("a second {:?} {name} in this file", resource.kind());
+                return Err(Fault { line: *line, column: *column, reason });
+            }
         }
     }
     Ok(content)

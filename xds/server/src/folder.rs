@@ -118,14 +118,16 @@ impl Folder {
                     for Located { resource, line, column } in
                         content.iter().flat_map(|content| &content.resources)
                     {
-                        let owner = *owners.entry((resource.kind(), resource.name())).or_insert(path);
-                        if owner != path && is_candidate {
-                            let reason = format!("{resource} is in {owner}, too");
-                            losers.entry(path.clone()).or_insert(Fault {
-                                line: *line,
-                                column: *column,
-                                reason,
-                            });
+                        for name in resource.names() {
+                            let owner = *owners.entry((resource.kind(), name)).or_insert(path);
+                            if owner != path && is_candidate {
+                                let reason = format!("{:?} {name} is in {owner}, too", resource.kind());
+                                losers.entry(path.clone()).or_insert(Fault {
+                                    line: *line,
+                                    column: *column,
+                                    reason,
+                                });
+                            }
                         }
                     }
                 }
@@ -261,5 +263,29 @@ mod tests {
         // Two files swap their names.
         let (served, _) = update(&mut folder, &[("1.yaml", &a), ("2.yaml", &cluster("b", 1))]);
         assert_eq!(served.unwrap(), "a b");
+    }
+
+    #[test]
+    fn an_alias_is_a_name() {
+        let host = |name: &str, aliases: &str| {
+            format!(
+                "'@type': type.googleapis.com/envoy.service.discovery.v3.Resource\nname: {name}\n\
+                 aliases: [{aliases}]\nresource:\n  '@type': type.googleapis.com/envoy.config.route.v3.VirtualHost\n  \
+                 name: {name}\n  domains: [{name}.example]\n"
+            )
+        };
+        let mut folder = Folder::default();
+        let first = host("rc/a", "rc/x");
+        let (served, notices) = update(&mut folder, &[("1.yaml", &first), ("2.yaml", &host("rc/b", "rc/x"))]);
+        assert_eq!(served.unwrap(), "rc/a");
+        let expected = "2.yaml:4:1: VirtualHost rc/x is in 1.yaml, too; nothing of it is served";
+        assert!(notices.contains(&expected.to_owned()), "{notices:?}");
+        // Nor may an alias hide another one's own name.
+        let (served, notices) = update(&mut folder, &[("1.yaml", &first), ("2.yaml", &host("rc/x", "rc/y"))]);
+        assert_eq!((served, notices), (None, vec![expected.to_owned()]));
+        let twice = host("rc/b", "rc/y, rc/y");
+        let (_, notices) = update(&mut folder, &[("1.yaml", &first), ("2.yaml", &twice)]);
+        let expected = "2.yaml:4:1: a second VirtualHost rc/y in this file; nothing of it is served";
+        assert_eq!(notices, [expected]);
     }
 }

@@ -44,6 +44,11 @@ impl Resource {
         &self.aliases
     }
 
+    /// All names that it is asked for by: its own first.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        std::iter::once(&self.name).chain(&self.aliases)
+    }
+
     /// The type.
     pub fn kind(&self) -> &ResourceType {
         &self.kind

@@ -39,7 +39,8 @@ impl Snapshot {
 }
 
 impl FromIterator<Arc<Resource>> for Snapshot {
-    /// The last of several resources with one type and name, or alias, counts; files that name one twice never get here.
+    /// The last of several resources with one type and name or alias counts. From a folder there is but one: of files that
+    /// say one twice only the first gets here.
     fn from_iter<I: IntoIterator<Item = Arc<Resource>>>(resources: I) -> Self {
         let mut snapshot = Self::default();
         for resource in resources {

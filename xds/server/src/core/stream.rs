@@ -171,6 +171,11 @@ impl Stream {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.feeds.iter().map(Feed::held).sum()
+    }
+
     pub(super) fn status(&self) -> StreamStatus {
         let node = self.node.clone().unwrap_or_default();
         StreamStatus {

@@ -229,4 +229,12 @@ fn virtual_hosts_by_their_aliases() {
     rig.ack(&VHDS);
     rig.change(&VHDS, &[], &["rc/c", "rc/b"], &[]);
     assert_eq!(briefs(&rig.publish(world("4", &["rc/a", "rc/c"]))), ["VirtualHost rc/all"]);
+    rig.ack(&VHDS);
+    // Names that a client makes up leave nothing behind when it gives them up: asked for again, each is news.
+    for _ in 0..2 {
+        assert_eq!(briefs(&rig.change(&VHDS, &["rc/made-up"], &[], &[])), ["VirtualHost rc/made-up?"]);
+        rig.ack(&VHDS);
+        assert_eq!(briefs(&rig.change(&VHDS, &[], &["rc/made-up"], &[])), [""; 0]);
+        assert_eq!(rig.core.held(), 1, "rc/all alone");
+    }
 }
