@@ -399,15 +399,17 @@ impl ResolverSettings {
     }
 
     fn compile_legacy(proto: &pb::Cluster, default: &Self) -> Result<Self, ConfigError> {
-        let (resolvers, tcp, config) =
-            (&proto.dns_resolvers, proto.use_tcp_for_dns_lookups, proto.dns_resolution_config.as_ref());
-        match config {
+        // Without servers of its own a cluster has the bootstrap's resolver as it is, options and all.
+        match &proto.dns_resolution_config {
+            Some(config) if config.resolvers.is_empty() => Ok(default.clone()),
             Some(config) => Self::compile_resolution(config).at(|| "dns_resolution_config"),
-            None if resolvers.is_empty() && !tcp => Ok(default.clone()),
-            None => {
-                let servers = servers(resolvers).at(|| "dns_resolvers")?;
-                Ok(Self { servers, tcp, no_search_domain: false, as_fallback: false })
-            }
+            None if proto.dns_resolvers.is_empty() => Ok(default.clone()),
+            None => Ok(Self {
+                servers: servers(&proto.dns_resolvers).at(|| "dns_resolvers")?,
+                tcp: proto.use_tcp_for_dns_lookups,
+                no_search_domain: false,
+                as_fallback: false,
+            }),
         }
     }
 }

@@ -381,6 +381,19 @@ fn the_bootstraps_resolver_is_for_clusters_without_their_own() {
         settings(&rig).resolver.clone()
     };
     assert_eq!(resolver_of(&|_| {}), environment.resolver);
+    // Envoy gives a cluster a resolver of its own for servers only.
+    assert_eq!(resolver_of(&|proto| proto.use_tcp_for_dns_lookups = true), environment.resolver);
+    let options = core::DnsResolutionConfig {
+        dns_resolver_options: Some(core::DnsResolverOptions {
+            use_tcp_for_dns_lookups: true,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    assert_eq!(
+        resolver_of(&|proto| proto.dns_resolution_config = Some(options.clone())),
+        environment.resolver
+    );
     let own = resolver_of(&|proto| proto.dns_resolvers = vec![server("10.0.0.2")]);
     assert_eq!(own.servers, ["10.0.0.2:53".parse().unwrap()]);
 }
