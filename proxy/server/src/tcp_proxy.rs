@@ -30,8 +30,8 @@ use crate::jitter::{back_off, spread};
 use crate::manager::on_demand;
 use crate::manager::subscription_stats::SubscriptionStats;
 use crate::on_demand::{Answer, Places, Wanted};
-use crate::pool::connect::{ConnectError, ConnectOptions, connect};
-use crate::transport::Transport;
+use crate::pool::connect::{ConnectError, ConnectOptions, ConnectionGuard, connect};
+use crate::transport::{Socket, Transport};
 use crate::worker::{Sharing, Worker};
 
 /// Envoy's default idle timeout of a session.
@@ -327,85 +327,20 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
         info.flags.set(ResponseFlag::NoRouteFound);
         return;
     };
-    let local = worker.cluster(&target.cluster);
     let deadline = proxy
         .max_duration
         .map(|longest| info.start + spread(longest, proxy.max_duration_jitter, worker.random()));
-    if let (None, Some(discovery)) = (local.get(), &proxy.on_demand) {
-        // Who waits holds a place: not for a client that is gone.
-        tokio::select! {
-            answer = discovery.fetch(worker, target.cluster.name()) => if answer == Answer::Full {
-                info.flags.set(ResponseFlag::UpstreamOverflow);
-                return;
-            },
-            () = down.socket().gone() => return,
-            () = until(deadline) => {
-                proxy.stats.max_downstream_connection_duration().inc();
-                info.flags.set(ResponseFlag::DurationTimeout);
-                return;
-            }
-        }
-    }
-    let Some(cluster) = local.get() else {
-        proxy.stats.downstream_cx_no_route().inc();
-        info.flags.set(ResponseFlag::NoClusterFound);
-        return;
-    };
-    info.upstream.cluster = Some(Rc::clone(&cluster) as _);
-    let hash = proxy.hash_source_ip.then(|| source_hash(&info.connection.remote_address)).flatten();
-    let mut attempts = 0;
-    let (mut up, mut guard) = loop {
-        let destination = info.connection.local_address_restored.then_some(&info.connection.local_address);
-        let pick = PickContext {
-            hash,
-            metadata_match: target.metadata_match.as_ref(),
-            original_destination: Some(OriginalDestination {
-                local_address: destination,
-                ..Default::default()
-            }),
-            ..PickContext::default()
-        };
-        let Ok(pool) = local.pick(worker, &cluster, &pick, Sharing::default(), Instant::now()) else {
-            cluster.stats.upstream_cx_none_healthy().inc();
-            info.flags.set(ResponseFlag::NoHealthyUpstream);
+    let connected = tokio::select! {
+        connected = establish(worker, proxy, target, down.socket(), info) => connected,
+        // Who has only closed its own direction may wait for what upstream says.
+        () = down.socket().reset() => return,
+        () = until(deadline) => {
+            proxy.stats.max_downstream_connection_duration().inc();
+            info.flags.set(ResponseFlag::DurationTimeout);
             return;
-        };
-        let host = pool.host();
-        let options = ConnectOptions { downstream: Some(&info.connection), ..ConnectOptions::default() };
-        match connect(worker, &cluster, &host, options).await {
-            Ok((transport, facts, guard)) => {
-                info.upstream.host = Some(Rc::clone(&host) as _);
-                info.upstream.attempts = attempts + 1;
-                info.upstream.local_address = facts.local_address;
-                info.upstream.connection_id = Some(facts.id);
-                info.upstream.tls = facts.tls;
-                break (transport, guard);
-            }
-            Err(ConnectError::Overflow) => {
-                info.flags.set(ResponseFlag::UpstreamOverflow);
-                return;
-            }
-            Err(error) => {
-                attempts += 1;
-                info.upstream.attempts = attempts;
-                info.upstream.host = Some(Rc::clone(&host) as _);
-                if let ConnectError::Failed { reason, .. } = error {
-                    info.upstream.transport_failure_reason = Some(reason.into_string().into());
-                }
-                if attempts >= proxy.max_connect_attempts {
-                    info.flags.set(ResponseFlag::UpstreamConnectionFailure);
-                    if proxy.max_connect_attempts > 1 {
-                        cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
-                        info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
-                    }
-                    return;
-                }
-                if let Some((base, max)) = proxy.back_off {
-                    tokio::time::sleep(back_off(base, max, attempts, worker.random())).await;
-                }
-            }
         }
     };
+    let Some((mut up, mut guard)) = connected else { return };
     if proxy.log_on_connect {
         proxy.log(info, AccessLogType::TcpUpstreamConnected, worker.random());
     }
@@ -422,6 +357,87 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
         End::Upstream(_) => {
             guard.remote = true;
             info.flags.set(ResponseFlag::UpstreamRemoteReset);
+        }
+    }
+}
+
+/// A connection to a host of the target's cluster; `None` when there is none, which `info` then tells.
+async fn establish(
+    worker: &Worker,
+    proxy: &TcpProxy,
+    target: &Target,
+    client: &Socket,
+    info: &mut StreamInfo,
+) -> Option<(Transport, ConnectionGuard)> {
+    let local = worker.cluster(&target.cluster);
+    if let (None, Some(discovery)) = (local.get(), &proxy.on_demand) {
+        // Who waits holds a place: not for a client that is gone.
+        tokio::select! {
+            answer = discovery.fetch(worker, target.cluster.name()) => if answer == Answer::Full {
+                info.flags.set(ResponseFlag::UpstreamOverflow);
+                return None;
+            },
+            () = client.gone() => return None,
+        }
+    }
+    let Some(cluster) = local.get() else {
+        proxy.stats.downstream_cx_no_route().inc();
+        info.flags.set(ResponseFlag::NoClusterFound);
+        return None;
+    };
+    info.upstream.cluster = Some(Rc::clone(&cluster) as _);
+    let hash = proxy.hash_source_ip.then(|| source_hash(&info.connection.remote_address)).flatten();
+    let mut attempts = 0;
+    loop {
+        let destination = info.connection.local_address_restored.then_some(&info.connection.local_address);
+        let pick = PickContext {
+            hash,
+            metadata_match: target.metadata_match.as_ref(),
+            original_destination: Some(OriginalDestination {
+                local_address: destination,
+                ..Default::default()
+            }),
+            ..PickContext::default()
+        };
+        let Ok(pool) = local.pick(worker, &cluster, &pick, Sharing::default(), Instant::now()) else {
+            cluster.stats.upstream_cx_none_healthy().inc();
+            info.flags.set(ResponseFlag::NoHealthyUpstream);
+            return None;
+        };
+        let host = pool.host();
+        let options = ConnectOptions { downstream: Some(&info.connection), ..ConnectOptions::default() };
+        match connect(worker, &cluster, &host, options).await {
+            Ok((transport, facts, guard)) => {
+                info.upstream.host = Some(Rc::clone(&host) as _);
+                info.upstream.attempts = attempts + 1;
+                info.upstream.local_address = facts.local_address;
+                info.upstream.connection_id = Some(facts.id);
+                info.upstream.tls = facts.tls;
+                return Some((transport, guard));
+            }
+            Err(ConnectError::Overflow) => {
+                info.flags.set(ResponseFlag::UpstreamOverflow);
+                return None;
+            }
+            Err(error) => {
+                attempts += 1;
+                info.upstream.attempts = attempts;
+                info.upstream.host = Some(Rc::clone(&host) as _);
+                if let ConnectError::Failed { reason, .. } = error {
+                    info.upstream.transport_failure_reason = Some(reason.into_string().into());
+                }
+                if attempts >= proxy.max_connect_attempts {
+                    info.flags.set(ResponseFlag::UpstreamConnectionFailure);
+                    if proxy.max_connect_attempts > 1 {
+                        cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
+                        info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
+                    }
+                    return None;
+                }
+                if let Some((base, max)) = proxy.back_off {
+                    tokio::time::sleep(back_off(base, max, attempts, worker.random())).await;
+                }
+            }
         }
     }
 }
@@ -460,7 +476,7 @@ async fn pump(
     down: &mut Transport,
     up: &mut Transport,
     info: &mut StreamInfo,
-    guard: &mut crate::pool::connect::ConnectionGuard,
+    guard: &mut ConnectionGuard,
 ) -> End {
     let limits = Limits { idle_timeout: proxy.idle_timeout, deadline };
     let mut session = duplex::Session::new(limits);

@@ -95,12 +95,17 @@ impl Socket {
             }
             .is_ok_and(|count| count > 0);
         if sent {
-            // Either outcome says that nobody is there any more.
-            let _ = match &self.io {
-                SocketIo::Tcp(stream) => stream.ready(Interest::ERROR).await,
-                SocketIo::Unix(stream) => stream.ready(Interest::ERROR).await,
-            };
+            self.reset().await;
         }
+    }
+
+    /// Waits until the connection is broken, reading nothing.
+    pub async fn reset(&self) {
+        // Either outcome says so.
+        let _ = match &self.io {
+            SocketIo::Tcp(stream) => stream.ready(Interest::ERROR).await,
+            SocketIo::Unix(stream) => stream.ready(Interest::ERROR).await,
+        };
     }
 
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
