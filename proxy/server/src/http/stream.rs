@@ -14,6 +14,7 @@ use waystation_format::AccessLogType;
 use waystation_http::{Headers, Known};
 use waystation_route::{Action, Lookup, Route};
 
+use super::config::Hcm;
 use super::downstream::{Cut, Downstream, HeadFacts};
 use super::end::StreamEnd;
 use super::timer::Timer;
@@ -90,7 +91,7 @@ impl Begin {
 }
 
 /// When things are due. `None` is never.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Deadlines {
     /// The route timeout, from the end of the request.
     route: Option<Instant>,
@@ -102,6 +103,18 @@ struct Deadlines {
     idle: Option<Duration>,
     /// `access_log_flush_interval`.
     log: Option<Instant>,
+}
+
+impl Deadlines {
+    /// Those of a stream that begins at `start`, with a complete request and no route yet.
+    fn new(hcm: &Hcm, start: Instant) -> Self {
+        Self {
+            max_duration: super::timer::after(start, hcm.timeouts.max_stream_duration),
+            idle: hcm.timeouts.stream_idle,
+            log: super::timer::after(start, hcm.log_interval),
+            ..Self::default()
+        }
+    }
 }
 
 /// One request and its response.
@@ -182,11 +195,8 @@ pub(crate) async fn serve<D: Downstream>(
         table: None,
         chain: Chain::default(),
         deadlines: Deadlines {
-            route: None,
             request: super::timer::after(start, cx.hcm.timeouts.request).filter(|_| !facts.end),
-            max_duration: super::timer::after(start, cx.hcm.timeouts.max_stream_duration),
-            idle: cx.hcm.timeouts.stream_idle,
-            log: super::timer::after(start, cx.hcm.log_interval),
+            ..Deadlines::new(&cx.hcm, start)
         },
         last_activity: start,
         random,
@@ -326,6 +336,12 @@ impl<D: Downstream> Stream<'_, D> {
         self.info.virtual_cluster =
             found.and_then(|index| table.held.virtual_cluster(index, &self.heads.request));
         self.table = found.map(|index| (table, index));
+        self.limit_duration();
+        Ok(())
+    }
+
+    /// The deadlines that the route has a say in.
+    fn limit_duration(&mut self) {
         if let Some((table, index)) = &self.table
             && let Some(Route { action: Action::Route(action), .. }) = table.held.route(*index)
         {
@@ -342,7 +358,6 @@ impl<D: Downstream> Stream<'_, D> {
                 waystation_route::timeouts::set_grpc_timeout(&mut self.heads.request, max);
             }
         }
-        Ok(())
     }
 
     fn no_route(&self) -> StreamEnd {

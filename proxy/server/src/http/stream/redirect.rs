@@ -8,7 +8,7 @@ use waystation_format::AccessLogType;
 use waystation_http::{Headers, Known};
 use waystation_route::{InternalRedirectPolicy, RedirectPredicate};
 
-use super::Stream;
+use super::{Deadlines, Stream};
 use crate::http::downstream::Downstream;
 
 /// Where a `location` leads.
@@ -22,7 +22,8 @@ struct Target<'a> {
 
 impl<D: Downstream> Stream<'_, D> {
     /// Turns the request into the one that the response in `heads.response` points to, and selects its route. `false`
-    /// leaves everything as it was, and the response is passed on.
+    /// leaves everything as it was but the deadlines, which Envoy, too, takes from a route that it looked at in vain, and
+    /// the response is passed on.
     pub(super) fn follow_redirect(&mut self, policy: &InternalRedirectPolicy, status: u16) -> bool {
         let stats = &self.cx.hcm.stats.router;
         let current_scheme = self.heads.request.scheme().unwrap_or(b"http").to_vec();
@@ -76,6 +77,9 @@ impl<D: Downstream> Stream<'_, D> {
                 self.request_has_trailers = false;
             }
             self.log_redirected(before, previous_route.1, status);
+            // As if the client had sent it now.
+            self.deadlines = Deadlines::new(&self.cx.hcm, self.info.start);
+            self.limit_duration();
             self.redirected_from.extend(previous_route.0.as_ref().map(|(_, index)| *index));
             self.redirects += 1;
             return true;
