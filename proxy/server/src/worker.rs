@@ -97,7 +97,7 @@ pub struct LocalCluster {
     /// Pools of connections whose TLS names come from requests.
     named_pools: RefCell<NamedPools>,
     /// The hosts that the last sweep saw.
-    swept: Cell<*const Snapshot>,
+    swept: RefCell<std::sync::Weak<Snapshot>>,
     extras: OnceCell<Extras>,
 }
 
@@ -269,7 +269,7 @@ impl Worker {
             view: RefCell::new(view),
             pools: RefCell::default(),
             named_pools: RefCell::default(),
-            swept: Cell::new(std::ptr::null()),
+            swept: RefCell::default(),
             extras: OnceCell::new(),
         };
         if clusters[index].is_none() {
@@ -399,7 +399,9 @@ impl LocalCluster {
             return;
         };
         let snapshot = cluster.endpoints().snapshot();
-        if self.swept.replace(Arc::as_ptr(&snapshot)) == Arc::as_ptr(&snapshot) {
+        // A weak pointer keeps the address from being another snapshot's.
+        let this = Arc::downgrade(&snapshot);
+        if self.swept.replace(this.clone()).ptr_eq(&this) {
             return;
         }
         let hosts: HashSet<u64> = snapshot.hosts().map(|host| host.id()).collect();
