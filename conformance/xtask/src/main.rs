@@ -1,5 +1,7 @@
 //! The repository's commands: `cargo verify`, `cargo demo`, `cargo bench-peers`, `cargo xtask support`.
 
+#![forbid(unsafe_code)]
+
 mod bench;
 mod demo;
 mod run;

@@ -1,6 +1,7 @@
 //! `cargo verify`: every check that a change must pass.
 
 use std::env;
+use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
@@ -29,6 +30,7 @@ pub(crate) fn run(fast: bool) -> Result<(), String> {
         let flags = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
         done(step(cargo().args(flags)))
     });
+    checks.run("fuzz targets", || done(fuzz_targets()));
     checks.run("support table", || done(support::run(false)));
     checks.run("deny", deny);
     checks.run("doc", || {
@@ -47,6 +49,22 @@ fn done(result: Result<(), String>) -> Outcome {
         Ok(()) => Outcome::Passed,
         Err(text) => Outcome::Failed(text),
     }
+}
+
+/// The fuzz crates are workspaces of their own, which nothing else would compile. libFuzzer itself, in C++, is not needed
+/// for that.
+fn fuzz_targets() -> Result<(), String> {
+    for group in ["filters", "proxy", "xds"] {
+        let members = fs::read_dir(root().join(group)).map_err(|error| format!("{group}: {error}"))?;
+        for manifest in members.flatten().map(|member| member.path().join("fuzz/Cargo.toml")) {
+            if manifest.is_file() {
+                let mut check = cargo();
+                check.args(["check", "--quiet", "--locked", "--bins", "--manifest-path"]).arg(manifest);
+                step(check.arg("--target-dir").arg(target()).env("CUSTOM_LIBFUZZER_PATH", "/libFuzzer.a"))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Bans, licences and sources; advisories only where their database can be reached.
