@@ -247,10 +247,7 @@ async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
         "/certs" => certs::certs(admin).await,
         "/clusters" => clusters::clusters(admin, &query).await,
         "/config_dump" => config_dump::config_dump(admin, &query).await,
-        "/contention" => text(
-            StatusCode::OK,
-            "Mutex contention tracing is not available: no mutex is taken on the request path.",
-        ),
+        "/contention" => text(StatusCode::OK, "Mutex contention tracing is not available."),
         "/drain_listeners" => info::drain_listeners(admin, &query).await,
         "/healthcheck/fail" => info::health_check(admin, true).await,
         "/healthcheck/ok" => info::health_check(admin, false).await,

@@ -95,8 +95,7 @@ pub(super) async fn init_dump(admin: &Admin) -> Response<Body> {
 }
 
 pub(super) fn memory() -> Response<Body> {
-    // The allocator is the system's, which keeps no cheap totals: what the kernel accounts to this process is the truth
-    // that operators compare.
+    // The allocator keeps no cheap totals: what the kernel accounts to this process is what operators compare.
     let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: Vec<u64> = statm.split(' ').filter_map(|field| field.trim().parse().ok()).collect();
     let page = 4096;

@@ -25,7 +25,7 @@ pub struct HttpOptions {
     pub idle_timeout: Option<Duration>,
     /// How long a connection takes new streams.
     pub max_connection_duration: Option<Duration>,
-    /// Up to this share (0 to 1) is added to `max_connection_duration` at random.
+    /// Up to this percentage of `max_connection_duration` is added at random. Envoy does so for downstream connections only.
     pub max_connection_duration_jitter: f64,
     /// Streams after which a connection is closed; `None` is any number.
     pub max_requests_per_connection: Option<u32>,
