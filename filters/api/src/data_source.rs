@@ -56,20 +56,6 @@ pub fn read_filled(source: Option<&core::DataSource>) -> Result<Option<Data>, Co
     }
 }
 
-/// Reads `source` and puts what was read in its place, so that it means the same when it is looked at again.
-///
-/// # Errors
-/// As [`read_filled`].
-pub fn freeze(source: &mut Option<core::DataSource>) -> Result<(), ConfigError> {
-    if let Some(data) = read_filled(source.as_ref())? {
-        *source = Some(core::DataSource {
-            watched_directory: None,
-            specifier: Some(Specifier::InlineBytes(data.bytes)),
-        });
-    }
-    Ok(())
-}
-
 /// The file that `source` names.
 pub fn file(source: Option<&core::DataSource>) -> Option<&str> {
     match source?.specifier.as_ref()? {

@@ -13,7 +13,7 @@ use waystation_schema::{At as _, ConfigError};
 
 use crate::identity::Identity;
 use crate::session::TicketKeys;
-use crate::validation::{Trust, Validation};
+use crate::validation::{Sources, Validation};
 use crate::x509;
 
 /// A compiled `envoy.extensions.transport_sockets.tls.v3.Secret`.
@@ -76,12 +76,12 @@ pub struct GenericSecret {
     pub secrets: HashMap<String, Vec<u8>>,
 }
 
-/// A validation context with its files read, so that it can be combined with another.
+/// A validation context with what it names read, so that it can be combined with another.
 #[derive(Clone, Debug)]
 pub(crate) struct ValidationPart {
-    pub(crate) proto: pb::CertificateValidationContext,
-    pub(crate) compiled: Arc<Validation>,
-    origin: Option<String>,
+    proto: pb::CertificateValidationContext,
+    sources: Sources,
+    compiled: Arc<Validation>,
 }
 
 impl Secret {
@@ -188,15 +188,12 @@ impl GenericSecret {
 
 impl ValidationPart {
     pub(crate) fn compile(proto: &pb::CertificateValidationContext, name: &str) -> Result<Self, ConfigError> {
-        let mut compiled = Validation::compile(proto)?;
+        let sources = Sources::read(proto)?;
+        let mut compiled = Validation::compile(proto, &sources)?;
         if !name.is_empty() {
             compiled.stat_name = name.replace(['.', ':'], "_");
         }
-        let origin = compiled.authorities().map(|authorities| authorities.origin.clone());
-        let mut proto = proto.clone();
-        data_source::freeze(&mut proto.trusted_ca).at(|| "trusted_ca")?;
-        data_source::freeze(&mut proto.crl).at(|| "crl")?;
-        Ok(Self { proto, compiled: Arc::new(compiled), origin })
+        Ok(Self { proto: proto.clone(), sources, compiled: Arc::new(compiled) })
     }
 
     /// `combined_validation_context`: fields of `dynamic` take the place of ours, lists are joined.
@@ -205,13 +202,10 @@ impl ValidationPart {
         proto
             .merge(dynamic.proto.encode_to_vec().as_slice())
             .map_err(|error| ConfigError::new(format!("cannot combine validation contexts: {error}")))?;
-        let mut compiled = Validation::compile(&proto)?;
+        let sources = dynamic.sources.or(&self.sources);
+        let mut compiled = Validation::compile(&proto, &sources)?;
         compiled.stat_name.clone_from(&dynamic.compiled.stat_name);
-        let origin = dynamic.origin.clone().or_else(|| self.origin.clone());
-        if let (Some(Trust::Authorities(authorities)), Some(origin)) = (&mut compiled.trust, &origin) {
-            authorities.origin.clone_from(origin);
-        }
-        Ok(Self { proto, compiled: Arc::new(compiled), origin })
+        Ok(Self { proto, sources, compiled: Arc::new(compiled) })
     }
 
     /// The validation, when it is not only a part of one.

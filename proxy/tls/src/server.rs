@@ -3,15 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use envoy_types::pb::envoy::admin::v3 as admin;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::google::protobuf::Duration as PbDuration;
-use prost::Message as _;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use waystation_filter_api::connection::TlsInfo;
+use waystation_filter_api::connection::{Certificate, TlsInfo};
 use waystation_schema::{At as _, ConfigError};
 use waystation_stats::{Gauge, Scope};
 
@@ -24,6 +22,7 @@ use crate::secret::{Secret, SecretKind, describe_authority, describe_identity, u
 use crate::session::{RandomTickets, SESSION_TIMEOUT, Sessions, TicketKeys, Tickets};
 use crate::stats::Stats;
 use crate::validation::verifier::{Role, Verifier};
+use crate::validation::{Validation, digest_of};
 
 use pb::downstream_tls_context::{OcspStaplePolicy, SessionTicketKeysType};
 
@@ -45,8 +44,6 @@ struct Settings {
     session_timeout: Duration,
     full_scan: bool,
     prefer_client_ciphers: bool,
-    /// What a session is bound to besides the certificates.
-    binding: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -89,9 +86,6 @@ impl ServerContext {
         let mut cells = Vec::new();
         let default = pb::CommonTlsContext::default();
         let common = common_tls_context.as_ref().unwrap_or(&default);
-        let binding = digest::digest(&digest::SHA256, &binding_proto(proto).encode_to_vec());
-        let mut own_binding = [0; 32];
-        own_binding.copy_from_slice(binding.as_ref());
         let common =
             Common::compile(common, secrets, &mut cells, TlsProtocol::TlSv13).at(|| "common_tls_context")?;
         if common.identities() == 0 {
@@ -145,7 +139,6 @@ impl ServerContext {
                 session_timeout,
                 full_scan: flag(full_scan_certs_on_sni_mismatch),
                 prefer_client_ciphers: *prefer_client_ciphers,
-                binding: own_binding,
             },
             follower: Follower::new(cells),
             stats: Stats::new(scope, "server_ssl_socket_factory"),
@@ -259,7 +252,7 @@ impl ServerContext {
         };
         let tickets = |keys: &Arc<TicketKeys>| Tickets {
             keys: Arc::clone(keys),
-            binding: self.binding(&resolver, secrets),
+            binding: self.binding(&resolver, material.validation.as_deref()),
             timeout: session_timeout,
         };
         match &self.settings.tickets {
@@ -289,34 +282,18 @@ impl ServerContext {
     }
 
     /// What a session under shared keys is bound to: the demands on clients and the names we serve, but not the very
-    /// certificates, so that it outlives their renewal.
-    fn binding(&self, resolver: &Resolver, secrets: &[Arc<Secret>]) -> Vec<u8> {
-        let mut context = digest::Context::new(&digest::SHA256);
-        context.update(&self.settings.binding);
-        for identity in &resolver.identities {
-            context.update(identity.certificate.subject.as_bytes());
-            for name in identity.certificate.dns_sans.iter().chain(&identity.certificate.uri_sans) {
-                context.update(name.as_bytes());
-                context.update(&[0]);
-            }
+    /// certificates, so that it outlives their renewal. The demands by content: a session is resumed without another
+    /// look at the client's certificate, and who was trusted when it was made may not be any more.
+    fn binding(&self, resolver: &Resolver, validation: Option<&Validation>) -> [u8; 32] {
+        let required = [u8::from(self.settings.require_client_certificate)];
+        let mut parts = vec![&required[..], validation.map_or(&[], |validation| &validation.digest)];
+        for Certificate { subject, dns_sans, uri_sans, .. } in
+            resolver.identities.iter().map(|identity| &*identity.certificate)
+        {
+            parts.push(subject.as_bytes());
+            parts.extend(dns_sans.iter().chain(uri_sans).map(|name| name.as_bytes()));
         }
-        for part in secrets.iter().filter_map(|secret| secret.validation().ok()) {
-            context.update(&part.proto.encode_to_vec());
-        }
-        context.finish().as_ref().to_vec()
-    }
-}
-
-/// The parts of the configuration that decide who may connect.
-fn binding_proto(proto: &pb::DownstreamTlsContext) -> pb::DownstreamTlsContext {
-    let common = proto.common_tls_context.as_ref();
-    pb::DownstreamTlsContext {
-        common_tls_context: common.map(|common| pb::CommonTlsContext {
-            validation_context_type: common.validation_context_type.clone(),
-            ..pb::CommonTlsContext::default()
-        }),
-        require_client_certificate: proto.require_client_certificate,
-        ..pb::DownstreamTlsContext::default()
+        digest_of(parts)
     }
 }
 

@@ -49,8 +49,8 @@ impl TicketKeys {
             return Err(ConfigError::field("keys", "value must contain at least 1 item"));
         }
         let compile = |(index, source)| -> Result<Arc<TicketKey>, ConfigError> {
-            let data = data_source::read_filled(Some(source))?.unwrap_or_default();
-            let key = TicketKey::new(&data.bytes);
+            let data = data_source::read_filled(Some(source));
+            let key = data.and_then(|data| TicketKey::new(&data.unwrap_or_default().bytes));
             key.map(Arc::new).at(|| format!("keys[{index}]"))
         };
         Ok(Self { keys: keys.iter().enumerate().map(compile).collect::<Result<_, _>>()? })
@@ -103,7 +103,7 @@ impl fmt::Debug for TicketKey {
 #[derive(Debug)]
 pub(crate) struct Tickets {
     pub(crate) keys: Arc<TicketKeys>,
-    pub(crate) binding: Vec<u8>,
+    pub(crate) binding: [u8; 32],
     pub(crate) timeout: Duration,
 }
 
@@ -262,7 +262,9 @@ mod tests {
     fn tickets(keys: &[u8], binding: &[u8], timeout: u64) -> Tickets {
         let key = |seed: &u8| Arc::new(TicketKey::new(&[*seed; 80]).unwrap());
         let keys = Arc::new(TicketKeys { keys: keys.iter().map(key).collect() });
-        Tickets { keys, binding: binding.to_vec(), timeout: Duration::from_secs(timeout) }
+        let mut own = [0; 32];
+        own[..binding.len()].copy_from_slice(binding);
+        Tickets { keys, binding: own, timeout: Duration::from_secs(timeout) }
     }
 
     #[test]

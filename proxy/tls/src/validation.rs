@@ -5,11 +5,13 @@ mod spiffe;
 pub(crate) mod verifier;
 
 use std::fmt;
+use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+use prost::Message as _;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor};
 use waystation_filter_api::data_source::{self, Data};
@@ -36,6 +38,8 @@ pub(crate) struct Validation {
     accept_untrusted: bool,
     max_depth: Option<u32>,
     hide_ca_list: bool,
+    /// Of everything that it says, the contents of what it names included.
+    pub(crate) digest: [u8; 32],
     /// The name of the secret it is in, for statistics.
     pub(crate) stat_name: String,
 }
@@ -46,7 +50,17 @@ pub(crate) enum Trust {
     /// `trusted_ca`.
     Authorities(Authorities),
     /// The SPIFFE validator: authorities by trust domain.
-    Spiffe(TrustDomains),
+    Spiffe(Arc<TrustDomains>),
+}
+
+/// What a validation context names, as it was read. Combined with that of another, and compiled again, without another
+/// look at the disk: that happens on a worker, and the files may have changed or gone since.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sources {
+    ca: Option<Data>,
+    system_roots: Option<Data>,
+    crl: Option<Data>,
+    spiffe: Option<Arc<TrustDomains>>,
 }
 
 /// Certificates that are trusted as they are, and what they revoked.
@@ -87,14 +101,18 @@ impl fmt::Display for Refusal {
 impl std::error::Error for Refusal {}
 
 impl Validation {
-    /// Compiles a `CertificateValidationContext`. It may be a part of a combined one; [`Self::check_whole`] looks at
-    /// what only makes sense as a whole.
-    pub(crate) fn compile(proto: &pb::CertificateValidationContext) -> Result<Self, ConfigError> {
+    /// Compiles a `CertificateValidationContext` and what was read of it. It may be a part of a combined one;
+    /// [`Self::check_whole`] looks at what only makes sense as a whole.
+    pub(crate) fn compile(
+        proto: &pb::CertificateValidationContext,
+        sources: &Sources,
+    ) -> Result<Self, ConfigError> {
         #[expect(deprecated, reason = "it is still accepted")]
         let pb::CertificateValidationContext {
-            trusted_ca,
+            // Read by `Sources`, as are the lists of `crl` and the bundles of `custom_validator_config`.
+            trusted_ca: _,
             ca_certificate_provider_instance,
-            system_root_certs,
+            system_root_certs: _,
             // Tells when to read the files again: see `Secret::watched`.
             watched_directory: _,
             verify_certificate_spki,
@@ -102,10 +120,10 @@ impl Validation {
             match_typed_subject_alt_names,
             match_subject_alt_names,
             require_signed_certificate_timestamp,
-            crl,
+            crl: _,
             allow_expired_certificate,
             trust_chain_verification,
-            custom_validator_config,
+            custom_validator_config: _,
             only_verify_leaf_cert_crl,
             max_verify_depth,
             suppress_client_ca_list,
@@ -139,23 +157,17 @@ impl Validation {
             }
         }
 
-        let ca = match data_source::read_filled(trusted_ca.as_ref()).at(|| "trusted_ca")? {
-            Some(data) => Some(data),
-            None if system_root_certs.is_some() => Some(system_roots().at(|| "system_root_certs")?),
-            None => None,
-        };
-        let crl = data_source::read_filled(crl.as_ref()).at(|| "crl")?;
-        let trust = match custom_validator_config {
-            Some(extension) => {
-                let domains = TrustDomains::compile(extension).at(|| "custom_validator_config")?;
+        let Sources { ca, system_roots, crl, spiffe } = sources;
+        let trust = match spiffe {
+            Some(domains) => {
                 refuse("crl", crl.is_some(), "the SPIFFE validator has no revocation lists")?;
-                Some(Trust::Spiffe(domains))
+                Some(Trust::Spiffe(Arc::clone(domains)))
             }
-            None => match ca {
+            None => match ca.as_ref().or(system_roots.as_ref()) {
                 Some(data) => {
-                    let mut authorities = Authorities::compile(&data).at(|| "trusted_ca")?;
+                    let mut authorities = Authorities::compile(data).at(|| "trusted_ca")?;
                     authorities.only_leaf_crl = *only_verify_leaf_cert_crl;
-                    if let Some(data) = &crl {
+                    if let Some(data) = crl {
                         authorities.add_crls(data).at(|| "crl")?;
                         if authorities.crls.is_empty() {
                             let reason = format!("Failed to load CRL from {}", data.origin);
@@ -165,7 +177,7 @@ impl Validation {
                     Some(Trust::Authorities(authorities))
                 }
                 None => {
-                    if let Some(data) = &crl {
+                    if let Some(data) = crl {
                         // Parsed so that a broken list is refused where it is, not where it is combined.
                         Authorities::default().add_crls(data).at(|| "crl")?;
                     }
@@ -184,6 +196,7 @@ impl Validation {
             accept_untrusted,
             max_depth: max_verify_depth.as_ref().map(|depth| depth.value),
             hide_ca_list: *suppress_client_ca_list,
+            digest: sources.digest(proto),
             stat_name: UNNAMED_CA.to_owned(),
         })
     }
@@ -240,6 +253,61 @@ impl Validation {
             || known(&self.hashes, der)
             || known(&self.spkis, certificate.public_key().raw)
     }
+}
+
+impl Sources {
+    /// Reads what `proto` names.
+    pub(crate) fn read(proto: &pb::CertificateValidationContext) -> Result<Self, ConfigError> {
+        let ca = data_source::read_filled(proto.trusted_ca.as_ref()).at(|| "trusted_ca")?;
+        let system_roots = match &proto.system_root_certs {
+            Some(_) if ca.is_none() => Some(system_roots().at(|| "system_root_certs")?),
+            _ => None,
+        };
+        let spiffe = match &proto.custom_validator_config {
+            Some(extension) => {
+                Some(Arc::new(TrustDomains::compile(extension).at(|| "custom_validator_config")?))
+            }
+            None => None,
+        };
+        let crl = data_source::read_filled(proto.crl.as_ref()).at(|| "crl")?;
+        Ok(Self { ca, system_roots, crl, spiffe })
+    }
+
+    /// These, and where there are none those of `default`.
+    pub(crate) fn or(&self, default: &Self) -> Self {
+        Self {
+            ca: self.ca.as_ref().or(default.ca.as_ref()).cloned(),
+            system_roots: self.system_roots.as_ref().or(default.system_roots.as_ref()).cloned(),
+            crl: self.crl.as_ref().or(default.crl.as_ref()).cloned(),
+            spiffe: self.spiffe.as_ref().or(default.spiffe.as_ref()).cloned(),
+        }
+    }
+
+    /// A digest of `proto` and of the contents of what it names.
+    fn digest(&self, proto: &pb::CertificateValidationContext) -> [u8; 32] {
+        let stated = pb::CertificateValidationContext {
+            trusted_ca: None,
+            crl: None,
+            watched_directory: None,
+            ..proto.clone()
+        };
+        let contents = [&self.ca, &self.system_roots, &self.crl]
+            .map(|data| data.as_ref().map_or(&[][..], |data| &data.bytes[..]));
+        let bundles = self.spiffe.as_ref().map_or(&[][..], |domains| &domains.digest);
+        digest_of([&stated.encode_to_vec()[..], bundles].into_iter().chain(contents))
+    }
+}
+
+/// A digest of `parts` that tells them apart.
+pub(crate) fn digest_of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+    let mut out = [0; 32];
+    out.copy_from_slice(context.finish().as_ref());
+    out
 }
 
 impl Authorities {

@@ -10,11 +10,15 @@ use waystation_schema::{At as _, ConfigError};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::X509Certificate;
 
-use super::{Authorities, Refusal};
+use super::{Authorities, Refusal, digest_of};
 use crate::x509;
 
 /// Authorities by trust domain.
-pub(crate) struct TrustDomains(Vec<(Box<str>, Authorities)>);
+pub(crate) struct TrustDomains {
+    domains: Vec<(Box<str>, Authorities)>,
+    /// Of their names and bundles.
+    pub(crate) digest: [u8; 32],
+}
 
 impl TrustDomains {
     /// Compiles `custom_validator_config`.
@@ -39,6 +43,7 @@ impl TrustDomains {
             return Err(ConfigError::field("trust_domains", "value must contain at least 1 item"));
         }
         let mut domains: Vec<(Box<str>, Authorities)> = Vec::new();
+        let mut bundles = Vec::new();
         for (index, domain) in trust_domains.iter().enumerate() {
             let at = || format!("trust_domains[{index}]");
             let pb::spiffe_cert_validator_config::TrustDomain { name, trust_bundle, workload_trust_domain } =
@@ -59,8 +64,11 @@ impl TrustDomains {
                 bundle.ok_or_else(|| ConfigError::field("trust_bundle", "value is required").at(at()))?;
             let authorities = Authorities::compile(&bundle).at(|| "trust_bundle").at(at)?;
             domains.push((name.as_str().into(), authorities));
+            bundles.push(bundle.bytes);
         }
-        Ok(Self(domains))
+        let names = trust_domains.iter().map(|domain| domain.name.as_bytes());
+        let digest = digest_of(names.zip(&bundles).flat_map(|(name, bundle)| [name, bundle]));
+        Ok(Self { domains, digest })
     }
 
     /// The authorities for `leaf`: an X.509-SVID has one URI SAN and is no authority itself (SPIFFE X509-SVID 2, 5.2).
@@ -88,7 +96,7 @@ impl TrustDomains {
             .and_then(|rest| rest.split_once('/'))
             .map(|(domain, _)| domain)
             .ok_or_else(|| refused("not a SPIFFE id"))?;
-        let found = self.0.iter().find(|(name, _)| **name == *domain);
+        let found = self.domains.iter().find(|(name, _)| **name == *domain);
         found
             .map(|(_, authorities)| authorities)
             .ok_or_else(|| refused("no trust bundle for the trust domain"))
@@ -97,6 +105,6 @@ impl TrustDomains {
 
 impl fmt::Debug for TrustDomains {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.iter().map(|(name, _)| name)).finish()
+        f.debug_set().entries(self.domains.iter().map(|(name, _)| name)).finish()
     }
 }

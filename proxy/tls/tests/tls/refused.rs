@@ -10,7 +10,7 @@ use pb::secret::Type;
 use waystation_tls::Secret;
 
 use crate::support::{
-    Authority, Leaf, World, common, downstream, inline, sds, trusting, upstream, validated, yes,
+    Authority, Leaf, World, common, downstream, file, inline, sds, trusting, upstream, validated, yes,
 };
 
 fn extension() -> Option<core::TypedExtensionConfig> {
@@ -268,6 +268,9 @@ fn sides() {
         assert_eq!(World::default().try_server(&proto).unwrap_err().path(), path);
     }
     assert_eq!(secret_path(Type::SessionTicketKeys(short)), "session_ticket_keys.keys[0]");
+    let keys = vec![inline(&"k".repeat(80)).unwrap(), file("/nonexistent/key".as_ref()).unwrap()];
+    let missing = Type::SessionTicketKeys(pb::TlsSessionTicketKeys { keys });
+    assert_eq!(secret_path(missing), "session_ticket_keys.keys[1].filename");
 
     let other = Leaf::self_signed(&["b"]);
     for (proto, path) in [

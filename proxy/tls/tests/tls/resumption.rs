@@ -6,8 +6,8 @@ use pb::downstream_tls_context::SessionTicketKeysType;
 use waystation_tls::{ClientContext, ClientOptions, ServerContext};
 
 use crate::support::{
-    Authority, Leaf, World, any_client, common, downstream, inline, shake, shake_plainly, trusting, upstream,
-    validated, yes,
+    Authority, Leaf, World, any_client, common, downstream, file, inline, shake, shake_plainly, spiffe,
+    trusting, upstream, validated, yes,
 };
 
 /// Whether the second of two connections resumes the session of the first; both sides must agree.
@@ -80,6 +80,46 @@ fn configured_keys_are_shared_but_not_with_those_who_demand_more() {
     let client = world.client(&any_client("a"));
     assert!(shake_plainly(&one, &client).server.is_ok());
     assert!(shake_plainly(&strict, &client).server.is_err(), "no way around the client certificate");
+}
+
+/// Sessions outlive the process under configured keys; nobody looks at the client's certificate again.
+#[test]
+fn a_ticket_goes_with_the_trust_it_was_made_under() {
+    let (old, new, own) = (Authority::new("old"), Authority::new("new"), Leaf::self_signed(&["server"]));
+    let leaf = old.leaf_with(&["spiffe://td/a"], rcgen::KeyPair::generate().unwrap(), |params| {
+        params.serial_number = Some(2.into());
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.pem");
+    let none = pb::CertificateValidationContext::default;
+    for (kind, validation, before, after) in [
+        (
+            "authority",
+            pb::CertificateValidationContext { trusted_ca: file(&path), ..none() },
+            old.pem.clone(),
+            new.pem.clone(),
+        ),
+        ("SPIFFE bundle", spiffe([("td", file(&path))]), old.pem.clone(), new.pem.clone()),
+        (
+            "revocation",
+            pb::CertificateValidationContext { crl: file(&path), ..trusting(&old) },
+            old.revoking(1, 2900),
+            old.revoking(2, 2900),
+        ),
+    ] {
+        let keys = pb::TlsSessionTicketKeys { keys: vec![inline(&"k".repeat(80)).unwrap()] };
+        let proto = pb::DownstreamTlsContext {
+            session_ticket_keys_type: Some(SessionTicketKeysType::SessionTicketKeys(keys)),
+            require_client_certificate: yes(),
+            ..downstream(validated(&[&own], validation))
+        };
+        let world = World::default();
+        let client = world.client(&upstream(common(&[&leaf])));
+        std::fs::write(&path, before).unwrap();
+        assert!(resumes(&world.server(&proto), &world.server(&proto), &client), "{kind}");
+        std::fs::write(&path, after).unwrap();
+        assert!(shake_plainly(&world.server(&proto), &client).server.is_err(), "{kind}");
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use pb::secret::Type;
 use waystation_tls::{ClientOptions, Secret};
 
 use crate::support::{
-    Authority, Leaf, Wire, World, any_client, common, downstream, inline, sds, shake_plainly, trusting,
-    upstream, validated, yes,
+    Authority, Leaf, Wire, World, any_client, common, downstream, file, inline, sds, shake_plainly, spiffe,
+    trusting, upstream, validated, yes,
 };
 
 fn with_sds(name: &str) -> pb::CommonTlsContext {
@@ -122,6 +122,45 @@ fn combined_contexts_join_lists_and_replace_fields() {
     assert_eq!((accepted("a"), accepted("b"), accepted("c")), (true, true, false));
     let stranger = world.server(&downstream(common(&[&Authority::new("x").leaf(&["a"])])));
     assert!(shake_plainly(&stranger, &client).client.is_err());
+}
+
+/// They are combined on the worker that shakes hands next.
+#[test]
+fn combined_contexts_need_no_file_again() {
+    let (ca, own) = (Authority::new("ca"), Leaf::self_signed(&["server"]));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bundle.pem");
+    let leaf = ca.leaf(&["spiffe://td/a"]);
+    for (kind, default, dynamic) in [
+        ("SPIFFE bundle by default", spiffe([("td", file(&path))]), Default::default()),
+        ("SPIFFE bundle of the secret", Default::default(), spiffe([("td", file(&path))])),
+        (
+            "authority",
+            pb::CertificateValidationContext { trusted_ca: file(&path), ..Default::default() },
+            Default::default(),
+        ),
+    ] {
+        let combined = CombinedCertificateValidationContext {
+            default_validation_context: Some(default),
+            validation_context_sds_secret_config: Some(sds("ca")),
+            ..CombinedCertificateValidationContext::default()
+        };
+        std::fs::write(&path, &ca.pem).unwrap();
+        let world = World::default();
+        let server = world.server(&pb::DownstreamTlsContext {
+            require_client_certificate: yes(),
+            ..downstream(pb::CommonTlsContext {
+                validation_context_type: Some(ValidationContextType::CombinedValidationContext(combined)),
+                ..common(&[&own])
+            })
+        });
+        world.set("ca", &validation_secret(dynamic));
+        std::fs::remove_file(&path).unwrap();
+        let judge =
+            |leaf: &Leaf| shake_plainly(&server, &world.client(&upstream(common(&[leaf])))).server.is_ok();
+        assert!(judge(&leaf), "{kind}");
+        assert!(!judge(&Authority::new("other").leaf(&["spiffe://td/a"])), "{kind}");
+    }
 }
 
 #[test]

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
-use envoy_types::pb::google::protobuf::BoolValue;
+use envoy_types::pb::google::protobuf::{Any, BoolValue};
 use pb::common_tls_context::ValidationContextType;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    date_time_ymd,
 };
 use rustls::{ClientConnection, ServerConnection};
 use waystation_filter_api::cell::Cell;
@@ -73,6 +74,27 @@ impl Authority {
     }
 }
 
+impl Authority {
+    /// The list that it revoked one certificate, good until some year.
+    pub(crate) fn revoking(&self, serial: u64, until: i32) -> String {
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(until, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+}
+
 impl Leaf {
     pub(crate) fn self_signed(names: &[&str]) -> Self {
         let key = KeyPair::generate().unwrap();
@@ -114,6 +136,36 @@ fn params(names: &[&str]) -> CertificateParams {
 pub(crate) fn inline(text: &str) -> Option<core::DataSource> {
     let specifier = Some(core::data_source::Specifier::InlineString(text.to_owned()));
     Some(core::DataSource { specifier, watched_directory: None })
+}
+
+/// The file at `path`.
+pub(crate) fn file(path: &std::path::Path) -> Option<core::DataSource> {
+    let specifier = Some(core::data_source::Specifier::Filename(path.to_str().unwrap().into()));
+    Some(core::DataSource { specifier, watched_directory: None })
+}
+
+/// The SPIFFE validator with these bundles by trust domain.
+pub(crate) fn spiffe(
+    domains: impl IntoIterator<Item = (&'static str, Option<core::DataSource>)>,
+) -> pb::CertificateValidationContext {
+    use prost::Message as _;
+    let domain = |(name, trust_bundle): (&str, _)| pb::spiffe_cert_validator_config::TrustDomain {
+        name: name.into(),
+        trust_bundle,
+        workload_trust_domain: String::new(),
+    };
+    let config = pb::SpiffeCertValidatorConfig {
+        trust_domains: domains.into_iter().map(domain).collect(),
+        trust_bundles: None,
+    };
+    let type_url = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
+    pb::CertificateValidationContext {
+        custom_validator_config: Some(core::TypedExtensionConfig {
+            name: "envoy.tls.cert_validator.spiffe".into(),
+            typed_config: Some(Any { type_url: type_url.into(), value: config.encode_to_vec() }),
+        }),
+        ..pb::CertificateValidationContext::default()
+    }
 }
 
 pub(crate) fn yes() -> Option<BoolValue> {

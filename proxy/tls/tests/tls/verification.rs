@@ -5,15 +5,12 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::google::protobuf::UInt32Value;
 use pb::subject_alt_name_matcher::SanType;
-use rcgen::{
-    CertificateRevocationListParams, KeyIdMethod, KeyPair, PublicKeyData as _, RevokedCertParams,
-    SerialNumber, date_time_ymd,
-};
+use rcgen::{KeyPair, PublicKeyData as _, date_time_ymd};
 use waystation_tls::ClientOptions;
 
 use crate::support::{
-    Authority, Leaf, World, any_client, common, downstream, inline, shake, shake_plainly, trusting, upstream,
-    validated, yes,
+    Authority, Leaf, World, any_client, common, downstream, inline, shake, shake_plainly, spiffe, trusting,
+    upstream, validated, yes,
 };
 
 fn san(kind: SanType, name: &str) -> pb::SubjectAltNameMatcher {
@@ -186,28 +183,11 @@ fn revocation() {
         })
     };
     let (good, revoked) = (with_serial(1), with_serial(2));
-    let list = |next_update| {
-        let revoked = RevokedCertParams {
-            serial_number: SerialNumber::from(2),
-            revocation_time: date_time_ymd(2020, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let params = CertificateRevocationListParams {
-            this_update: date_time_ymd(2020, 1, 1),
-            next_update,
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: vec![revoked],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        params.signed_by(&ca.issuer).unwrap().pem().unwrap()
-    };
-    let current = list(date_time_ymd(2900, 1, 1));
+    let current = ca.revoking(2, 2900);
     let with_list = |list: &str| pb::CertificateValidationContext { crl: inline(list), ..trusting(&ca) };
     assert_eq!(judge(with_list(&current), Some(&good)), Ok(true));
     assert_eq!(judge(with_list(&current), Some(&revoked)), Err("fail_verify_error"));
-    let outdated = list(date_time_ymd(2021, 1, 1));
+    let outdated = ca.revoking(2, 2021);
     assert_eq!(judge(with_list(&outdated), Some(&good)), Err("fail_verify_error"));
     let beside = pb::CertificateValidationContext {
         trusted_ca: inline(&format!("{}{current}", ca.pem)),
@@ -328,29 +308,8 @@ fn servers() {
 
 #[test]
 fn spiffe_trust_domains() {
-    use prost::Message as _;
     let (one, two) = (Authority::new("one"), Authority::new("two"));
-    let domain = |name: &str, authority: &Authority| pb::spiffe_cert_validator_config::TrustDomain {
-        name: name.into(),
-        trust_bundle: inline(&authority.pem),
-        workload_trust_domain: String::new(),
-    };
-    let config = pb::SpiffeCertValidatorConfig {
-        trust_domains: vec![domain("one.org", &one), domain("two.org", &two)],
-        trust_bundles: None,
-    };
-    let validation = || pb::CertificateValidationContext {
-        custom_validator_config: Some(envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig {
-            name: "envoy.tls.cert_validator.spiffe".into(),
-            typed_config: Some(envoy_types::pb::google::protobuf::Any {
-                type_url:
-                    "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
-                        .into(),
-                value: config.encode_to_vec(),
-            }),
-        }),
-        ..pb::CertificateValidationContext::default()
-    };
+    let validation = || spiffe([("one.org", inline(&one.pem)), ("two.org", inline(&two.pem))]);
     assert_eq!(judge(validation(), Some(&one.leaf(&["spiffe://one.org/a"]))), Ok(true));
     for (authority, names) in [
         (&two, &["spiffe://one.org/a"][..]),
