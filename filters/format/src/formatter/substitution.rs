@@ -256,7 +256,13 @@ fn read_source(source: &core::DataSource) -> Result<String, ConfigError> {
     let Some(data) = data_source::read(Some(source))? else {
         return Err(ConfigError::field("specifier", "is required"));
     };
-    String::from_utf8(data.bytes).map_err(|_| ConfigError::new("is not UTF-8"))
+    use core::data_source::Specifier;
+    let field = match source.specifier {
+        Some(Specifier::Filename(_)) => "filename",
+        Some(Specifier::EnvironmentVariable(_)) => "environment_variable",
+        _ => "inline_bytes",
+    };
+    String::from_utf8(data.bytes).map_err(|_| ConfigError::field(field, "is not UTF-8"))
 }
 
 fn compile_extensions(formatters: &[core::TypedExtensionConfig]) -> Result<Extensions, ConfigError> {

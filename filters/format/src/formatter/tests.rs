@@ -557,6 +557,17 @@ fn text_formats_and_their_extensions() {
             ),
             "text_format_source.filename",
         ),
+        (
+            compile(
+                Some(Format::TextFormatSource(core::DataSource {
+                    watched_directory: None,
+                    specifier: Some(core::data_source::Specifier::InlineBytes(vec![0xff])),
+                })),
+                vec![],
+                "",
+            ),
+            "text_format_source.inline_bytes",
+        ),
     ] {
         assert_eq!(result.unwrap_err().path(), path);
     }
