@@ -30,6 +30,8 @@ pub(crate) struct Identity {
     pub(crate) certified: Arc<CertifiedKey>,
     /// The same with its OCSP response, which is stapled until this time in seconds since 1970.
     stapled: Option<(Arc<CertifiedKey>, i64)>,
+    /// It says of itself that it is good only with one (RFC 7633).
+    must_staple: bool,
     /// The names it serves: its DNS SANs, or its common name when it has none. Lower case.
     pub(crate) server_names: Vec<Box<str>>,
     pub(crate) certificate: Arc<Certificate>,
@@ -104,6 +106,7 @@ impl Identity {
                 Some((Arc::new(CertifiedKey { cert, key, ocsp: Some(data.bytes) }), until))
             }
         };
+        let must_staple = x509::must_staple(&leaf);
         let mut server_names: Vec<Box<str>> = x509::names(&leaf)
             .iter()
             .filter_map(|name| match name {
@@ -119,6 +122,7 @@ impl Identity {
         Ok(Self {
             certified: Arc::new(certified),
             stapled,
+            must_staple,
             server_names,
             certificate: Arc::new(certificate),
             stat_name,
@@ -127,12 +131,21 @@ impl Identity {
     }
 
     /// What a client gets at this time, in seconds since 1970: an OCSP response that has expired is not stapled
-    /// (`LENIENT_STAPLING`).
-    pub(crate) fn to_serve(&self, now: i64) -> &Arc<CertifiedKey> {
+    /// (`LENIENT_STAPLING`). A certificate that must have one is not shown without: Envoy refuses only clients that ask
+    /// for it, and rustls does not tell which do.
+    pub(crate) fn to_serve(&self, now: i64) -> Option<&Arc<CertifiedKey>> {
         match &self.stapled {
-            Some((stapled, until)) if now < *until => stapled,
-            _ => &self.certified,
+            Some((stapled, until)) if now < *until => Some(stapled),
+            _ => Some(&self.certified).filter(|_| !self.must_staple),
         }
+    }
+
+    /// Refuses, for a server, a certificate that must have an OCSP response and has none.
+    pub(crate) fn check_staple(&self) -> Result<(), ConfigError> {
+        if self.must_staple && self.stapled.is_none() {
+            return Err(ConfigError::new("OCSP response is required for must-staple certificate"));
+        }
+        Ok(())
     }
 
     /// The same, signing by `schemes` only.
@@ -173,16 +186,27 @@ mod tests {
     use waystation_schema::ConfigError;
 
     fn compile(serial: &[u8], staple: Vec<u8>) -> Result<Identity, ConfigError> {
+        compile_with(serial, Some(staple), false)
+    }
+
+    fn compile_with(serial: &[u8], staple: Option<Vec<u8>>, must: bool) -> Result<Identity, ConfigError> {
         use core::data_source::Specifier;
         let source =
             |specifier| Some(core::DataSource { specifier: Some(specifier), watched_directory: None });
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(["a.test".to_owned()]).unwrap();
         params.serial_number = Some(rcgen::SerialNumber::from_slice(serial));
+        if must {
+            let features = rcgen::CustomExtension::from_oid_content(
+                &[1, 3, 6, 1, 5, 5, 7, 1, 24],
+                vec![0x30, 6, 2, 1, 17, 2, 1, 5],
+            );
+            params.custom_extensions.push(features);
+        }
         let proto = pb::TlsCertificate {
             certificate_chain: source(Specifier::InlineString(params.self_signed(&key).unwrap().pem())),
             private_key: source(Specifier::InlineString(key.serialize_pem())),
-            ocsp_staple: source(Specifier::InlineBytes(staple)),
+            ocsp_staple: staple.and_then(|staple| source(Specifier::InlineBytes(staple))),
             ..pb::TlsCertificate::default()
         };
         Identity::compile(&proto, "")
@@ -193,9 +217,26 @@ mod tests {
         let der = staple(&[1, 2, 3], "20300102030405Z");
         let identity = compile(&[1, 2, 3], der.clone()).unwrap();
         let until = 1_893_553_445;
-        assert_eq!(identity.to_serve(until - 1).ocsp.as_ref(), Some(&der));
-        assert_eq!(identity.to_serve(until).ocsp, None);
-        assert_eq!(identity.to_serve(until).cert, identity.certified.cert);
+        assert_eq!(identity.to_serve(until - 1).unwrap().ocsp.as_ref(), Some(&der));
+        assert_eq!(identity.to_serve(until).unwrap().ocsp, None);
+        assert_eq!(identity.to_serve(until).unwrap().cert, identity.certified.cert);
+        assert!(identity.check_staple().is_ok());
+    }
+
+    #[test]
+    fn what_must_be_stapled_is_not_served_without() {
+        let der = staple(&[1, 2, 3], "20300102030405Z");
+        let identity = compile_with(&[1, 2, 3], Some(der.clone()), true).unwrap();
+        let until = 1_893_553_445;
+        assert_eq!(identity.to_serve(until - 1).unwrap().ocsp.as_ref(), Some(&der));
+        assert!(identity.to_serve(until).is_none());
+        assert!(identity.check_staple().is_ok());
+        assert!(compile_with(&[1], None, false).unwrap().check_staple().is_ok());
+        let none = compile_with(&[1], None, true).unwrap();
+        assert_eq!(
+            none.check_staple().unwrap_err().to_string(),
+            "OCSP response is required for must-staple certificate"
+        );
     }
 
     #[test]

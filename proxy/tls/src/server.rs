@@ -216,6 +216,7 @@ impl ServerContext {
 
     fn build(&self, secrets: &[Arc<Secret>]) -> Result<Built, ConfigError> {
         let (material, rest) = self.common.material(secrets)?;
+        material.identities.iter().try_for_each(|identity| identity.check_staple())?;
         let Settings { session_timeout, .. } = self.settings;
         let parameters = &self.common.parameters;
         let provider = &parameters.provider;
@@ -335,8 +336,9 @@ impl Resolver {
     /// The certificate that a finished handshake used. rustls does not tell, so the choice is made again; every
     /// client of TLS 1.3 knows ECDSA (RFC 8446 section 9.1), and in TLS 1.2 the cipher suite tells.
     fn used(&self, connection: &rustls::ServerConnection) -> Option<&Arc<Identity>> {
-        let suite = connection.negotiated_cipher_suite();
+        let (suite, now) = (connection.negotiated_cipher_suite(), unix_now());
         let signs = |identity: &Identity| match suite {
+            _ if identity.to_serve(now).is_none() => false,
             Some(rustls::SupportedCipherSuite::Tls12(suite)) => {
                 identity.certified.key.choose_scheme(suite.sign).is_some()
             }
@@ -353,7 +355,10 @@ impl ResolvesServerCert for Resolver {
             return None;
         }
         let schemes = hello.signature_schemes();
-        let usable = |own: &Identity| own.certified.key.choose_scheme(schemes).is_some();
-        self.choose(name, usable).map(|identity| Arc::clone(identity.to_serve(unix_now())))
+        let now = unix_now();
+        let usable = |own: &Identity| {
+            own.certified.key.choose_scheme(schemes).is_some() && own.to_serve(now).is_some()
+        };
+        self.choose(name, usable)?.to_serve(now).map(Arc::clone)
     }
 }

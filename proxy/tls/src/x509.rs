@@ -65,6 +65,14 @@ pub(crate) fn common_name<'a>(certificate: &'a X509Certificate<'a>) -> Option<&'
     certificate.subject().iter_common_name().next()?.as_str().ok()
 }
 
+/// Whether the TLS features (RFC 7633), a sequence of small numbers, have `status_request`.
+pub(crate) fn must_staple(certificate: &X509Certificate<'_>) -> bool {
+    let mut extensions = certificate.extensions().iter();
+    let features = extensions.find(|extension| extension.oid.to_id_string() == "1.3.6.1.5.5.7.1.24");
+    let numbers = features.and_then(|extension| extension.value.get(2..)).unwrap_or_default();
+    numbers.chunks(3).any(|number| number == [2, 1, 5])
+}
+
 /// An IP address SAN in its usual form.
 pub(crate) fn ip_text(bytes: &[u8]) -> Option<String> {
     let address = match bytes.len() {
