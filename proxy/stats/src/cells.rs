@@ -260,7 +260,18 @@ impl Cells {
         }
     }
 
-    /// A scalar's value without allocating: what Prometheus reads a million times.
+    /// A scalar's value: what Prometheus reads a million times.
+    #[inline]
+    pub(crate) fn scalar_value(&self, leaf: Leaf) -> u64 {
+        match &self.extra {
+            Extra::Codes(_) => self.scalar(leaf).0,
+            // Gauges lie behind the counters, and are not reset.
+            _ if leaf < self.counters => self.raw(leaf).wrapping_sub(self.reset_base(leaf)),
+            _ => self.raw(leaf),
+        }
+    }
+
+    /// A scalar's value and whether it was ever written, without allocating.
     pub(crate) fn scalar(&self, leaf: Leaf) -> (u64, bool) {
         match &self.extra {
             Extra::Codes(codes) => {
@@ -292,6 +303,11 @@ impl Cells {
             Some(histogram) => histogram.buckets().clone(),
             None => self.configured_buckets(leaf),
         }
+    }
+
+    /// Whether no histogram has bounds of its own.
+    pub(crate) fn has_default_buckets(&self) -> bool {
+        self.scope.store.config.buckets.is_empty()
     }
 
     /// A leaf's value and whether it was ever written.

@@ -36,6 +36,8 @@ pub struct Options {
     pub buckets: BucketMode,
     /// Prometheus: show text readouts, as gauges of value 0 with a label `text_value`.
     pub text_readouts: bool,
+    /// Only hidden stats (`hidden=only`): there are none.
+    pub hidden_only: bool,
 }
 
 /// `type=`.
@@ -77,6 +79,10 @@ pub enum Format {
     Json,
     /// Prometheus text exposition.
     Prometheus,
+    /// The text, for a page around it.
+    Html,
+    /// The same, for a page that renews itself.
+    ActiveHtml,
 }
 
 impl Format {
@@ -85,6 +91,7 @@ impl Format {
         match self {
             Self::Text | Self::Prometheus => "text/plain; charset=UTF-8",
             Self::Json => "application/json",
+            Self::Html | Self::ActiveHtml => "text/html; charset=UTF-8",
         }
     }
 }
@@ -106,7 +113,7 @@ impl Renderer {
     pub fn new(store: &Store, format: Format, options: Options) -> Self {
         let store = store.inner();
         let output = match format {
-            Format::Text => Output::Text(text::Text::new(store, options)),
+            Format::Text | Format::Html | Format::ActiveHtml => Output::Text(text::Text::new(store, options)),
             Format::Json => Output::Json(json::Json::new(store, options)),
             Format::Prometheus => Output::Prometheus(Box::new(prometheus::Prometheus::new(store, options))),
         };
@@ -120,7 +127,7 @@ impl Renderer {
             let more = match &mut self.output {
                 Output::Text(text) => text.step(&mut chunk),
                 Output::Json(json) => json.step(&mut chunk),
-                Output::Prometheus(prometheus) => prometheus.step(&mut chunk),
+                Output::Prometheus(prometheus) => prometheus.fill(&mut chunk, target),
             };
             if !more {
                 break;
@@ -177,6 +184,7 @@ impl Section {
 impl Options {
     fn wants_type(&self, kind: Kind) -> bool {
         match self.only {
+            _ if self.hidden_only => false,
             None => true,
             Some(StatType::Counters) => kind == Kind::Counter,
             Some(StatType::Gauges) => kind == Kind::Gauge,

@@ -5,25 +5,26 @@
 //! metric is written by walking the members of its classes. What is held is one small record and one string of labels
 //! per entry, not per stat.
 
+mod lines;
+
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{BucketMode, Options, numbers};
+use super::Options;
 use crate::cells::{Cells, Layout, Leaf};
-use crate::histogram::{QUANTILES, Summary};
 use crate::store::{Kind, StoreInner};
 use crate::tags::{Tag, View, ViewName};
+use lines::{Bounds, Lines, Sample};
 
 pub(super) struct Prometheus {
     options: Options,
     store: Arc<StoreInner>,
     classes: Vec<Class>,
-    /// The labels of all members, end to end, without braces.
+    /// The labels of all members, end to end, each as [`Lines`] wants them.
     labels: String,
-    metrics: std::vec::IntoIter<Metric>,
-    current: Option<Cursor>,
+    metrics: Vec<Metric>,
+    at: Position,
     default_bounds: Bounds,
     /// Scratch.
     full_name: String,
@@ -40,6 +41,8 @@ struct Member {
     labels: Range<usize>,
     /// The leaves that belong here, when not all do.
     only: Option<Box<[Leaf]>>,
+    /// Every leaf of the entry is to be shown.
+    whole: bool,
 }
 
 /// What makes two entries alike: the prefix without tags, and what is below it.
@@ -67,25 +70,20 @@ struct Source {
 /// The leaves of each member that are samples of a metric.
 enum Leaves {
     /// These, with the labels that their own names carry.
-    These(Vec<(Leaf, String)>),
+    These(Vec<(Leaf, Sample)>),
     /// Those in `Member::only`.
     OfMember,
     /// Response codes, or classes.
     Codes(Range<Leaf>),
 }
 
-/// Where the walk over the samples of a metric stands.
-struct Cursor {
-    metric: Metric,
+/// Where the walk over the samples stands: indices of a metric, of one of its sources and of a member of that.
+#[derive(Default)]
+struct Position {
+    metric: usize,
     source: usize,
     member: usize,
     has_samples: bool,
-}
-
-/// Upper bounds as `le` shows them.
-struct Bounds {
-    bounds: Arc<[f64]>,
-    texts: Vec<String>,
 }
 
 type Metrics = BTreeMap<(u8, String), (Kind, Vec<Source>)>;
@@ -93,92 +91,97 @@ type Metrics = BTreeMap<(u8, String), (Kind, Vec<Source>)>;
 impl Prometheus {
     pub(super) fn new(store: &Arc<StoreInner>, options: Options) -> Self {
         let mut index = Index::default();
-        for node in store.live_scopes() {
+        for node in store.live_scopes().take_while(|_| !options.hidden_only) {
             for cells in node.live() {
                 if !cells.is_discarding() {
                     cells.each_view(|view| index.add(&cells, view, &options));
                 }
             }
         }
-        let metrics = index.metrics.into_iter().map(|((_, name), (kind, sources))| Metric {
-            name: metric_name(store, &name),
-            kind,
-            sources,
+        let default_bounds = Bounds::new(store.default_buckets.clone());
+        let metrics = index.metrics.into_iter().map(|((_, name), (kind, mut sources))| {
+            let name = metric_name(store, &name);
+            for source in &mut sources {
+                if let Leaves::These(leaves) = &mut source.leaves {
+                    for (_, sample) in leaves {
+                        sample.complete(&name, kind, &default_bounds);
+                    }
+                }
+            }
+            Metric { name, kind, sources }
         });
         Self {
             options,
             store: store.clone(),
             classes: index.classes,
             labels: index.labels,
-            metrics: metrics.collect::<Vec<_>>().into_iter(),
-            current: None,
-            default_bounds: Bounds::new(store.default_buckets.clone()),
+            metrics: metrics.collect(),
+            at: Position::default(),
+            default_bounds,
             full_name: String::new(),
         }
     }
 
-    /// Appends the samples of the next entry; false at the end.
-    pub(super) fn step(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(mut cursor) = self.current.take().or_else(|| self.metrics.next().map(Cursor::new)) else {
-            return false;
-        };
-        if let Some(source) = cursor.metric.sources.get(cursor.source) {
-            match self.classes[source.class].members.get(cursor.member) {
-                Some(member) => {
-                    cursor.member += 1;
-                    let mut samples = Samples {
-                        out,
-                        metric: &cursor.metric.name,
-                        kind: cursor.metric.kind,
-                        labels: &self.labels[member.labels.clone()],
-                        has_samples: cursor.has_samples,
-                        options: &self.options,
-                        default_bounds: &self.default_bounds,
-                        full_name: &mut self.full_name,
-                    };
-                    match &source.leaves {
-                        Leaves::These(leaves) => {
-                            for (leaf, own_labels) in leaves {
-                                let rejected = !member.cells.is_listed(*leaf)
-                                    || member.only.as_ref().is_some_and(|only| !only.contains(leaf));
-                                if !rejected {
-                                    samples.write(&member.cells, *leaf, own_labels);
-                                }
-                            }
-                        }
-                        Leaves::OfMember => {
-                            for leaf in member.only.iter().flatten() {
-                                let name = member.cells.leaf_name(*leaf);
-                                samples.write(&member.cells, *leaf, &own_labels(&self.store, &name));
-                            }
-                        }
-                        Leaves::Codes(range) => {
-                            for leaf in member.cells.listed().into_iter().filter(|leaf| range.contains(leaf))
-                            {
-                                let name = member.cells.leaf_name(leaf);
-                                let rejected = member.only.as_ref().is_some_and(|only| !only.contains(&leaf));
-                                if !rejected {
-                                    samples.write(&member.cells, leaf, &own_labels(&self.store, &name));
-                                }
+    /// Appends samples until there are `target` bytes; false at the end.
+    pub(super) fn fill(&mut self, out: &mut Vec<u8>, target: usize) -> bool {
+        let at = &mut self.at;
+        while let Some(metric) = self.metrics.get(at.metric) {
+            let Some(source) = metric.sources.get(at.source) else {
+                *at = Position { metric: at.metric + 1, ..Position::default() };
+                continue;
+            };
+            for member in &self.classes[source.class].members[at.member..] {
+                if out.len() >= target {
+                    return true;
+                }
+                at.member += 1;
+                let mut lines = Lines {
+                    out,
+                    metric: &metric.name,
+                    kind: metric.kind,
+                    labels: &self.labels[member.labels.clone()],
+                    has_samples: &mut at.has_samples,
+                    options: &self.options,
+                    default_bounds: &self.default_bounds,
+                    full_name: &mut self.full_name,
+                };
+                let cells = &member.cells;
+                let is_shown = |leaf: Leaf| {
+                    member.whole
+                        || (cells.is_listed(leaf)
+                            && member.only.as_ref().is_none_or(|only| only.contains(&leaf)))
+                };
+                let own = |leaf: Leaf| {
+                    let mut sample = Sample::new(own_label(&self.store, &cells.leaf_name(leaf)));
+                    sample.complete(&metric.name, Kind::Counter, &self.default_bounds);
+                    sample
+                };
+                match &source.leaves {
+                    Leaves::These(leaves) => {
+                        for (leaf, sample) in leaves {
+                            if is_shown(*leaf) {
+                                lines.write(cells, *leaf, sample);
                             }
                         }
                     }
-                    cursor.has_samples = samples.has_samples;
-                }
-                None => {
-                    cursor.source += 1;
-                    cursor.member = 0;
+                    Leaves::OfMember => {
+                        for leaf in member.only.iter().flatten() {
+                            lines.write(cells, *leaf, &own(*leaf));
+                        }
+                    }
+                    Leaves::Codes(range) => {
+                        for leaf in cells.listed().into_iter().filter(|leaf| range.contains(leaf)) {
+                            if member.only.as_ref().is_none_or(|only| only.contains(&leaf)) {
+                                lines.write(cells, leaf, &own(leaf));
+                            }
+                        }
+                    }
                 }
             }
-            self.current = Some(cursor);
+            at.source += 1;
+            at.member = 0;
         }
-        true
-    }
-}
-
-impl Cursor {
-    fn new(metric: Metric) -> Self {
-        Self { metric, source: 0, member: 0, has_samples: false }
+        false
     }
 }
 
@@ -228,7 +231,8 @@ impl Index {
             }
         };
         let labels = self.write_labels(&view.tags);
-        self.classes[class].members.push(Member { cells: cells.clone(), labels, only });
+        let whole = only.is_none() && cells.lists_everything();
+        self.classes[class].members.push(Member { cells: cells.clone(), labels, only, whole });
     }
 
     /// Names the metrics of a new class, taking one member (and its `leaf`, for a class of one metric) for all.
@@ -265,7 +269,7 @@ impl Index {
                     let stripped = store.leaf_tag(name).map(|tag| tag.without(name));
                     let metric = format!("{prefix}{}", stripped.as_deref().unwrap_or(name));
                     let sources = self.sources(metric, kind);
-                    let sample = (leaf, own_labels(store, name));
+                    let sample = (leaf, Sample::new(own_label(store, name)));
                     match sources.last_mut() {
                         // `rq_2xx` and `rq_4xx` of one class are samples of one metric.
                         Some(Source { class: last, leaves: Leaves::These(leaves) }) if *last == class => {
@@ -294,140 +298,17 @@ impl Index {
 
     fn write_labels(&mut self, tags: &[Tag]) -> Range<usize> {
         let start = self.labels.len();
-        for (at, (tag, value)) in tags.iter().enumerate() {
-            if at != 0 {
-                self.labels.push(',');
-            }
+        for (tag, value) in tags {
+            self.labels.push(',');
             write_label(&mut self.labels, tag, value);
         }
+        self.labels.push_str(lines::ZERO);
         start..self.labels.len()
     }
 }
 
-/// Writes the samples of one entry for one metric.
-struct Samples<'a> {
-    out: &'a mut Vec<u8>,
-    metric: &'a str,
-    kind: Kind,
-    labels: &'a str,
-    has_samples: bool,
-    options: &'a Options,
-    default_bounds: &'a Bounds,
-    full_name: &'a mut String,
-}
-
-impl Samples<'_> {
-    #[inline]
-    fn write(&mut self, cells: &Cells, leaf: Leaf, own_labels: &str) {
-        let type_name = match self.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::TextReadout | Kind::Histogram(_) => return self.write_rare(cells, leaf, own_labels),
-        };
-        let (value, used) = cells.scalar(leaf);
-        if (used || !self.options.used_only) && self.wants_name(cells, leaf) {
-            self.type_line(type_name);
-            self.sample("", own_labels, "", itoa::Buffer::new().format(value));
-        }
-    }
-
-    fn write_rare(&mut self, cells: &Cells, leaf: Leaf, own_labels: &str) {
-        if (self.options.used_only && !cells.is_used(leaf)) || !self.wants_name(cells, leaf) {
-            return;
-        }
-        if self.kind == Kind::TextReadout {
-            self.type_line("gauge");
-            let mut label = String::new();
-            write_label(&mut label, "text_value", &cells.text().unwrap_or_default());
-            self.sample("", own_labels, &label, "0");
-        } else {
-            self.histogram(cells, leaf, own_labels);
-        }
-    }
-
-    fn histogram(&mut self, cells: &Cells, leaf: Leaf, own_labels: &str) {
-        let recorded = cells.summary(cells.histogram_index(leaf));
-        if self.options.buckets == BucketMode::Summary {
-            self.type_line("summary");
-            // A summary is about recent values: those of the last interval.
-            let empty = Summary::empty(self.default_bounds.bounds.clone());
-            let bins = &recorded.as_deref().unwrap_or(&empty).interval;
-            for (percent, value) in QUANTILES.iter().zip(bins.reported_quantiles()) {
-                let quantile = format!("quantile=\"{}\"", numbers::general(percent / 100., 6));
-                self.sample("", own_labels, &quantile, &numbers::general(value, 32));
-            }
-            self.sample("_sum", own_labels, "", &numbers::general(bins.sum(), 32));
-            self.sample("_count", own_labels, "", itoa::Buffer::new().format(bins.count()));
-            return;
-        }
-        self.type_line("histogram");
-        let bounds = cells.buckets(leaf);
-        let own_bounds;
-        let bounds = if Arc::ptr_eq(&bounds, &self.default_bounds.bounds) {
-            self.default_bounds
-        } else {
-            own_bounds = Bounds::new(bounds);
-            &own_bounds
-        };
-        let bins = recorded.as_deref().map(|summary| &summary.cumulative);
-        let count = bins.map_or(0, |bins| bins.count());
-        for (bound, le) in bounds.bounds.iter().zip(&bounds.texts) {
-            let below = bins.map_or(0, |bins| bins.count_up_to(*bound));
-            self.sample("_bucket", own_labels, le, itoa::Buffer::new().format(below));
-        }
-        self.sample("_bucket", own_labels, "le=\"+Inf\"", itoa::Buffer::new().format(count));
-        let sum = bins.map_or_else(|| "0".to_owned(), |bins| numbers::general(bins.sum(), 32));
-        self.sample("_sum", own_labels, "", &sum);
-        self.sample("_count", own_labels, "", itoa::Buffer::new().format(count));
-    }
-
-    fn wants_name(&mut self, cells: &Cells, leaf: Leaf) -> bool {
-        if self.options.filter.is_none() {
-            return true;
-        }
-        self.full_name.clear();
-        cells.write_name(leaf, self.full_name);
-        self.options.wants_name(self.full_name)
-    }
-
-    /// Before the first sample of a metric.
-    fn type_line(&mut self, kind: &str) {
-        if !std::mem::replace(&mut self.has_samples, true) {
-            writeln!(self.out, "# TYPE {} {kind}", self.metric).expect("a Vec accepts every write");
-        }
-    }
-
-    #[inline]
-    fn sample(&mut self, suffix: &str, own_labels: &str, last_label: &str, value: &str) {
-        let out = &mut *self.out;
-        out.extend_from_slice(self.metric.as_bytes());
-        out.extend_from_slice(suffix.as_bytes());
-        out.push(b'{');
-        let start = out.len();
-        for labels in [own_labels, self.labels, last_label] {
-            if !labels.is_empty() {
-                out.extend_from_slice(labels.as_bytes());
-                out.push(b',');
-            }
-        }
-        if out.len() > start {
-            out.pop();
-        }
-        out.extend_from_slice(b"} ");
-        out.extend_from_slice(value.as_bytes());
-        out.push(b'\n');
-    }
-}
-
-impl Bounds {
-    fn new(bounds: Arc<[f64]>) -> Self {
-        let texts = bounds.iter().map(|bound| format!("le=\"{}\"", numbers::general(*bound, 32))).collect();
-        Self { bounds, texts }
-    }
-}
-
 /// The label of the tag that a leaf's own name carries, or nothing.
-fn own_labels(store: &StoreInner, leaf: &str) -> String {
+fn own_label(store: &StoreInner, leaf: &str) -> String {
     let mut label = String::new();
     if let Some(tag) = store.leaf_tag(leaf) {
         write_label(&mut label, tag.tag, tag.value);

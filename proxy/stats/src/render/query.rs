@@ -17,8 +17,13 @@ impl Query {
     /// Parses the decoded parameters of `/stats`. The error is the body of a 400 answer, in Envoy's words.
     pub fn parse<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, String> {
         let mut query = Self::default();
+        let mut seen: Vec<&str> = Vec::new();
         for (name, value) in parameters {
-            query.apply(name, value)?;
+            // As in Envoy the first of a name counts.
+            if !seen.contains(&name) {
+                seen.push(name);
+                query.apply(name, value)?;
+            }
         }
         query.check()
     }
@@ -38,21 +43,18 @@ impl Query {
             "usedonly" => options.used_only = true,
             "text_readouts" => options.text_readouts = true,
             "invert_filter" => options.invert_filter = true,
-            "filter" if value.is_empty() => options.filter = None,
+            // Empty is as good as absent: what a form sends whose field was left alone.
+            "filter" | "format" | "type" | "histogram_buckets" | "hidden" if value.is_empty() => {}
             "filter" => {
-                let regex = Regex::new(value).map_err(|error| format!("Invalid re2 regex: {error}"))?;
-                options.filter = Some(regex);
+                options.filter = Some(Regex::new(value).map_err(|_| "Invalid re2 regex".to_owned())?);
             }
             "format" => {
                 self.format = match value {
                     "text" => Format::Text,
                     "json" => Format::Json,
                     "prometheus" => Format::Prometheus,
-                    "html" | "active-html" => {
-                        return Err(
-                            "HTML output was disabled by building with --define=admin_html=disabled".into()
-                        );
-                    }
+                    "html" => Format::Html,
+                    "active-html" => Format::ActiveHtml,
                     _ => {
                         return Err("usage: /stats?format=(html|active-html|json|prometheus|text)\n\n".into());
                     }
@@ -70,17 +72,28 @@ impl Query {
             }
             "histogram_buckets" => {
                 options.buckets = match value {
-                    "" | "none" => BucketMode::Unset,
+                    "none" => BucketMode::Unset,
                     "cumulative" => BucketMode::Cumulative,
                     "disjoint" => BucketMode::Disjoint,
                     "detailed" => BucketMode::Detailed,
                     "summary" => BucketMode::Summary,
-                    "prometheusnative" => return Err(UNSUPPORTED_BUCKETS.into()),
+                    "prometheusnative" => {
+                        return Err("unsupported prometheusnative histogram type when not using protobuf \
+                                    exposition format"
+                            .into());
+                    }
                     _ => {
                         return Err("usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary|\
                                     prometheusnative)\n"
                             .into());
                     }
+                };
+            }
+            "hidden" => {
+                options.hidden_only = match value {
+                    "include" | "exclude" => false,
+                    "only" => true,
+                    _ => return Err("usage: /stats?hidden=(include|only|exclude)\n\n".into()),
                 };
             }
             _ => {}
@@ -115,11 +128,18 @@ mod tests {
             error("histogram_buckets", "bogus"),
             "usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary|prometheusnative)\n"
         );
-        assert!(error("filter", "(").starts_with("Invalid re2 regex: "));
+        assert_eq!(error("filter", "("), "Invalid re2 regex");
+        assert_eq!(error("hidden", "bogus"), "usage: /stats?hidden=(include|only|exclude)\n\n");
         assert_eq!(
             Query::parse_prometheus([("histogram_buckets", "detailed")]).unwrap_err(),
             "unsupported prometheus histogram bucket mode"
         );
+    }
+
+    #[test]
+    fn the_first_of_a_name_counts_and_empty_ones_do_not() {
+        let query = Query::parse([("type", "Gauges"), ("type", "bogus"), ("format", "")]).unwrap();
+        assert_eq!((query.options.only, query.format), (Some(StatType::Gauges), Format::Text));
     }
 
     #[test]
