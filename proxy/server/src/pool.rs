@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use waystation_filter_api::connection::ConnectionInfo;
 use waystation_stats::ResponseStats;
+use waystation_upstream::admission::Permit;
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::{Cluster, Host, HostRef};
 
@@ -36,6 +37,8 @@ use http2::Http2;
 /// The connections of one worker to one host.
 pub struct HostPool {
     host: RefCell<Rc<HostRef>>,
+    /// Its place among the pools of the cluster.
+    _place: Permit,
     /// The downstream connection whose requests alone it serves; what is idle goes with it.
     downstream: Option<Weak<ConnectionInfo>>,
     /// Whether upstream is told of it.
@@ -77,9 +80,10 @@ pub(crate) struct Waiting<'a> {
 }
 
 impl HostPool {
-    pub(crate) fn new(host: &Arc<Host>, sharing: Sharing<'_>) -> Self {
+    pub(crate) fn new(host: &Arc<Host>, place: Permit, sharing: Sharing<'_>) -> Self {
         Self {
             host: RefCell::new(Rc::new(HostRef(Arc::clone(host)))),
+            _place: place,
             downstream: sharing.downstream.map(Rc::downgrade),
             stated: sharing.stated,
             tls_name: sharing.tls_name.map(TlsName::to_owned),
@@ -241,6 +245,14 @@ impl HostPool {
         for connection in self.http2.borrow().iter() {
             connection.sweep(timeout, now);
         }
+    }
+
+    /// Whether no request is under way or waits here, though connections may be open.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.http1_open.get() as usize == self.idle.borrow().len()
+            && self.http2.borrow().iter().all(|connection| connection.active() == 0)
+            && !self.http2_connecting.get()
+            && self.waiting.borrow().is_empty()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

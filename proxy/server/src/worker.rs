@@ -3,7 +3,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -14,9 +14,10 @@ use waystation_filter_api::cell::{self, Local};
 use waystation_filter_api::connection::ConnectionInfo;
 use waystation_filter_api::runtime::{Fraction, RuntimeFraction};
 use waystation_stats::{Gauge, ResponseStats, Scope};
+use waystation_upstream::admission::{Permit, Resource};
 use waystation_upstream::cluster::{ClusterRef, Discovery};
 use waystation_upstream::load_balancer::LocalLb;
-use waystation_upstream::{Cluster, Host, NoHost, PickContext, Snapshot};
+use waystation_upstream::{Cluster, Host, NoHost, PickContext, Priority, Snapshot};
 
 use crate::context::Shared;
 use crate::http::stream::Scratch;
@@ -71,7 +72,7 @@ struct Date {
 /// Pools that are not everyone's.
 type NamedPools = HashMap<PoolKey, Rc<HostPool>>;
 
-#[derive(Eq, Hash, PartialEq)]
+#[derive(Clone, Eq, Hash, PartialEq)]
 struct PoolKey {
     host: u64,
     downstream: Option<u64>,
@@ -339,16 +340,20 @@ impl LocalCluster {
                 downstream: downstream.map(|info| info.id),
                 tls_name: sharing.tls_name.map(TlsName::to_owned),
             };
-            let sharing = Sharing { downstream, ..sharing };
-            let pool = named.entry(key).or_insert_with(|| Rc::new(HostPool::new(host, sharing)));
-            pool.update(host);
-            return Ok(Rc::clone(pool));
+            if let Some(pool) = named.get(&key) {
+                pool.update(host);
+                return Ok(Rc::clone(pool));
+            }
+            let place = place_for_pool(cluster, &mut named)?;
+            let pool = Rc::new(HostPool::new(host, place, Sharing { downstream, ..sharing }));
+            named.insert(key, Rc::clone(&pool));
+            return Ok(pool);
         }
         if let Some(pool) = self.pools.borrow().get(&host.id()) {
             pool.update(host);
             return Ok(Rc::clone(pool));
         }
-        Ok(self.add_pool(host))
+        self.add_pool(cluster, host)
     }
 
     /// Made with the first request; a replaced cluster keeps its name, and so these.
@@ -369,10 +374,12 @@ impl LocalCluster {
     }
 
     #[cold]
-    fn add_pool(&self, host: &Arc<Host>) -> Rc<HostPool> {
-        let pool = Rc::new(HostPool::new(host, Sharing::default()));
-        self.pools.borrow_mut().insert(host.id(), Rc::clone(&pool));
-        pool
+    fn add_pool(&self, cluster: &Cluster, host: &Arc<Host>) -> Result<Rc<HostPool>, NoHost> {
+        let mut pools = self.pools.borrow_mut();
+        let place = place_for_pool(cluster, &mut pools)?;
+        let pool = Rc::new(HostPool::new(host, place, Sharing::default()));
+        pools.insert(host.id(), Rc::clone(&pool));
+        Ok(pool)
     }
 
     /// Whether the cluster is gone, and all that was connected for it.
@@ -408,6 +415,25 @@ impl LocalCluster {
         self.pools.borrow_mut().retain(|id, _| hosts.contains(id));
         self.named_pools.borrow_mut().retain(|key, _| hosts.contains(&key.host));
     }
+}
+
+/// A place under `max_connection_pools`; an idle pool makes way, and its connections with it.
+fn place_for_pool<K, S>(cluster: &Cluster, pools: &mut HashMap<K, Rc<HostPool>, S>) -> Result<Permit, NoHost>
+where
+    K: Clone + Eq + Hash,
+    S: BuildHasher,
+{
+    let reserve = || cluster.admission.reserve(Priority::Default, Resource::Pools);
+    let freed = || {
+        let idle = pools.iter().find(|(_, pool)| pool.is_idle() && Rc::strong_count(pool) == 1);
+        let key = idle.map(|(key, _)| key.clone())?;
+        pools.remove(&key);
+        reserve()
+    };
+    reserve().or_else(freed).ok_or_else(|| {
+        cluster.stats.upstream_cx_pool_overflow().inc();
+        NoHost::NoHealthyHost
+    })
 }
 
 async fn sweep(worker: Weak<Worker>) {

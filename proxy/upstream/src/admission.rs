@@ -13,9 +13,9 @@ use envoy_types::pb::google::protobuf as wkt;
 use waystation_filter_api::runtime::{Runtime, RuntimeDouble, RuntimeInteger};
 use waystation_filter_api::wire::{refuse, u32_value};
 use waystation_schema::{At, ConfigError};
-use waystation_stats::{GaugeRef, Scope};
+use waystation_stats::{Gauge, GaugeRef, Scope};
 
-use crate::stats::{ClusterStats, RemainingStats};
+use crate::stats::{ClusterStats, RemainingDefaultStats, RemainingHighStats};
 
 /// `envoy.config.core.v3.RoutingPriority`.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
@@ -42,6 +42,9 @@ pub enum Resource {
     Pools,
 }
 
+/// How often a gauge is written again because another worker wrote meanwhile.
+const ATTEMPTS: usize = 8;
+
 const RESOURCES: [Resource; 5] =
     [Resource::Connections, Resource::Pending, Resource::Requests, Resource::Retries, Resource::Pools];
 
@@ -60,10 +63,13 @@ struct Breakers {
     configured: Configured,
     cluster: Arc<str>,
     runtime: Runtime,
-    remaining: Option<RemainingStats>,
+    remaining: Option<Remaining>,
     stats: ClusterStats,
     priority: Priority,
 }
+
+/// `track_remaining`: in the order of [`Resource`].
+type Remaining = [Gauge; 5];
 
 /// A count, and whether it has reached its bound.
 #[derive(Debug, Default)]
@@ -75,7 +81,7 @@ struct Limit {
 /// The thresholds of the configuration.
 #[derive(Debug)]
 struct Configured {
-    max: [u32; 5],
+    max: [u64; 5],
     /// `retry_budget`: percent and minimum.
     retry_budget: Option<(f64, u32)>,
 }
@@ -159,24 +165,25 @@ impl Admission {
             .count
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| (count < max).then_some(count + 1));
         if taken.is_ok() {
-            breakers.changed(resource, max, true);
+            breakers.changed(resource, max);
         }
         taken.is_ok()
     }
 
     /// Takes one unit even past the bound: a worker is always allowed one connection per host so that a host can never
     /// become unreachable through the breaker alone, as in Envoy.
-    pub fn acquire_anyway(&self, priority: Priority, resource: Resource) {
+    pub fn reserve_anyway(self: &Arc<Self>, priority: Priority, resource: Resource) -> Permit {
         let breakers = &self.priorities[priority as usize];
         breakers.limits[resource as usize].count.fetch_add(1, Ordering::SeqCst);
-        breakers.changed(resource, breakers.max(resource), true);
+        breakers.changed(resource, breakers.max(resource));
+        Permit { admission: Arc::clone(self), priority, resource }
     }
 
     /// Gives back one unit.
     pub fn release(&self, priority: Priority, resource: Resource) {
         let breakers = &self.priorities[priority as usize];
         breakers.limits[resource as usize].count.fetch_sub(1, Ordering::SeqCst);
-        breakers.changed(resource, breakers.max(resource), false);
+        breakers.changed(resource, breakers.max(resource));
     }
 
     /// Units in use.
@@ -187,6 +194,7 @@ impl Admission {
     /// The bound in force; with a retry budget that of retries moves with the requests in flight.
     pub fn max(&self, priority: Priority, resource: Resource) -> u64 {
         let breakers = &self.priorities[priority as usize];
+        breakers.clear_budgeted(resource);
         // An admin page must not make every idle cluster a user of the runtime.
         match breakers.in_force.get() {
             Some(in_force) => breakers.bound(in_force, resource),
@@ -214,15 +222,15 @@ impl Breakers {
         scope: &Scope,
         stats: &ClusterStats,
     ) -> Result<Self, ConfigError> {
-        let of = |value: Option<&wkt::UInt32Value>, default: u32| u32_value(value).unwrap_or(default);
+        let of = |value: Option<&wkt::UInt32Value>, default: u64| u32_value(value).map_or(default, u64::from);
         let max = match proto {
-            None => [1024, 1024, 1024, 3, u32::MAX],
+            None => [1024, 1024, 1024, 3, u64::MAX],
             Some(proto) => [
                 of(proto.max_connections.as_ref(), 1024),
                 of(proto.max_pending_requests.as_ref(), 1024),
                 of(proto.max_requests.as_ref(), 1024),
                 of(proto.max_retries.as_ref(), 3),
-                of(proto.max_connection_pools.as_ref(), u32::MAX),
+                of(proto.max_connection_pools.as_ref(), u64::MAX),
             ],
         };
         let retry_budget = match proto.and_then(|proto| proto.retry_budget.as_ref()) {
@@ -235,30 +243,23 @@ impl Breakers {
                 )
                 .at(|| "retry_budget")?;
                 let percent = budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value);
-                Some((percent, of(budget.min_retry_concurrency.as_ref(), 3)))
+                Some((percent, u32_value(budget.min_retry_concurrency.as_ref()).unwrap_or(3)))
             }
         };
         let track = proto.is_some_and(|proto| proto.track_remaining);
-        let segment = priority.segment();
         let breakers = Self {
             limits: Default::default(),
             in_force: OnceLock::new(),
             configured: Configured { max, retry_budget },
             cluster: Arc::clone(cluster),
             runtime: runtime.clone(),
-            remaining: track.then(|| scope.scope("circuit_breakers").scope(segment).group()),
+            remaining: track.then(|| remaining(scope, priority)),
             stats: stats.clone(),
             priority,
         };
-        for resource in RESOURCES {
-            let configured = u64::from(breakers.configured.max[resource as usize]);
-            if let Some(gauge) = breakers.remaining(resource) {
-                gauge.set(configured);
-            }
-            // A threshold of zero is an open breaker from the start.
-            if configured == 0 && (resource != Resource::Retries || retry_budget.is_none()) {
-                breakers.reconcile(resource, configured);
-            }
+        // As in Envoy a breaker is shut until something has been counted, even one with a threshold of zero.
+        for (gauge, max) in breakers.remaining.iter().flatten().zip(breakers.configured.max) {
+            gauge.set(max);
         }
         Ok(breakers)
     }
@@ -293,7 +294,7 @@ impl Breakers {
         let key = |name: &str| format!("{prefix}{name}");
         let configured = &self.configured;
         InForce {
-            max: std::array::from_fn(|i| self.runtime.integer(&key(KEYS[i]), u64::from(configured.max[i]))),
+            max: std::array::from_fn(|i| self.runtime.integer(&key(KEYS[i]), configured.max[i])),
             retry_budget: configured.retry_budget.map(|(percent, minimum)| {
                 (
                     self.runtime.double(&key("retry_budget.budget_percent"), percent),
@@ -303,11 +304,36 @@ impl Breakers {
         }
     }
 
-    fn changed(&self, resource: Resource, max: u64, taken: bool) {
-        if let Some(gauge) = self.remaining(resource) {
-            if taken { gauge.dec() } else { gauge.inc() }
-        }
+    fn changed(&self, resource: Resource, max: u64) {
+        self.show_remaining(resource, max);
         self.reconcile(resource, max);
+    }
+
+    /// Writes what is left, and looks again as [`Breakers::reconcile`] does.
+    fn show_remaining(&self, resource: Resource, max: u64) {
+        let Some(gauges) = &self.remaining else { return };
+        if self.clear_budgeted(resource) {
+            return;
+        }
+        let (gauge, limit) = (&gauges[resource as usize], &self.limits[resource as usize]);
+        // Others may write meanwhile; whoever writes last has looked last.
+        for _ in 0..ATTEMPTS {
+            let used = limit.count.load(Ordering::SeqCst);
+            let left = max.saturating_sub(used);
+            gauge.set(left);
+            if gauge.value() == left && limit.count.load(Ordering::SeqCst) == used {
+                return;
+            }
+        }
+    }
+
+    /// What a budget leaves moves with every request: as in Envoy none is shown once somebody has asked for the bound.
+    fn clear_budgeted(&self, resource: Resource) -> bool {
+        let budgeted = resource == Resource::Retries && self.configured.retry_budget.is_some();
+        if let (true, Some(gauges)) = (budgeted, &self.remaining) {
+            gauges[resource as usize].set(0);
+        }
+        budgeted
     }
 
     /// Brings the `*_open` gauge in line with the count. Whoever flips it looks again, so that of two workers that cross
@@ -339,16 +365,20 @@ impl Breakers {
             (Priority::High, Resource::Pools) => stats.cx_pool_open_high(),
         }
     }
+}
 
-    fn remaining(&self, resource: Resource) -> Option<GaugeRef<'_>> {
-        let stats = self.remaining.as_ref()?;
-        Some(match resource {
-            Resource::Connections => stats.remaining_cx(),
-            Resource::Pending => stats.remaining_pending(),
-            Resource::Requests => stats.remaining_rq(),
-            Resource::Retries => stats.remaining_retries(),
-            Resource::Pools => stats.remaining_cx_pools(),
-        })
+fn remaining(scope: &Scope, priority: Priority) -> Remaining {
+    match priority {
+        Priority::Default => {
+            let stats: RemainingDefaultStats = scope.group();
+            [stats.cx(), stats.pending(), stats.rq(), stats.retries(), stats.cx_pools()]
+                .map(GaugeRef::to_owned)
+        }
+        Priority::High => {
+            let stats: RemainingHighStats = scope.group();
+            [stats.cx(), stats.pending(), stats.rq(), stats.retries(), stats.cx_pools()]
+                .map(GaugeRef::to_owned)
+        }
     }
 }
 

@@ -63,9 +63,28 @@ stats_group! {
 }
 
 stats_group! {
-    /// `circuit_breakers.<priority>.remaining_*`, with `track_remaining`.
-    pub struct RemainingStats {
-        gauges { remaining_cx, remaining_cx_pools, remaining_pending, remaining_retries, remaining_rq }
+    /// `circuit_breakers.default.remaining_*`, with `track_remaining`. Whole names, for they are listed among those above.
+    pub struct RemainingDefaultStats {
+        gauges {
+            cx = "circuit_breakers.default.remaining_cx",
+            cx_pools = "circuit_breakers.default.remaining_cx_pools",
+            pending = "circuit_breakers.default.remaining_pending",
+            retries = "circuit_breakers.default.remaining_retries",
+            rq = "circuit_breakers.default.remaining_rq",
+        }
+    }
+}
+
+stats_group! {
+    /// `circuit_breakers.high.remaining_*`, likewise.
+    pub struct RemainingHighStats {
+        gauges {
+            cx = "circuit_breakers.high.remaining_cx",
+            cx_pools = "circuit_breakers.high.remaining_cx_pools",
+            pending = "circuit_breakers.high.remaining_pending",
+            retries = "circuit_breakers.high.remaining_retries",
+            rq = "circuit_breakers.high.remaining_rq",
+        }
     }
 }
 

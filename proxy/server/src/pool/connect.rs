@@ -92,7 +92,7 @@ pub enum ConnectError {
 #[derive(Debug)]
 pub struct ConnectionGuard {
     cluster: Rc<ClusterRef>,
-    _permit: Option<Permit>,
+    _permit: Permit,
     _active: ActiveConnection,
     start: Instant,
     /// Bytes received and sent that are not in the statistics yet.
@@ -117,13 +117,16 @@ pub async fn connect(
     options: ConnectOptions<'_>,
 ) -> Result<(Transport, UpstreamConnInfo, ConnectionGuard), ConnectError> {
     let stats = &cluster.stats;
-    let permit = cluster.admission.reserve(options.priority, Resource::Connections);
-    if permit.is_none() {
-        stats.upstream_cx_overflow().inc();
-        if !options.past_limit {
-            return Err(ConnectError::Overflow);
+    let permit = match cluster.admission.reserve(options.priority, Resource::Connections) {
+        Some(permit) => permit,
+        None => {
+            stats.upstream_cx_overflow().inc();
+            if !options.past_limit {
+                return Err(ConnectError::Overflow);
+            }
+            cluster.admission.reserve_anyway(options.priority, Resource::Connections)
         }
-    }
+    };
     let active = match cluster.admission.max_connections_per_host() {
         Some(max) => host.try_begin_connection(max).ok_or(ConnectError::Overflow)?,
         None => host.begin_connection(),

@@ -67,18 +67,41 @@ fn gauges_show_open_breakers() {
     }));
     let admission = &rig.cluster.admission;
     let open = |name: &str| rig.stat(&format!("circuit_breakers.default.{name}"));
-    assert_eq!((open("cx_open"), open("rq_pending_open")), (0, 1), "a threshold of zero is open");
     assert!(admission.reserve(Priority::Default, Resource::Pending).is_none());
+    assert_eq!((open("cx_open"), open("rq_pending_open")), (0, 0), "nothing was counted yet");
     let permit = admission.reserve(Priority::Default, Resource::Connections);
     assert!(permit.is_some());
     assert_eq!(open("cx_open"), 1);
     assert!(admission.reserve(Priority::Default, Resource::Connections).is_none());
     assert!(admission.reserve(Priority::High, Resource::Connections).is_some(), "priorities are apart");
-    admission.acquire_anyway(Priority::Default, Resource::Connections);
-    admission.release(Priority::Default, Resource::Connections);
+    drop(admission.reserve_anyway(Priority::Default, Resource::Connections));
     assert_eq!(open("cx_open"), 1);
     drop(permit);
     assert_eq!(open("cx_open"), 0);
+}
+
+#[test]
+fn what_remains_is_never_less_than_nothing() {
+    let rig = Rig::new(&with(pb::circuit_breakers::Thresholds {
+        max_connections: limit(1),
+        retry_budget: Some(pb::circuit_breakers::thresholds::RetryBudget::default()),
+        track_remaining: true,
+        ..Default::default()
+    }));
+    let admission = &rig.cluster.admission;
+    let remaining = |name: &str| rig.stat(&format!("circuit_breakers.default.remaining_{name}"));
+    assert_eq!((remaining("cx"), remaining("cx_pools"), remaining("retries")), (1, u64::MAX, 3));
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(admission.reserve_anyway(Priority::Default, Resource::Connections));
+        assert_eq!(remaining("cx"), 0);
+    }
+    for expected in [0, 1] {
+        held.pop();
+        assert_eq!(remaining("cx"), expected);
+    }
+    let retry = admission.reserve(Priority::Default, Resource::Retries);
+    assert_eq!((retry.is_some(), remaining("retries")), (true, 0), "a budget has no fixed rest");
 }
 
 #[test]
@@ -94,7 +117,7 @@ fn defaults_are_envoys() {
             Resource::Pools,
         ]
         .map(max);
-        assert_eq!(found, [1024, 1024, 1024, 3, u64::from(u32::MAX)]);
+        assert_eq!(found, [1024, 1024, 1024, 3, u64::MAX]);
     }
 }
 
