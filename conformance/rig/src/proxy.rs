@@ -108,8 +108,12 @@ impl Proxy {
         Ok(())
     }
 
-    /// Address of a listener, which may have to appear first.
+    /// Port of a listener, which may have to appear first; `admin` is always there.
     pub(crate) async fn listener(&self, place: &Place, name: &str) -> Result<u16> {
+        if name == "admin" {
+            let port = self.admin.rsplit(':').next().unwrap_or_default();
+            return port.parse().context("the admin address has no port");
+        }
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(port) = place.ports.lock().get(name) {

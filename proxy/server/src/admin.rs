@@ -1,12 +1,14 @@
 //! The admin interface: a thread of its own, so that no scrape delays traffic or xDS.
 //!
 //! What it shows of the configuration it asks the main thread for, as references to encoded messages. What may be long
-//! is rendered by threads that stand behind it (`render`): `/ready` waits for nobody's million lines.
+//! is rendered and written by threads that stand behind it (`body`): `/ready` waits for nobody's million lines.
 
 pub mod access_log;
-mod certs;
+mod body;
+pub mod certs;
 mod clusters;
 pub mod config_dump;
+mod connection;
 mod counting;
 mod endpoints;
 mod info;
@@ -15,47 +17,41 @@ mod page;
 mod runtime;
 mod stats_body;
 
-use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::{Frame, Incoming};
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, SERVER, X_CONTENT_TYPE_OPTIONS};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, SERVER,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use percent_encoding::percent_decode_str;
 use socket2::Socket;
 use waystation_filter_api::address::Address;
+use waystation_http::{PathOptions, PathOutcome, normalize_path};
 use waystation_matchers::StringMatcher;
 use waystation_schema::{JsonStyle, Message, wire_to_json};
 
 use crate::cli::options::Options;
 use crate::context::Shared;
 use crate::control::MainThread;
-use crate::memory;
 use access_log::{AdminLogs, Peers};
+use body::{Body, full, render};
 use endpoints::ENDPOINTS;
 
 /// A request body (form values of `/runtime_modify`) is read up to this size.
 const BODY_LIMIT: usize = 64 * 1024;
 
-/// The size of a piece of a long answer.
-const CHUNK: usize = 64 * 1024;
-
-/// Threads that render; more requests than these wait for one of them. They end when there is nothing to render.
-const RENDERERS: usize = 2;
-
-/// Of the renderers, against 0 of everybody else.
-const RENDERER_NICENESS: i32 = 10;
-
-pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+/// As Envoy's admin listener treats paths.
+const PATHS: PathOptions = PathOptions {
+    normalize: true,
+    merge_slashes: true,
+    escaped_slashes: waystation_http::EscapedSlashes::Keep,
+};
 
 /// What the endpoints work with.
 #[derive(Clone, Debug)]
@@ -68,6 +64,9 @@ pub(crate) struct Admin {
     allowed: Arc<[StringMatcher]>,
     logs: AdminLogs,
     stats: Arc<counting::AdminStats>,
+    /// `/stats/recentlookups`: whether it is said to be tracked. No name is looked up while traffic is served, so there
+    /// is nothing to track.
+    tracks_lookups: Arc<AtomicBool>,
 }
 
 /// A decoded query.
@@ -76,10 +75,8 @@ pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     fn parse(text: &str) -> Self {
-        let decode = |part: &str| {
-            let spaced = part.replace('+', " ");
-            percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
-        };
+        // A plus is a plus, as in Envoy: regular expressions are full of them.
+        let decode = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
         let pairs = text.split('&').filter(|pair| !pair.is_empty());
         Self(
             pairs
@@ -121,99 +118,25 @@ pub fn spawn(
     logs: AdminLogs,
 ) -> io::Result<()> {
     let stats = counting::AdminStats::new(&shared.stats.root());
-    let admin = Admin { shared, options, main, node, allowed: allowed.into(), logs, stats };
+    let admin = Admin {
+        shared,
+        options,
+        main,
+        node,
+        allowed: allowed.into(),
+        logs,
+        stats,
+        tracks_lookups: Arc::default(),
+    };
     std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .thread_name("admin:render")
-            .max_blocking_threads(RENDERERS)
-            .on_thread_start(yield_to_others)
-            .on_thread_stop(memory::give_back)
-            .build();
-        let result = runtime.and_then(|runtime| runtime.block_on(serve(socket, admin)));
+        let runtime =
+            body::with_renderers(tokio::runtime::Builder::new_current_thread().enable_all()).build();
+        let result = runtime.and_then(|runtime| runtime.block_on(connection::serve(socket, admin)));
         if let Err(error) = result {
             tracing::error!(target: "admin", "the admin interface ended: {error}");
         }
     })?;
     Ok(())
-}
-
-/// A scrape on a busy processor takes its time from neither traffic nor `/ready`.
-fn yield_to_others() {
-    // Only Linux keeps the niceness by thread. A sandbox may refuse it: the renderer is then a thread like the others.
-    #[cfg(target_os = "linux")]
-    let _ = rustix::process::nice(RENDERER_NICENESS);
-}
-
-async fn serve(socket: Socket, admin: Admin) -> io::Result<()> {
-    let unix = socket.local_addr()?.as_unix().is_some() || socket.local_addr()?.is_unix();
-    if unix {
-        let listener = tokio::net::UnixListener::from_std(socket.into())?;
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let path =
-                        stream.local_addr().ok().and_then(|at| Some(at.as_pathname()?.display().to_string()));
-                    let path = Address::Pipe(path.unwrap_or_default().into());
-                    let peers = admin.peers(path.clone(), path);
-                    spawn_connection(TokioIo::new(stream), peers, admin.clone());
-                }
-                Err(error) => accept_failed(&error).await,
-            }
-        }
-    }
-    let listener = tokio::net::TcpListener::from_std(socket.into())?;
-    loop {
-        match listener.accept().await {
-            Ok((stream, remote)) => {
-                let local = stream.local_addr().unwrap_or(remote);
-                let peers = admin.peers(Address::Ip(local), Address::Ip(remote));
-                spawn_connection(TokioIo::new(stream), peers, admin.clone());
-            }
-            Err(error) => accept_failed(&error).await,
-        }
-    }
-}
-
-/// Out of descriptors, most likely: wait for some to come back rather than spin.
-async fn accept_failed(error: &io::Error) {
-    tracing::warn!(target: "admin", "cannot accept: {error}");
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-}
-
-fn spawn_connection<I>(io: TokioIo<I>, peers: Peers, admin: Admin)
-where
-    TokioIo<I>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
-    tokio::spawn(async move {
-        let _connection = admin.stats.connection();
-        let (main, quits) = (admin.main.clone(), Arc::new(AtomicBool::new(false)));
-        let asked = Arc::clone(&quits);
-        let service = service_fn(move |request| {
-            let (admin, asked) = (admin.clone(), Arc::clone(&asked));
-            let logged = admin.logs.note(&peers, &request);
-            async move {
-                let counted = admin.stats.request();
-                let response = handle(&admin, request).await;
-                counted.answered(response.status().as_u16());
-                if response.extensions().get::<info::Quit>().is_some() {
-                    asked.store(true, Ordering::Relaxed);
-                }
-                Ok::<_, Infallible>(match logged {
-                    Some(logged) => logged.answered(response),
-                    None => response,
-                })
-            }
-        });
-        let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
-        if let Err(error) = connection.await {
-            tracing::debug!(target: "admin", "admin connection: {error}");
-        }
-        // Not before the answer is written: nothing of this thread outlives the main one.
-        if quits.load(Ordering::Relaxed) {
-            main.ask(|server| server.quit()).await;
-        }
-    });
 }
 
 async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
@@ -223,7 +146,14 @@ async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
     if !admin.allowed.is_empty() && !admin.allowed.iter().any(allowed) {
         return text(StatusCode::FORBIDDEN, format!("request to path {target} not allowed"));
     }
-    let path = request.uri().path().to_owned();
+    if let Some(refusal) = refuse(&request) {
+        return refusal;
+    }
+    let path = match normalize_path(request.uri().path().as_bytes(), PATHS) {
+        PathOutcome::Unchanged => request.uri().path().to_owned(),
+        PathOutcome::Changed(path) => String::from_utf8_lossy(&path).into_owned(),
+        PathOutcome::Redirect(_) | PathOutcome::Reject => return bare(StatusCode::BAD_REQUEST, ""),
+    };
     let mut query = Query::parse(request.uri().query().unwrap_or_default());
     let Some(endpoint) = ENDPOINTS.iter().find(|endpoint| endpoint.path == path) else {
         return text(StatusCode::NOT_FOUND, format!("invalid path. {}", endpoints::help()));
@@ -267,8 +197,12 @@ async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
         "/runtime" => runtime::runtime(admin),
         "/runtime_modify" => runtime::modify(admin, &query).await,
         "/server_info" => info::server_info(admin),
-        "/stats" => stats_body::stats(admin, &query, false).await,
-        "/stats/prometheus" => stats_body::stats(admin, &query, true).await,
+        "/stats" => stats_body::stats(admin, &query, false),
+        "/stats/prometheus" => stats_body::stats(admin, &query, true),
+        "/stats/recentlookups" => stats_body::recent_lookups(admin),
+        "/stats/recentlookups/clear" => ok(),
+        "/stats/recentlookups/disable" => stats_body::track_lookups(admin, false),
+        "/stats/recentlookups/enable" => stats_body::track_lookups(admin, true),
         // The table above and this one are compared by a test.
         _ => text(StatusCode::NOT_FOUND, format!("invalid path. {}", endpoints::help())),
     }
@@ -279,13 +213,35 @@ fn is_form(request: &Request<Incoming>) -> bool {
     kind.is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"))
 }
 
-/// Does what may take long on a thread that nobody waits for.
-pub(crate) async fn render<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        // The runtime lives as long as its thread, so nothing is cancelled.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+/// What Envoy's codec and connection manager refuse before a path is looked at.
+fn refuse(request: &Request<Incoming>) -> Option<Response<Body>> {
+    let is_http1 = request.version() <= Version::HTTP_11;
+    if request.version() < Version::HTTP_11 {
+        return Some(bare(StatusCode::UPGRADE_REQUIRED, "Upgrade Required"));
     }
+    if is_http1 && !request.headers().contains_key(HOST) {
+        return Some(bare(StatusCode::BAD_REQUEST, ""));
+    }
+    // An absolute target is for proxies.
+    (is_http1 && request.uri().scheme().is_some()).then(|| {
+        let mut response = bare(StatusCode::NOT_FOUND, "");
+        response.headers_mut().remove(CONNECTION);
+        response
+    })
+}
+
+/// An answer of the codec's, or the connection manager's: it ends its connection.
+fn bare(status: StatusCode, body: &'static str) -> Response<Body> {
+    let mut response = Response::new(full(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if !body.is_empty() {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    headers.insert(SERVER, HeaderValue::from_static("envoy"));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// The headers that all answers carry.
@@ -298,30 +254,6 @@ pub(crate) fn respond(status: StatusCode, content_type: &'static str, body: Body
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(SERVER, HeaderValue::from_static("envoy"));
     response
-}
-
-/// A body that is there already, sent chunked as Envoy's admin sends all of its answers.
-pub(crate) fn full(body: impl Into<Bytes>) -> Body {
-    Rendered(body.into()).boxed_unsync()
-}
-
-/// Handed over piece by piece: other requests go between two writes of a long one.
-struct Rendered(Bytes);
-
-impl hyper::body::Body for Rendered {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.0.is_empty() {
-            return Poll::Ready(None);
-        }
-        let end = self.0.len().min(CHUNK);
-        Poll::Ready(Some(Ok(Frame::data(self.0.split_to(end)))))
-    }
 }
 
 pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {

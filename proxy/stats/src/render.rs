@@ -19,7 +19,7 @@ use crate::cells::{Cells, Leaf};
 use crate::histogram::Summary;
 use crate::store::{Kind, Store, StoreInner};
 
-pub use query::Query;
+pub use query::{Query, short_reason};
 
 /// What to show, from the admin query.
 #[derive(Clone, Debug, Default)]

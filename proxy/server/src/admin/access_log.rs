@@ -23,7 +23,7 @@ use waystation_format::{AccessLog, AccessLogType, FormatContext};
 use waystation_http::{HeaderName, Headers, Known};
 use waystation_schema::{At as _, ConfigError};
 
-use super::Body;
+use super::body::Body;
 use crate::context::Shared;
 use crate::worker::local_ip;
 
@@ -99,6 +99,7 @@ impl AdminLogs {
             received: request.body().size_hint().exact().unwrap_or_default(),
             version: match request.version() {
                 hyper::Version::HTTP_10 => Protocol::Http10,
+                hyper::Version::HTTP_2 => Protocol::Http2,
                 _ => Protocol::Http11,
             },
             start: Instant::now(),

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::admin::v3 as pb;
+use envoy_types::pb::envoy::config::cluster::v3 as cluster_pb;
 use envoy_types::pb::google::protobuf::{Any, Timestamp};
 use hyper::{Response, StatusCode};
 use prost::Message as _;
@@ -17,7 +18,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use regex::Regex;
 use waystation_schema::{JsonStyle, Message};
 
-use super::{Admin, Body, Query, json, render, respond, shutting_down, text};
+use super::{Admin, Body, Query, json, render, respond, shutting_down};
 use crate::manager::dump::{Dumped, Refused};
 use crate::manager::listeners::ListenersDump;
 
@@ -51,7 +52,7 @@ pub struct ConfigSnapshot {
     pub routes: Vec<ResourceDump>,
     /// Secrets, private keys included: the rendering redacts them.
     pub secrets: Vec<ResourceDump>,
-    /// Endpoints; filled when asked for.
+    /// Endpoints, filled when asked for: assignments, and for those that are not `dynamic` the clusters that have them.
     pub endpoints: Vec<ResourceDump>,
 }
 
@@ -102,7 +103,10 @@ pub(super) async fn config_dump(admin: &Admin, query: &Query) -> Response<Body> 
         None => None,
         Some(Ok(regex)) => Some(regex),
         Some(Err(error)) => {
-            return text(StatusCode::BAD_REQUEST, format!("Error while parsing name_regex: {error}"));
+            let given = query.get("name_regex").unwrap_or_default();
+            let reason = waystation_stats::render::short_reason(&error);
+            let body = format!("INVALID_ARGUMENT: Error while parsing name_regex from {given}: {reason}");
+            return respond(StatusCode::BAD_REQUEST, "text/plain", super::full(body));
         }
     };
     let Some(snapshot) =
@@ -126,49 +130,72 @@ fn rendered(
             section.items.retain(|item| item.list == "bootstrap" || is_full_match(regex, &item.name));
         }
     }
-    let mask: Option<Vec<&str>> = query.get("mask").map(|mask| mask.split(',').collect());
-    let configs = match query.get("resource") {
-        Some(resource) => {
-            let items = sections.into_iter().flat_map(|section| section.items);
-            let chosen: Vec<Any> = items
-                .filter(|item| item.list == resource)
-                .map(|item| any(item.type_name, masked(item.type_name, item.wire, mask.as_deref())))
-                .collect();
-            if chosen.is_empty() && !LISTS.contains(&resource) {
-                let body = format!("{resource} not found in config dump");
-                return respond(StatusCode::NOT_FOUND, "text/plain", super::full(body));
-            }
-            chosen
+    let mask: Vec<&str> =
+        query.get("mask").unwrap_or_default().split(',').filter(|path| !path.is_empty()).collect();
+    let configs = match query.get("resource").filter(|resource| !resource.is_empty()) {
+        Some(resource) => elements(sections, resource, &mask),
+        None => whole(sections, &mask),
+    };
+    let configs = match configs {
+        Ok(configs) => configs,
+        Err((status, reason)) => {
+            return respond(status, "text/plain", super::full(reason));
         }
-        None => sections
-            .into_iter()
-            .map(|section| {
-                let type_name = section.type_name;
-                any(type_name, masked(type_name, section.encode(), mask.as_deref()))
-            })
-            .collect(),
     };
     json("envoy.admin.v3.ConfigDump", &pb::ConfigDump { configs }.encode_to_vec(), JsonStyle::CONFIG_DUMP)
 }
 
-const LISTS: &[&str] = &[
-    "bootstrap",
-    "dynamic_active_clusters",
-    "dynamic_active_secrets",
-    "dynamic_endpoint_configs",
-    "dynamic_listeners",
-    "dynamic_route_configs",
-    "dynamic_scoped_route_configs",
-    "dynamic_warming_clusters",
-    "dynamic_warming_secrets",
-    "ecds_filters",
-    "inline_scoped_route_configs",
-    "static_clusters",
-    "static_endpoint_configs",
-    "static_listeners",
-    "static_route_configs",
-    "static_secrets",
-];
+/// `resource=`: every element of that list, with the fields of the mask.
+fn elements(sections: Vec<Section>, resource: &str, mask: &[&str]) -> Result<Vec<Any>, (StatusCode, String)> {
+    let field = sections
+        .iter()
+        .find_map(|section| Message::find(section.type_name)?.field_by_name(resource))
+        .ok_or_else(|| (StatusCode::NOT_FOUND, format!("{resource} not found in config dump")))?;
+    if !field.is_repeated() {
+        let reason =
+            format!("{resource} is not a repeated field. Use ?mask={resource} to get only this field");
+        return Err((StatusCode::BAD_REQUEST, reason));
+    }
+    let items = sections.into_iter().flat_map(|section| section.items);
+    items
+        .filter(|item| item.list == resource)
+        .map(|item| {
+            let wire = match Message::find(item.type_name).filter(|_| !mask.is_empty()) {
+                Some(message) => mask::apply_to_element(message, &item.wire, mask),
+                None => Some(item.wire),
+            };
+            let wire = wire.ok_or_else(|| {
+                let paths: String = mask.iter().map(|path| format!("paths: \"{path}\"\n")).collect();
+                (StatusCode::BAD_REQUEST, format!("FieldMask {paths} could not be successfully used."))
+            })?;
+            Ok(any(item.type_name, wire))
+        })
+        .collect()
+}
+
+/// Every message of the dump; with a mask those that have all its fields.
+fn whole(sections: Vec<Section>, mask: &[&str]) -> Result<Vec<Any>, (StatusCode, String)> {
+    let configs: Vec<Any> = sections
+        .into_iter()
+        .filter_map(|section| {
+            let message = Message::find(section.type_name)?;
+            let wire = match mask {
+                [] => section.encode(),
+                _ if mask.iter().all(|path| mask::names_field(message, path)) => {
+                    mask::apply(message, &section.encode(), mask)
+                }
+                _ => return None,
+            };
+            Some(any(section.type_name, wire))
+        })
+        .collect();
+    if configs.is_empty() && !mask.is_empty() {
+        let mask = mask.join(",");
+        let reason = format!("FieldMask {mask} could not be successfully applied to any configs.");
+        return Err((StatusCode::BAD_REQUEST, reason));
+    }
+    Ok(configs)
+}
 
 fn is_full_match(regex: &Regex, name: &str) -> bool {
     regex.find(name).is_some_and(|found| found.len() == name.len())
@@ -176,13 +203,6 @@ fn is_full_match(regex: &Regex, name: &str) -> bool {
 
 fn any(type_name: &str, value: Vec<u8>) -> Any {
     Any { type_url: format!("{TYPE_PREFIX}{type_name}"), value }
-}
-
-fn masked(type_name: &str, wire: Vec<u8>, mask: Option<&[&str]>) -> Vec<u8> {
-    match (mask, Message::find(type_name)) {
-        (Some(paths), Some(message)) => mask::apply(message, &wire, paths),
-        _ => wire,
-    }
 }
 
 impl Section {
@@ -247,7 +267,7 @@ fn sections(snapshot: &ConfigSnapshot, include_eds: bool) -> Vec<Section> {
         sections.push(Section {
             type_name: "envoy.admin.v3.EndpointsConfigDump",
             version: Arc::clone(&unversioned),
-            items: snapshot.endpoints.iter().map(endpoints).collect(),
+            items: snapshot.endpoints.iter().filter_map(endpoints).collect(),
         });
     }
     sections.push(Section {
@@ -392,9 +412,15 @@ fn scopes(set: &ScopesDump) -> Item {
     Item { list, type_name, name, wire }
 }
 
-fn endpoints(resource: &ResourceDump) -> Item {
+/// `None` for a cluster without an assignment.
+fn endpoints(resource: &ResourceDump) -> Option<Item> {
     let Dumped { wire, version, last_updated, .. } = &resource.dumped;
-    let endpoint_config = Some(any(ENDPOINTS, wire.to_vec()));
+    let assignment = if resource.dynamic {
+        wire.to_vec()
+    } else {
+        cluster_pb::Cluster::decode(wire.clone()).ok()?.load_assignment?.encode_to_vec()
+    };
+    let endpoint_config = Some(any(ENDPOINTS, assignment));
     let last_updated = Some(timestamp(*last_updated));
     let (list, type_name, wire) = if resource.dynamic {
         let dynamic = pb::endpoints_config_dump::DynamicEndpointConfig {
@@ -410,7 +436,7 @@ fn endpoints(resource: &ResourceDump) -> Item {
         let type_name = "envoy.admin.v3.EndpointsConfigDump.StaticEndpointConfig";
         ("static_endpoint_configs", type_name, fixed.encode_to_vec())
     };
-    Item { list, type_name, name: resource.name.clone(), wire }
+    Some(Item { list, type_name, name: resource.name.clone(), wire })
 }
 
 fn secret(resource: &ResourceDump) -> Item {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use waystation_stats::{Scope, stats_group};
+use waystation_stats::{GaugeRef, Scope, stats_group};
 
 use crate::http::millis;
 use crate::http::stats::{ClassStats, HcmStats};
@@ -33,8 +33,8 @@ pub(crate) struct AdminStats {
     thread: WorkerListenerStats,
 }
 
-/// An open connection; counts its end when dropped.
-pub(crate) struct CountedConnection(Arc<AdminStats>, Instant);
+/// An open connection, and whether it is one of HTTP/2 once that is known; counts its end when dropped.
+pub(crate) struct CountedConnection(Arc<AdminStats>, Instant, Option<bool>);
 
 /// A request under way.
 pub(crate) struct CountedRequest<'a>(&'a AdminStats, Instant);
@@ -55,22 +55,42 @@ impl AdminStats {
 
     pub(crate) fn connection(self: &Arc<Self>) -> CountedConnection {
         self.hcm.downstream_cx_total().inc();
-        self.hcm.downstream_cx_http1_total().inc();
         self.hcm.downstream_cx_active().inc();
-        self.hcm.downstream_cx_http1_active().inc();
         self.listener.connections_accepted_per_socket_event().record(1);
         self.listener.downstream_cx_total().inc();
         self.listener.downstream_cx_active().inc();
         self.thread.downstream_cx_total().inc();
         self.thread.downstream_cx_active().inc();
-        CountedConnection(Arc::clone(self), Instant::now())
+        CountedConnection(Arc::clone(self), Instant::now(), None)
     }
 
-    pub(crate) fn request(&self) -> CountedRequest<'_> {
+    fn active(&self, http2: bool) -> GaugeRef<'_> {
+        if http2 { self.hcm.downstream_cx_http2_active() } else { self.hcm.downstream_cx_http1_active() }
+    }
+
+    pub(crate) fn request(&self, http2: bool) -> CountedRequest<'_> {
         self.hcm.downstream_rq_total().inc();
-        self.hcm.downstream_rq_http1_total().inc();
+        if http2 {
+            self.hcm.downstream_rq_http2_total().inc();
+        } else {
+            self.hcm.downstream_rq_http1_total().inc();
+        }
         self.hcm.downstream_rq_active().inc();
         CountedRequest(self, Instant::now())
+    }
+}
+
+impl CountedConnection {
+    /// Its first bytes have come.
+    pub(crate) fn speaks(&mut self, http2: bool) {
+        let stats = &self.0;
+        if http2 {
+            stats.hcm.downstream_cx_http2_total().inc();
+        } else {
+            stats.hcm.downstream_cx_http1_total().inc();
+        }
+        stats.active(http2).inc();
+        self.2 = Some(http2);
     }
 }
 
@@ -84,11 +104,13 @@ impl CountedRequest<'_> {
 
 impl Drop for CountedConnection {
     fn drop(&mut self) {
-        let Self(stats, start) = self;
+        let Self(stats, start, http2) = self;
         let length = millis(*start, Instant::now());
         stats.hcm.downstream_cx_destroy().inc();
         stats.hcm.downstream_cx_active().dec();
-        stats.hcm.downstream_cx_http1_active().dec();
+        if let Some(http2) = *http2 {
+            stats.active(http2).dec();
+        }
         stats.hcm.downstream_cx_length_ms().record(length);
         stats.listener.downstream_cx_destroy().inc();
         stats.listener.downstream_cx_active().dec();

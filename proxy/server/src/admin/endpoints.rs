@@ -70,7 +70,7 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
         ("usedonly", "Only include stats that have been written"),
         ("filter", "Regular expression for filtering stats"),
         ("invert_filter", "Invert the filter"),
-        ("format", "Format to use; One of (text, json, prometheus)"),
+        ("format", "Format to use; One of (html, active-html, text, json, prometheus)"),
         ("type", "Stat types to include; One of (All, Counters, Histograms, Gauges, TextReadouts)"),
         ("histogram_buckets", "One of (cumulative, disjoint, detailed, summary)"),
     ]),
@@ -81,6 +81,13 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
         ("invert_filter", "Invert the filter"),
         ("histogram_buckets", "One of (cumulative, summary)"),
     ]),
+    get(
+        "/stats/recentlookups",
+        "show recent stat-name lookups (no name is looked up while traffic is served)",
+    ),
+    post("/stats/recentlookups/clear", "clear list of stat-name lookups and counter"),
+    post("/stats/recentlookups/disable", "disable recording of stat-name lookups"),
+    post("/stats/recentlookups/enable", "enable recording of stat-name lookups"),
 ];
 
 /// The text of `/help`.

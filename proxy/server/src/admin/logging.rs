@@ -38,11 +38,13 @@ fn change(query: &Query) -> Result<(), String> {
         return Ok(());
     };
     if pairs.next().is_some() {
-        return Err("invalid params".to_owned());
+        return Err("invalid number of parameters".to_owned());
+    }
+    if value.is_empty() {
+        return Ok(());
     }
     let parse = |level: &str| Level::parse(level).ok_or_else(|| "unknown logger level".to_owned());
     match name {
-        "level" if value.is_empty() => Ok(()),
         "level" => {
             log::set_all(parse(value)?);
             Ok(())
@@ -50,24 +52,22 @@ fn change(query: &Query) -> Result<(), String> {
         "paths" => {
             let mut changes = Vec::new();
             for part in value.split(',').filter(|part| !part.is_empty()) {
-                let (name, level) =
-                    part.split_once(':').ok_or_else(|| "each logger is paths:level".to_owned())?;
+                let (name, level) = part.split_once(':').unwrap_or((part, ""));
+                if name.is_empty() || level.is_empty() {
+                    return Err("empty logger name or empty logger level".to_owned());
+                }
+                let level = parse(level)?;
                 if log::level(name).is_none() {
                     return Err("unknown logger name".to_owned());
                 }
-                changes.push((name, parse(level)?));
+                changes.push((name, level));
             }
             for (name, level) in changes {
                 log::set_level(name, level);
             }
             Ok(())
         }
-        // Envoy's groups are loggers by name, unless it controls logging by file.
-        "group" => {
-            let (name, level) = value.split_once(':').ok_or_else(|| "each group is name:level".to_owned())?;
-            let level = parse(level)?;
-            if log::set_level(name, level) { Ok(()) } else { Err("unknown logger name".to_owned()) }
-        }
+        "group" => Err("group parameter requires fine-grain logging to be enabled".to_owned()),
         name => {
             let level = parse(value)?;
             if log::set_level(name, level) { Ok(()) } else { Err("unknown logger name".to_owned()) }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use bytes::Bytes;
+
 use super::endpoints::ENDPOINTS;
 
 const HEAD: &str = "<!DOCTYPE html>
@@ -33,6 +35,51 @@ button { font: inherit; font-family: ui-monospace, monospace; cursor: pointer; }
 /// Parameters that are switches rather than values.
 const SWITCHES: &[&str] =
     &["graceful", "inboundonly", "include_eds", "invert_filter", "skip_exit", "text_readouts", "usedonly"];
+
+/// The end of the page of `/stats?format=html`.
+pub(super) const STATS_TAIL: &[u8] = b"</pre>\n</body>\n</html>\n";
+
+/// The beginning of the page of `/stats?format=html`: a form that asks anew, and an open `pre` for the stats. One that is
+/// `active` asks by itself, every five seconds.
+pub(super) fn stats_head<'a>(
+    query: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+    active: bool,
+) -> String {
+    let mut page = String::from(HEAD.split_once("<h1>").map_or(HEAD, |(head, _)| head));
+    if active {
+        page.push_str("<meta http-equiv='refresh' content='5'>\n");
+    }
+    page.push_str("<h1><a href='/'>Waystation admin</a> /stats</h1>\n<form action='stats' method='get'>\n");
+    let value = |wanted: &str| query.clone().find(|(name, _)| *name == wanted).map(|(_, value)| value);
+    for name in ["usedonly", "invert_filter"] {
+        let checked = if value(name).is_some() { " checked" } else { "" };
+        // Writing to a string does not fail.
+        let _ =
+            writeln!(page, "<label>{name} <input type='checkbox' name='{name}' value='on'{checked}></label>");
+    }
+    for name in ["filter", "type", "histogram_buckets", "format"] {
+        let shown = escaped(value(name).unwrap_or_default().as_bytes());
+        let shown = String::from_utf8_lossy(&shown);
+        let _ = writeln!(page, "<label>{name} <input type='text' name='{name}' value='{shown}'></label>");
+    }
+    page.push_str("<button>/stats</button>\n</form>\n<pre>\n");
+    page
+}
+
+/// `text` as a page shows it.
+pub(super) fn escaped(text: &[u8]) -> Bytes {
+    let mut shown = Vec::with_capacity(text.len());
+    for &byte in text {
+        match byte {
+            b'&' => shown.extend_from_slice(b"&amp;"),
+            b'<' => shown.extend_from_slice(b"&lt;"),
+            b'>' => shown.extend_from_slice(b"&gt;"),
+            b'\'' => shown.extend_from_slice(b"&#39;"),
+            other => shown.push(other),
+        }
+    }
+    shown.into()
+}
 
 pub(super) fn home() -> String {
     let mut page = String::from(HEAD);

@@ -1,73 +1,49 @@
-//! `/stats` and `/stats/prometheus`, streamed.
+//! `/stats`, `/stats/prometheus` and `/stats/recentlookups`.
 
-use std::convert::Infallible;
-use std::future::Future as _;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::iter;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use hyper::body::Frame;
 use hyper::{Response, StatusCode};
-use tokio::task::JoinHandle;
-use waystation_stats::render::{Query as StatsQuery, Renderer};
+use waystation_stats::render::{Format, Query as StatsQuery, Renderer};
 
-use super::{Admin, Body, CHUNK, Query, render, respond, text};
+use super::body::{Body, long};
+use super::{Admin, Query, ok, page, respond, text};
 
-pub(super) async fn stats(admin: &Admin, query: &Query, prometheus: bool) -> Response<Body> {
+/// A scrape: indexed, rendered and written by a renderer, 64 KiB at a time.
+pub(super) fn stats(admin: &Admin, query: &Query, prometheus: bool) -> Response<Body> {
     let parsed = if prometheus {
         StatsQuery::parse_prometheus(query.pairs())
     } else {
         StatsQuery::parse(query.pairs())
     };
-    match parsed {
-        Ok(StatsQuery { format, options }) => {
-            let store = admin.shared.stats.clone();
-            let renderer = render(move || Renderer::new(&store, format, options)).await;
-            respond(StatusCode::OK, format.content_type(), StatsBody::next(renderer).boxed_unsync())
+    let StatsQuery { format, options } = match parsed {
+        Ok(parsed) => parsed,
+        Err(reason) => return text(StatusCode::BAD_REQUEST, reason),
+    };
+    let store = admin.shared.stats.clone();
+    let rendered = iter::once_with(move || Renderer::new(&store, format, options)).flatten();
+    let body = match format {
+        Format::Text | Format::Json | Format::Prometheus => long(rendered),
+        Format::Html | Format::ActiveHtml => {
+            let head = page::stats_head(query.pairs(), format == Format::ActiveHtml);
+            let rendered = rendered.map(|piece| page::escaped(&piece));
+            long(iter::once(Bytes::from(head)).chain(rendered).chain([Bytes::from_static(page::STATS_TAIL)]))
         }
-        Err(reason) => text(StatusCode::BAD_REQUEST, reason),
-    }
+    };
+    respond(StatusCode::OK, format.content_type(), body)
 }
 
-/// A scrape. Each piece is rendered on a thread of [`render`] and handed over when it is due, so that a slow reader
-/// of a million lines holds one piece and no thread, and `/ready` goes between two writes.
-struct StatsBody {
-    /// `None` when all has been rendered.
-    piece: Option<JoinHandle<(Renderer, Option<Bytes>)>>,
+pub(super) fn recent_lookups(admin: &Admin) -> Response<Body> {
+    let table = if admin.tracks_lookups.load(Ordering::Relaxed) {
+        "   Count Lookup\n"
+    } else {
+        "Lookup tracking is not enabled. Use /stats/recentlookups/enable to enable.\n"
+    };
+    text(StatusCode::OK, format!("{table}\ntotal: 0\n"))
 }
 
-impl StatsBody {
-    fn next(mut renderer: Renderer) -> Self {
-        let render = move || {
-            let piece = renderer.next_chunk(CHUNK);
-            (renderer, piece)
-        };
-        Self { piece: Some(tokio::task::spawn_blocking(render)) }
-    }
-}
-
-impl hyper::body::Body for StatsBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(piece) = &mut self.piece else {
-            return Poll::Ready(None);
-        };
-        match ready!(Pin::new(piece).poll(cx)) {
-            Ok((renderer, Some(piece))) => {
-                *self = Self::next(renderer);
-                Poll::Ready(Some(Ok(Frame::data(piece))))
-            }
-            Ok((_, None)) => {
-                self.piece = None;
-                Poll::Ready(None)
-            }
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
-    }
+pub(super) fn track_lookups(admin: &Admin, enable: bool) -> Response<Body> {
+    admin.tracks_lookups.store(enable, Ordering::Relaxed);
+    ok()
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use envoy_types::pb::envoy::admin::v3 as admin_pb;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as BootstrapProto;
 use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
@@ -33,6 +32,7 @@ use super::offered::Offered;
 use super::on_demand::{self, OnDemand};
 use super::secret_files::SecretFiles;
 use super::subscription_stats::Counters;
+use crate::admin::certs::TlsUsers;
 use crate::admin::config_dump::{ConfigSnapshot, ResourceDump, ScopesDump};
 use crate::bootstrap::Bootstrap;
 use crate::cli::options::{Mode, Options};
@@ -444,15 +444,13 @@ impl Configuration {
         listeners.chain(clusters).collect()
     }
 
-    /// `/certs`: the certificates of every TLS context that is in use, wherever they come from.
-    pub fn certificates(&self) -> Vec<admin_pb::Certificate> {
+    /// `/certs`: whoever has TLS contexts that are in use.
+    pub fn tls_users(&self) -> TlsUsers {
         let chains = self.listeners.active().flat_map(|running| running.listener.all_chains());
-        let of_listeners = chains.filter_map(|chain| chain.tls.as_ref()?.describe());
-        let clusters = self.clusters.active();
-        let sockets = clusters.iter().flat_map(|cluster| cluster.transports());
-        let sockets = sockets.filter_map(|socket| socket.downcast_ref::<UpstreamSocket>());
-        let of_clusters = sockets.filter_map(|socket| socket.tls()?.describe());
-        of_listeners.chain(of_clusters).collect()
+        TlsUsers {
+            chains: chains.filter(|chain| chain.tls.is_some()).map(Arc::clone).collect(),
+            clusters: self.clusters.active(),
+        }
     }
 
     /// When the first of these certificates expires, in seconds since 1970.

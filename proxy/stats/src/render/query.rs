@@ -46,7 +46,9 @@ impl Query {
             // Empty is as good as absent: what a form sends whose field was left alone.
             "filter" | "format" | "type" | "histogram_buckets" | "hidden" if value.is_empty() => {}
             "filter" => {
-                options.filter = Some(Regex::new(value).map_err(|_| "Invalid re2 regex".to_owned())?);
+                let regex = Regex::new(value);
+                options.filter =
+                    Some(regex.map_err(|error| format!("Invalid re2 regex: {}", short_reason(&error)))?);
             }
             "format" => {
                 self.format = match value {
@@ -110,6 +112,12 @@ impl Query {
     }
 }
 
+/// What is wrong with an expression, on one line: the ones before the last say where.
+pub fn short_reason(error: &regex::Error) -> String {
+    let text = error.to_string();
+    text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
+}
+
 const UNSUPPORTED_BUCKETS: &str = "unsupported prometheus histogram bucket mode";
 
 #[cfg(test)]
@@ -128,7 +136,7 @@ mod tests {
             error("histogram_buckets", "bogus"),
             "usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary|prometheusnative)\n"
         );
-        assert_eq!(error("filter", "("), "Invalid re2 regex");
+        assert_eq!(error("filter", "("), "Invalid re2 regex: unclosed group");
         assert_eq!(error("hidden", "bogus"), "usage: /stats?hidden=(include|only|exclude)\n\n");
         assert_eq!(
             Query::parse_prometheus([("histogram_buckets", "detailed")]).unwrap_err(),

@@ -2,9 +2,6 @@
 
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::cluster::v3 as pb;
-use prost::Message as _;
-
 use super::Clusters;
 use crate::admin::config_dump::ResourceDump;
 use crate::manager::dump::Dumped;
@@ -42,15 +39,14 @@ impl Clusters {
             warming: false,
             dumped: dumped.clone(),
         });
+        // Whole clusters: whoever renders them takes the endpoints out.
         let fixed = self.entries.iter().filter_map(|(name, entry)| {
             let live = entry.active.as_ref()?;
-            let proto = pb::Cluster::decode(live.wire.clone()).ok()?;
-            let assignment = proto.load_assignment?;
             Some(ResourceDump {
                 name: name.clone(),
                 dynamic: false,
                 warming: false,
-                dumped: Dumped::accepted(assignment.encode_to_vec().into(), Arc::clone(&live.version)),
+                dumped: Dumped::accepted(live.wire.clone(), Arc::clone(&live.version)),
             })
         });
         dynamic.chain(fixed).collect()
