@@ -4,7 +4,7 @@
 
 mod frames;
 
-pub use frames::{Flood, Frame, FrameGuard, FrameLimits};
+pub use frames::{Flood, Frame, FrameGuard, FrameLimits, Refusing};
 
 use std::ops::Range;
 use std::sync::LazyLock;

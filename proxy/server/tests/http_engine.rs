@@ -405,15 +405,38 @@ fn an_http2_client_that_does_not_acknowledge_goaway_holds_nobody_up() {
             let mut stream = proxy.connect().await;
             stream.write_all(SILENT_HTTP2).await.unwrap();
             until_frame(&mut stream, GOAWAY).await;
-            // Its idle timeout comes, and others are served: they too are idle for that long before they end.
+            // Its idle timeout comes, and others are served.
             for _ in 0..3 {
                 let mut other = proxy.connect().await;
-                other.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+                other.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
                 let mut answer = Vec::new();
                 other.read_to_end(&mut answer).await.unwrap();
                 assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
             }
         }
+    });
+}
+
+#[test]
+fn a_client_that_only_sends_malformed_heads_is_sent_away() {
+    run(async {
+        let upstream = Upstream::echo().await;
+        let lenient = "http2_protocol_options: {override_stream_error_on_invalid_http_message: true}";
+        let proxy = Proxy::start(&upstream, lenient).await;
+        let mut stream = proxy.connect().await;
+        stream.write_all(&SILENT_HTTP2[..24 + 9]).await.unwrap();
+        // Half of `overload.premature_reset_total_stream_count`.
+        for number in 0..250_u32 {
+            let mut frame = b"\0\0\x18\x01\x05".to_vec();
+            frame.extend((2 * number + 1).to_be_bytes());
+            // With `connection: close`, which HTTP/2 does not have.
+            frame.extend(b"\x82\x86\x84\x41\x01a\0\x0aconnection\x05close");
+            stream.write_all(&frame).await.unwrap();
+        }
+        proxy.until("http.in.downstream_rq_too_many_premature_resets", 1).await;
+        proxy.until_closed().await;
+        proxy.stat("http.in.downstream_rq_total", 250);
+        proxy.stat("http.in.downstream_cx_destroy_local", 1);
     });
 }
 

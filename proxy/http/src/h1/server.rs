@@ -155,8 +155,8 @@ impl ServerConn {
     ///
     /// Framing headers are written here, whatever `headers` says about `transfer-encoding`. The head says
     /// `connection: close` when the connection can't be kept: the client did not ask for it, the request has not
-    /// been read to its end, or [`close_after_response`](Self::close_after_response).
-    pub fn send_head(&mut self, headers: &Headers, end_stream: bool, out: &mut BytesMut) {
+    /// been read to its end, or [`close_after_response`](Self::close_after_response). Tells whether it does.
+    pub fn send_head(&mut self, headers: &Headers, end_stream: bool, out: &mut BytesMut) -> bool {
         let status = headers.status().unwrap_or(200);
         let connect = self.request.connect && (200..300).contains(&status);
         let tunnel = connect || (self.request.upgrade && status == 101);
@@ -192,6 +192,7 @@ impl ServerConn {
         if tunnel && !matches!(self.incoming, Incoming::Body(Body::Unbounded)) {
             self.incoming = Incoming::Body(Body::Unbounded);
         }
+        persistence == Persistence::Close
     }
 
     /// Says what to write around `len` bytes of body, so that the bytes themselves need not be copied.

@@ -81,6 +81,15 @@ pub enum Frame {
     },
 }
 
+/// A frame about to be sent that refuses a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Refusing {
+    /// The request's stream.
+    pub stream: u32,
+    /// How many of the bytes come before it.
+    pub at: usize,
+}
+
 /// Both directions of one connection.
 #[derive(Debug)]
 pub struct FrameGuard {
@@ -195,23 +204,36 @@ impl FrameGuard {
         }
     }
 
-    /// Whether `pieces`, which are about to be sent, refuse a request that was not handed out with this error code; they
-    /// may refuse others with other codes before it.
+    /// The frame in `pieces`, which are about to be sent, that refuses a request that was not handed out with this error
+    /// code, if there is one; they may refuse others with other codes before it.
     #[inline]
-    pub fn would_refuse<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>, code: u32) -> bool {
+    pub fn would_refuse<'a>(
+        &self,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+        code: u32,
+    ) -> Option<Refusing> {
         if self.untaken.is_empty() {
-            return false;
+            return None;
         }
         let mut outbound = self.outbound;
-        for mut bytes in pieces {
-            while let Some(head) = outbound.next(&mut bytes) {
+        let mut passed = 0;
+        for piece in pieces {
+            let mut bytes = piece;
+            loop {
+                // A head that an earlier write has begun is too late to be held back whole.
+                let begins = match outbound.have {
+                    0 => passed + piece.len() - bytes.len() + bytes.len().min(outbound.skip as usize),
+                    have => (passed + piece.len() - bytes.len()).saturating_sub(have),
+                };
+                let Some(head) = outbound.next(&mut bytes) else { break };
                 let is_reset = head.kind == kind::RST_STREAM && head.extra == code;
                 if is_reset && self.untaken.contains(&head.stream) {
-                    return true;
+                    return Some(Refusing { stream: head.stream, at: begins });
                 }
             }
+            passed += piece.len();
         }
-        false
+        None
     }
 
     fn begin(&mut self, stream: u32) {
@@ -229,9 +251,9 @@ impl FrameGuard {
         place.and_then(|place| self.untaken.remove(place)).is_some()
     }
 
-    /// Requests that have begun and were not handed out; there will be no more of them.
-    pub fn untaken(&self) -> usize {
-        self.untaken.len()
+    /// Streams of requests that have begun and were not handed out; there will be no more of them.
+    pub fn untaken(&self) -> impl Iterator<Item = u32> {
+        self.untaken.iter().copied()
     }
 }
 

@@ -81,8 +81,8 @@ pub(crate) trait Downstream {
     /// Queues a 1xx head.
     fn send_informational(&mut self, head: &Headers);
 
-    /// Queues the response head.
-    fn send_head(&mut self, head: &Headers, end: bool);
+    /// Queues the response head, which afterwards also says what the connection is told with it.
+    fn send_head(&mut self, head: &mut Headers, end: bool);
 
     /// Queues a piece of body.
     fn send_data(&mut self, data: Bytes);

@@ -105,8 +105,8 @@ pub(crate) enum StreamEnd {
     MaintenanceMode,
     /// The cluster has no host to go to.
     NoHealthyUpstream,
-    /// The upstream stream was reset before it answered.
-    UpstreamReset { reason: ResetReason, retried: bool, transport: Option<Box<str>> },
+    /// The upstream stream was reset before it answered, or after it had `begun` to.
+    UpstreamReset { reason: ResetReason, retried: bool, begun: bool, transport: Option<Box<str>> },
     /// The route timeout.
     RouteTimeout { alternative: bool },
     /// The per-try timeout, after the last retry.
@@ -209,8 +209,8 @@ impl StreamEnd {
             Self::NoHealthyUpstream => {
                 entry(503, "no healthy upstream", "no_healthy_upstream", Some(Flag::NoHealthyUpstream))
             }
-            Self::UpstreamReset { reason, retried, transport } => {
-                let reply = upstream_reset(*reason, *retried, transport.as_deref());
+            Self::UpstreamReset { reason, retried, begun, transport } => {
+                let reply = upstream_reset(*reason, *retried, *begun, transport.as_deref());
                 if *reason == ResetReason::Overflow { overloaded(reply) } else { reply }
             }
             Self::RouteTimeout { alternative } => alternate(
@@ -295,18 +295,19 @@ impl StreamEnd {
 }
 
 /// Envoy shows the transport's failure in the details, never in the body.
-fn upstream_reset(reason: ResetReason, retried: bool, transport: Option<&str>) -> Option<Reply> {
+fn upstream_reset(reason: ResetReason, retried: bool, begun: bool, transport: Option<&str>) -> Option<Reply> {
     let status = if reason == ResetReason::ProtocolError { 502 } else { 503 };
     let again = if retried { "retried and the latest " } else { "" };
     let text = reason.text();
     let body =
         format!("upstream connect error or disconnect/reset before headers. {again}reset reason: {text}");
     let text = underscored(text);
+    let when = if begun { "after" } else { "before" };
     let details = match transport {
         Some(transport) => {
-            format!("upstream_reset_before_response_started{{{text}|{}}}", underscored(transport))
+            format!("upstream_reset_{when}_response_started{{{text}|{}}}", underscored(transport))
         }
-        None => format!("upstream_reset_before_response_started{{{text}}}"),
+        None => format!("upstream_reset_{when}_response_started{{{text}}}"),
     };
     let mut reply = LocalReply::new(status, body, details);
     reply.flag = Some(reason.flag());
@@ -357,6 +358,7 @@ mod tests {
         let reset = |reason, retried, transport: Option<&str>| StreamEnd::UpstreamReset {
             reason,
             retried,
+            begun: false,
             transport: transport.map(Into::into),
         };
         let before = "upstream connect error or disconnect/reset before headers.";

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use waystation_http::h2::{Flood, Frame, FrameGuard};
+use waystation_http::h2::{Flood, Frame, FrameGuard, Refusing};
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::stats::Http2CodecStats;
 
@@ -16,6 +16,9 @@ use crate::http::end::StreamEnd;
 
 /// The error code that stands for a malformed message (RFC 9113 section 8.1.1).
 const PROTOCOL_ERROR: u32 = 1;
+
+/// That of a stream beyond `max_concurrent_streams`.
+const REFUSED_STREAM: u32 = 7;
 
 /// The details of a head that is larger than `max_request_headers_kb`.
 pub(crate) const TOO_LARGE: &str = "http2.header_list_size_too_large";
@@ -33,8 +36,11 @@ pub(crate) struct Watch {
     /// Whether a malformed message ends the connection, without an answer.
     strict: bool,
     flood: Cell<Option<Flood>>,
-    /// The answer to a malformed message was held back, and the connection is to end.
-    broken: Cell<bool>,
+    /// The answer to the malformed message on this stream was held back, and the connection is to end.
+    broken: Cell<Option<u32>>,
+    /// The connection is to end because of what the peer has sent.
+    cut: Cell<bool>,
+    /// Nothing more is written.
     ended: Cell<bool>,
     /// Streams of requests that the library refused, and why.
     refused: RefCell<Vec<(u32, StreamEnd)>>,
@@ -50,7 +56,8 @@ impl Watch {
             stats,
             strict,
             flood: Cell::new(None),
-            broken: Cell::new(false),
+            broken: Cell::new(None),
+            cut: Cell::new(false),
             ended: Cell::new(false),
             refused: RefCell::default(),
             peer_goes_away: Cell::new(false),
@@ -75,18 +82,36 @@ impl Watch {
     /// malformed when that is why it is over; else the client has left before its request was looked at.
     pub(crate) fn take_all_refused(&self, malformed: bool) -> Vec<StreamEnd> {
         let refused = self.refused.take().into_iter().map(|(_, end)| end);
-        let untaken = self.guard.borrow().untaken();
-        let end = || if malformed { self::malformed() } else { StreamEnd::DownstreamGone };
-        refused.chain((0..untaken).map(|_| end())).collect()
+        let guard = self.guard.borrow();
+        let end = |stream| match self.broken.get() {
+            // The others on the connection only go down with it.
+            Some(broken) if broken != stream => cut_off(),
+            _ if malformed => self::malformed(),
+            _ => StreamEnd::DownstreamGone,
+        };
+        let (first, others): (Vec<u32>, _) =
+            guard.untaken().partition(|stream| self.broken.get() == Some(*stream));
+        refused.chain(first.into_iter().chain(others).map(end)).collect()
     }
 
-    /// Whether the answer to a malformed message was held back.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.broken.get()
+    /// Whether it is a request that ends the connection.
+    pub(crate) fn is_cut_by_request(&self) -> bool {
+        self.ended.get() || self.broken.get().is_some()
     }
 
-    /// Ends the connection without another byte to the peer.
+    /// Whether the connection is to end because of what the peer has sent.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.get()
+    }
+
+    /// What the peer has sent ends the connection.
+    pub(crate) fn cut(&self) {
+        self.cut.set(true);
+    }
+
+    /// Ends the connection for that without another byte to the peer.
     pub(crate) fn end(&self) {
+        self.cut();
         self.ended.set(true);
     }
 
@@ -128,19 +153,27 @@ impl Watch {
         }
     }
 
-    /// Refuses to write the answer to a malformed message where the connection is to end instead.
-    fn check<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>) -> io::Result<()> {
+    /// Refuses to write the answer to a malformed message where the connection is to end instead; how much may be
+    /// written before it.
+    fn check<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>) -> io::Result<Option<usize>> {
         if self.ended.get() {
             return Err(io::Error::other("ended"));
         }
-        if self.strict && self.guard.borrow().would_refuse(pieces, PROTOCOL_ERROR) {
-            // The library asks once more when it is told of the failure.
-            if !self.broken.replace(true) {
-                self.stats.rx_messaging_error().inc();
-            }
-            return Err(io::Error::other("malformed message"));
+        if !self.strict {
+            return Ok(None);
         }
-        Ok(())
+        match self.guard.borrow().would_refuse(pieces, PROTOCOL_ERROR) {
+            None => Ok(None),
+            Some(Refusing { stream, at: 0 }) => {
+                self.cut();
+                // The library asks once more when it is told of the failure.
+                if self.broken.replace(Some(stream)).is_none() {
+                    self.stats.rx_messaging_error().inc();
+                }
+                Err(io::Error::other("malformed message"))
+            }
+            Some(Refusing { at, .. }) => Ok(Some(at)),
+        }
     }
 
     fn sent(&self, bytes: &[u8]) {
@@ -155,9 +188,15 @@ impl Watch {
                 self.stats.header_list_size_too_large().inc();
                 self.refused.borrow_mut().push((stream, StreamEnd::HeadRefused(TOO_LARGE)));
             }
+            Frame::Refusal { code: REFUSED_STREAM, .. } => self.stats.stream_refused_errors().inc(),
             Frame::Refusal { .. } | Frame::Trailers => {}
         });
     }
+}
+
+/// The end of a stream whose connection is to end because of what the client has sent on another.
+pub(crate) fn cut_off() -> StreamEnd {
+    StreamEnd::DownstreamViolation("codec_error:The_user_callback_function_failed")
 }
 
 /// A transport whose frames are watched.
@@ -209,7 +248,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.watch.check([data])?;
+        let data = match this.watch.check([data])? {
+            Some(allowed) => &data[..allowed],
+            None => data,
+        };
         let count = ready!(Pin::new(&mut this.io).poll_write(cx, data))?;
         this.count_sent(count);
         this.watch.sent(&data[..count]);
@@ -222,7 +264,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.watch.check(slices.iter().map(|slice| &**slice))?;
+        if let Some(allowed) = this.watch.check(slices.iter().map(|slice| &**slice))? {
+            // So rare that one piece at a time will do; an empty one would look like the end.
+            let first = slices.iter().find(|slice| !slice.is_empty());
+            let first = first.map_or(&[][..], |slice| &slice[..slice.len().min(allowed)]);
+            return Pin::new(this).poll_write(cx, first);
+        }
         let count = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, slices))?;
         this.count_sent(count);
         let mut left = count;

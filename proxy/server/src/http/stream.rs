@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use waystation_filter_api::flags::ResponseFlag;
-use waystation_filter_api::stream::{Protocol, StreamInfo};
+use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol, StreamInfo};
 use waystation_format::AccessLogType;
 use waystation_http::{Headers, Known};
 use waystation_route::{Action, Lookup, Route};
@@ -146,6 +146,8 @@ struct Stream<'a, D: Downstream> {
     kept_bytes: usize,
     /// The response head went out.
     response_started: bool,
+    /// Upstream has sent a 1xx head.
+    interim: bool,
     is_head: bool,
     is_grpc: bool,
     /// Tells how many attempts there were in a local reply of the router's, if the virtual host wants that.
@@ -156,6 +158,8 @@ struct Stream<'a, D: Downstream> {
     mirrors: Vec<mirror::Feed>,
     /// Internal redirects followed, and the routes they left.
     redirects: u32,
+    /// Bytes of body that were read before them, and belong to what the request has become as well.
+    resent: u64,
     redirected_from: Vec<u32>,
     /// An upgrade or CONNECT that is allowed.
     upgraded: bool,
@@ -209,12 +213,14 @@ pub(crate) async fn serve<D: Downstream>(
         route_cleared: false,
         kept_bytes: 0,
         response_started: false,
+        interim: false,
         is_head: heads.request.method() == Some(b"HEAD"),
         is_grpc: request::is_grpc(&heads.request),
         attempt_count: None,
         attempt_log: None,
         mirrors: Vec::new(),
         redirects: 0,
+        resent: 0,
         redirected_from: Vec::new(),
         upgraded: false,
         is_over: false,
@@ -374,6 +380,7 @@ impl<D: Downstream> Stream<'_, D> {
             StreamEnd::RequestTimeout => stats.downstream_rq_timeout().inc(),
             StreamEnd::RequestTooLarge => stats.downstream_rq_too_large().inc(),
             StreamEnd::ResponseTooLarge => stats.rs_too_large().inc(),
+            StreamEnd::Codec { .. } | StreamEnd::LowVersion => stats.downstream_cx_protocol_error().inc(),
             StreamEnd::DownstreamReset
             | StreamEnd::DownstreamGone
             | StreamEnd::DownstreamViolation(_)
@@ -416,7 +423,9 @@ impl<D: Downstream> Stream<'_, D> {
         if self.cx.hcm.router.suppress_envoy_headers {
             reply.reply.headers.remove(Known::XEnvoyOverloaded);
         }
-        if reply.close {
+        // An HTTP/2 connection outlives its requests' errors, save that one in Envoy.
+        if reply.close && (self.facts.protocol != Protocol::Http2 || matches!(end, StreamEnd::UpgradeFailed))
+        {
             self.down.close_after_response();
         }
         let _ = self.reply(reply.reply).await;
@@ -442,7 +451,7 @@ impl<D: Downstream> Stream<'_, D> {
         self.end_attempt_log();
         let now = self.timer.now();
         self.info.timing.complete = Some(now);
-        self.info.bytes = self.down.bytes();
+        self.info.bytes = self.bytes();
         let stats = &self.cx.hcm.stats;
         stats.hcm.downstream_rq_active().dec();
         if self.upgraded {
@@ -459,6 +468,12 @@ impl<D: Downstream> Stream<'_, D> {
         }
         self.complete_chain();
         self.log(AccessLogType::DownstreamEnd, now);
+    }
+
+    fn bytes(&self) -> ByteCounts {
+        let mut bytes = self.down.bytes();
+        bytes.body_received += self.resent;
+        bytes
     }
 
     fn flag(&mut self, flag: ResponseFlag) {

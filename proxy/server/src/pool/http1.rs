@@ -219,8 +219,12 @@ impl Http1 {
     #[inline]
     pub(crate) fn finish(&mut self, worker: &Worker) -> bool {
         self.guard.flush();
-        let keep =
-            self.codec.after_message() == After::KeepAlive && self.input.is_empty() && self.out.is_empty();
+        let complete = self.codec.after_message() == After::KeepAlive && self.out.is_empty();
+        let keep = complete && self.input.is_empty();
+        if complete && !keep {
+            // More than was asked for.
+            self.guard.cluster().stats.upstream_cx_protocol_error().inc();
+        }
         if keep {
             self.guard.active = false;
             worker.give_buffer(std::mem::take(&mut self.input));

@@ -1,4 +1,4 @@
-use super::{Flood, Frame, FrameGuard, FrameLimits, kind};
+use super::{Flood, Frame, FrameGuard, FrameLimits, Refusing, kind};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -41,23 +41,26 @@ fn a_request_that_the_library_refuses_is_told_apart() {
     }
     guard.taken(1);
     assert_eq!(send(&mut guard, &reset(1, 1)), [Frame::Reset], "it was handed out: the reset is ours");
-    assert!(guard.would_refuse([&reset(3, 1)[..5], &reset(3, 1)[5..]], 1));
-    assert!(!guard.would_refuse([&frame(kind::DATA, 0, 1, b"x")[..]], 1));
-    let behind_another = [reset(3, 7), reset(5, 1)].concat();
-    assert!(
-        guard.would_refuse([&behind_another[..]], 1),
-        "one that is refused for another reason goes first"
-    );
-    assert!(!guard.would_refuse([&reset(3, 7)[..]], 1));
+    let in_pieces = guard.would_refuse([&reset(3, 1)[..5], &reset(3, 1)[5..]], 1);
+    assert_eq!(in_pieces, Some(Refusing { stream: 3, at: 0 }));
+    assert_eq!(guard.would_refuse([&frame(kind::DATA, 0, 1, b"x")[..]], 1), None);
+    let behind_another = [reset(3, 7), frame(kind::DATA, 0, 1, b"xyz"), reset(5, 1)].concat();
+    let at = behind_another.len() - reset(5, 1).len();
+    for cut in 0..behind_another.len() {
+        let (first, second) = behind_another.split_at(cut);
+        let found = guard.would_refuse([first, second], 1);
+        assert_eq!(found, Some(Refusing { stream: 5, at }), "what goes before it may go, in pieces of {cut}");
+    }
+    assert_eq!(guard.would_refuse([&reset(3, 7)[..]], 1), None);
     assert_eq!(send(&mut guard, &reset(3, 1)), [Frame::Reset, Frame::Refusal { stream: 3, code: 1 }]);
-    assert_eq!(guard.untaken(), 1);
+    assert_eq!(guard.untaken().collect::<Vec<_>>(), [5]);
     assert_eq!(send(&mut guard, &frame(kind::HEADERS, 4, 5, b"431")), [Frame::Answer { stream: 5 }]);
-    assert_eq!(guard.untaken(), 0);
+    assert_eq!(guard.untaken().count(), 0);
     assert_eq!(send(&mut guard, &frame(kind::GOAWAY, 0, 0, &[0; 8])), [Frame::GoAway]);
     // One that the client takes back itself is nobody's refusal.
     receive(&mut guard, &frame(kind::HEADERS, 5, 7, b"block")).unwrap();
     assert_eq!(receive(&mut guard, &reset(7, 8)), Ok(vec![Frame::Reset]));
-    assert_eq!(guard.untaken(), 0);
+    assert_eq!(guard.untaken().count(), 0);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWrite as _;
 use tokio_util::io::poll_read_buf;
 use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
-use waystation_http::Headers;
 use waystation_http::h1::{self, After, Framing, Received, RequestHead, ServerConn, Version};
+use waystation_http::{Headers, Known};
 
 use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece};
 use crate::http::ConnCx;
@@ -44,6 +44,8 @@ pub(crate) struct Http1 {
     wire_out: u64,
     /// How much of `input` was there before the request under way, and is in the statistics.
     carried: u64,
+    /// How much was read while a complete request was being answered.
+    ahead: u64,
     /// The client has closed its side.
     eof: bool,
     /// The connection is of no further use.
@@ -59,6 +61,8 @@ enum Next {
     HeadTimeout,
     Idle,
     MaxDuration,
+    /// The drain time is over.
+    Drained,
     Closed,
 }
 
@@ -78,6 +82,7 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         bytes: ByteCounts::default(),
         wire_out: 0,
         carried: 0,
+        ahead: 0,
         eof: false,
         broken: false,
         buffer_limit: PIPELINE,
@@ -85,11 +90,14 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
     let mut timer = Timer::default();
     let expires = hcm.timeouts.connection_end(cx.info.start, cx.worker.random());
     let mut served = 0_u32;
-    // Whoever is done first has closed it: what the client does in answer to our end does not count.
-    let mut by_peer = None;
+    // Since the connection is idle or old: until when a request that is on its way is still answered.
+    let mut draining = None;
     loop {
         let mut scratch = None;
-        let next = connection.next_request(cx, &mut timer, &mut scratch, expires).await;
+        let next = match draining {
+            None => connection.next_request(cx, &mut timer, &mut scratch, expires, false).await,
+            Some(until) => connection.next_request(cx, &mut timer, &mut scratch, until, true).await,
+        };
         let mut scratch = match scratch {
             Some(scratch) => scratch,
             None => cx.worker.take_scratch(),
@@ -114,7 +122,6 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
                 Begin { start: now, facts, refused: None }
             }
             Next::Refused(error) => {
-                stats.downstream_cx_protocol_error().inc();
                 match error {
                     h1::Error::HeadersTooLarge | h1::Error::TooManyHeaders => {
                         stats.downstream_rq_too_large().inc();
@@ -142,12 +149,17 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
                 stats.downstream_rq_header_timeout().inc();
                 Begin::refused(now, StreamEnd::RequestHeaderTimeout)
             }
-            Next::Idle => {
-                stats.downstream_cx_idle_timeout().inc();
-                break;
+            Next::Idle | Next::MaxDuration => {
+                match next {
+                    Next::Idle => stats.downstream_cx_idle_timeout().inc(),
+                    _ => stats.downstream_cx_max_duration_reached().inc(),
+                }
+                draining = Some(hcm.timeouts.drain_end(now, cx.worker.random()).or(Some(now)));
+                cx.worker.give_scratch(scratch);
+                continue;
             }
-            Next::MaxDuration => {
-                stats.downstream_cx_max_duration_reached().inc();
+            Next::Drained => {
+                connection.close(cx, &mut timer, true).await;
                 break;
             }
             // A request whose head never came whole is still a request to the access log.
@@ -155,15 +167,15 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
             Next::Closed => break,
         };
         let refused = begin.refused.is_some();
-        let draining = cx.drain.should_close(now, cx.worker.random());
+        let drain_close = cx.drain.should_close(now, cx.worker.random());
         let full = hcm.max_requests_per_connection.is_some_and(|max| served >= max);
         if full {
             stats.downstream_cx_max_requests_reached().inc();
         }
-        if draining {
+        if drain_close {
             stats.downstream_cx_drain_close().inc();
         }
-        if draining || full || refused {
+        if drain_close || full || refused || draining.is_some() {
             connection.codec.close_after_response();
         }
         // The stream's state is most of what a connection would hold: an idle one does without it, for one allocation of
@@ -172,8 +184,8 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         cx.worker.give_scratch(scratch);
         connection.count_bytes(cx);
         if connection.broken || connection.codec.after_message() == After::Close || refused {
-            by_peer = Some(connection.eof);
-            connection.close(cx, &mut timer).await;
+            let delayed = refused || connection.broken || !connection.codec.is_request_complete();
+            connection.close(cx, &mut timer, delayed).await;
             break;
         }
         // Nothing is owed to anyone: the buffers serve other connections.
@@ -185,11 +197,12 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         }
     }
     connection.count_bytes(cx);
-    open.by_peer = by_peer.unwrap_or(connection.eof);
+    open.by_peer = connection.eof;
 }
 
 impl Http1 {
-    /// Waits for the next request head. The stream's memory is taken only once something has arrived. Draining does not
+    /// Waits for the next request head, no longer than until `expires`: the end of the connection's days or, if it is
+    /// `draining`, of the drain time. The stream's memory is taken only once something has arrived. Draining does not
     /// end the wait: a request may be on its way, and HTTP/1 has no other notice than a response with `connection: close`.
     /// Who stays silent is closed with the listener.
     async fn next_request(
@@ -198,10 +211,11 @@ impl Http1 {
         timer: &mut Timer,
         scratch: &mut Option<Box<stream::Scratch>>,
         expires: Option<Instant>,
+        draining: bool,
     ) -> Next {
         let timeouts = &cx.hcm.timeouts;
         let since = timer.now();
-        let idle = after(since, timeouts.idle);
+        let idle = after(since, timeouts.idle).filter(|_| !draining);
         let mut head_by = None;
         self.bytes = ByteCounts::default();
         std::future::poll_fn(|task| {
@@ -211,9 +225,11 @@ impl Http1 {
                     let (waiting, line) = (self.input.len(), first_line(&self.input));
                     match self.codec.receive(&mut self.input, &mut scratch.request) {
                         Ok(Received::Head(head)) => {
-                            // Without method and path, and with what the codec has taken off.
+                            // With what the codec has taken off, or made a pseudo-header of.
+                            let request = &scratch.request;
                             let chunked = usize::from(head.framing == Framing::Chunked);
-                            let fields = (scratch.request.len() + chunked).saturating_sub(2);
+                            let host = usize::from(request.contains(Known::Authority));
+                            let fields = request.iter_regular().len() + host + chunked;
                             let size = waiting - self.input.len();
                             self.bytes.header_received = fields_size(size, line, fields);
                             return Poll::Ready(Next::Head(head));
@@ -240,6 +256,8 @@ impl Http1 {
                 }
                 return Poll::Ready(if !self.input.is_empty() {
                     Next::HeadTimeout
+                } else if draining {
+                    Next::Drained
                 } else if expires.is_some_and(|expires| Instant::now() >= expires) {
                     Next::MaxDuration
                 } else {
@@ -279,30 +297,41 @@ impl Http1 {
         stats.downstream_cx_rx_bytes_total().add(std::mem::take(&mut self.wire_in));
         stats.downstream_cx_tx_bytes_total().add(std::mem::take(&mut self.wire_out));
         self.carried = self.input.len() as u64;
+        self.ahead = 0;
     }
 
-    /// Envoy's delayed close: after the response the write side is shut down, and the client has a moment to read it
-    /// before the kernel would reset the connection over request bytes that nobody reads.
-    async fn close(&mut self, cx: &ConnCx, timer: &mut Timer) {
+    /// Ends the connection. Where the request was read to its end, by shutting the write side down at once; else
+    /// `delayed`: the client has a moment (`delayed_close_timeout`) to read the response and to leave by itself. What it
+    /// sends meanwhile is read, or the kernel would reset the connection over it, and the response might be lost.
+    async fn close(&mut self, cx: &ConnCx, timer: &mut Timer, delayed: bool) {
         if self.eof && self.out.is_empty() {
             return;
         }
-        let Some(delay) = cx.hcm.timeouts.delayed_close else { return };
-        let until = Some(Instant::now() + delay);
+        let delay = cx.hcm.timeouts.delayed_close;
+        let delayed = delayed && delay.is_some();
+        // Whoever is done first has closed it: what the client does in answer to our end does not count.
+        let gone = self.eof;
+        let mut until = after(Instant::now(), delay);
         let mut shut = false;
         let expired = std::future::poll_fn(|task| {
             let mut sent = 0;
-            if !shut {
-                match self.out.poll_flush(task, &mut self.transport, &mut sent) {
-                    Poll::Ready(Err(_)) => return Poll::Ready(false),
-                    Poll::Ready(Ok(())) => match Pin::new(&mut self.transport).poll_shutdown(task) {
+            match self.out.poll_flush(task, &mut self.transport, &mut sent) {
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Ready(Ok(())) if !delayed && !shut => {
+                    match Pin::new(&mut self.transport).poll_shutdown(task) {
                         Poll::Ready(Err(_)) => return Poll::Ready(false),
                         Poll::Ready(Ok(())) => shut = true,
                         Poll::Pending => {}
-                    },
-                    Poll::Pending => {}
+                    }
                 }
+                _ => {}
+            }
+            if sent > 0 {
                 self.wire_out += sent;
+                until = after(Instant::now(), delay);
+            }
+            if shut && delay.is_none() {
+                return Poll::Ready(false);
             }
             loop {
                 self.input.clear();
@@ -315,14 +344,20 @@ impl Http1 {
             timer.poll(task, until).map(|()| true)
         })
         .await;
-        if expired {
+        if !delayed {
+            self.eof = gone;
+        } else if expired {
             cx.hcm.stats.hcm.downstream_cx_delayed_close_timeout().inc();
+            let _ =
+                std::future::poll_fn(|task| Poll::Ready(Pin::new(&mut self.transport).poll_shutdown(task)))
+                    .await;
         }
     }
 }
 
 impl Downstream for Http1 {
     fn poll_piece(&mut self, cx: &mut Context<'_>, trailers: &mut Headers) -> Poll<Result<Piece, StreamEnd>> {
+        self.ahead = 0;
         loop {
             let received = if self.eof {
                 self.codec.receive_eof()
@@ -357,8 +392,9 @@ impl Downstream for Http1 {
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<StreamEnd> {
         while self.input.len() < self.buffer_limit {
+            let before = self.wire_in;
             match self.poll_fill(cx) {
-                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(true)) => self.ahead += self.wire_in - before,
                 Poll::Ready(_) => return Poll::Ready(StreamEnd::DownstreamGone),
                 Poll::Pending => {
                     if self.input.is_empty() {
@@ -377,14 +413,18 @@ impl Downstream for Http1 {
         self.out.with_buffer(|buffer| codec.send_informational(status, head, buffer));
     }
 
-    fn send_head(&mut self, head: &Headers, end: bool) {
+    fn send_head(&mut self, head: &mut Headers, end: bool) {
         self.out.give_buffer(|| self.worker.take_buffer());
         let codec = &mut self.codec;
+        let mut closes = false;
         self.bytes.header_sent += self.out.with_buffer(|buffer| {
             let before = buffer.len();
-            codec.send_head(head, end, buffer);
+            closes = codec.send_head(head, end, buffer);
             header_lines(&buffer[before..])
         });
+        if closes {
+            head.set(Known::Connection, "close");
+        }
     }
 
     fn send_data(&mut self, data: Bytes) {
@@ -432,7 +472,8 @@ impl Downstream for Http1 {
 
     fn bytes(&self) -> ByteCounts {
         ByteCounts {
-            wire_received: (self.carried + self.wire_in).saturating_sub(self.input.len() as u64),
+            // As in Envoy, what arrived together with a request counts as its own.
+            wire_received: (self.carried + self.wire_in).saturating_sub(self.ahead),
             wire_sent: self.wire_out + self.out.waiting() as u64,
             ..self.bytes
         }

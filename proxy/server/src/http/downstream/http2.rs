@@ -1,5 +1,6 @@
 //! A downstream HTTP/2 connection: the `h2` crate below, one local task per stream.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future as _;
 use std::pin::{Pin, pin};
@@ -11,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
 use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
 use waystation_http::h1::Underscores;
 use waystation_http::h2::{Flood, FrameGuard};
@@ -19,7 +21,7 @@ use waystation_http::{Headers, Known, Name, h2 as convert};
 use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece, refused};
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
-use crate::http::frames::{TOO_LARGE, Watch, Watched};
+use crate::http::frames::{TOO_LARGE, Watch, Watched, cut_off};
 use crate::http::stream::{self, Begin};
 use crate::http::timer::{Timer, after, earliest};
 use crate::pool::http2::{FRAME_HEADER, poll_send};
@@ -32,6 +34,9 @@ use streams::{Active, Streams};
 
 /// Bytes of response that may wait for flow control before upstream is read further.
 const HIGH_WATER: usize = 64 * 1024;
+
+/// Room for what is read and thrown away.
+const READ_ROOM: usize = 4 * 1024;
 
 /// How soon a connection whose drain time is over looks again whether its streams are.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -55,9 +60,16 @@ pub(crate) async fn serve(cx: Rc<ConnCx>, transport: Transport, input: BytesMut)
     let guard = FrameGuard::server(hcm.http2.frame_limits);
     let watch = Watch::new(guard, codec, !hcm.http2.stream_error_on_invalid_message);
     let streams = Streams::new(cx.info.start, &watch);
-    let io = Counted { transport, prefix: input.freeze(), cx: Rc::clone(&cx) };
-    open.by_peer = serve_streams(&cx, &watch, &streams, io).await;
-    if streams.are_active() {
+    let transport = Rc::new(RefCell::new(transport));
+    let io = Counted { transport: Rc::clone(&transport), prefix: input.freeze(), cx: Rc::clone(&cx) };
+    let (end, refused) = serve_streams(&cx, &watch, &streams, io).await;
+    let active = refused || streams.are_active();
+    open.by_peer = match end {
+        End::ByClient => true,
+        End::AtOnce => false,
+        End::Delayed => linger(&cx, &transport).await,
+    };
+    if active {
         stats.downstream_cx_destroy_active_rq().inc();
         match open.by_peer {
             true => stats.downstream_cx_destroy_remote_active_rq().inc(),
@@ -66,8 +78,51 @@ pub(crate) async fn serve(cx: Rc<ConnCx>, transport: Transport, input: BytesMut)
     }
 }
 
-/// Whether it was the client that ended the connection.
-async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>, io: Counted) -> bool {
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum End {
+    /// The client has ended it.
+    ByClient,
+    /// We do, for want of life at the other end.
+    AtOnce,
+    /// We do, and the client has a moment to read what it was sent.
+    Delayed,
+}
+
+/// Waits until the client is gone, or for `delayed_close_timeout`; whether it has gone. What it sends is read, or the
+/// kernel would reset the connection over it, and what it has not read yet might be lost.
+async fn linger(cx: &ConnCx, transport: &RefCell<Transport>) -> bool {
+    let until = after(Instant::now(), cx.hcm.timeouts.delayed_close);
+    let mut timer = Timer::default();
+    let mut unread = BytesMut::with_capacity(READ_ROOM);
+    let gone = std::future::poll_fn(|task| {
+        let mut transport = transport.borrow_mut();
+        if until.is_some() {
+            loop {
+                unread.clear();
+                match poll_read_buf(Pin::new(&mut *transport), task, &mut unread) {
+                    Poll::Ready(Ok(count)) if count > 0 => {}
+                    Poll::Ready(_) => return Poll::Ready(true),
+                    Poll::Pending => break,
+                }
+            }
+            ready!(timer.poll(task, until));
+            cx.hcm.stats.hcm.downstream_cx_delayed_close_timeout().inc();
+        }
+        // TLS says goodbye; whether it gets through is no longer of interest.
+        let _ = Pin::new(&mut *transport).poll_shutdown(task);
+        Poll::Ready(false)
+    });
+    gone.await
+}
+
+/// Serves the streams of a connection until it is over, and tells whether requests that were not handed out were left.
+async fn serve_streams(
+    cx: &Rc<ConnCx>,
+    watch: &Rc<Watch>,
+    streams: &Rc<Streams>,
+    io: Counted,
+) -> (End, bool) {
     let hcm = &cx.hcm;
     let stats = &hcm.stats.hcm;
     let options = &hcm.http2;
@@ -95,16 +150,17 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
     });
     let mut connection = match preface.await {
         Some(Ok(connection)) => connection,
+        Some(Err(error)) if error.is_io() => return (End::ByClient, false),
         Some(Err(_)) => {
             stats.downstream_cx_protocol_error().inc();
-            return true;
+            return (End::Delayed, false);
         }
         None => {
             match expires.is_some_and(|expires| Instant::now() >= expires) {
                 true => stats.downstream_cx_max_duration_reached().inc(),
                 false => stats.downstream_cx_idle_timeout().inc(),
             }
-            return false;
+            return (End::AtOnce, false);
         }
     };
     let idle_end = || after_opt(streams.idle_since(), hcm.timeouts.idle);
@@ -126,10 +182,16 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
             Flood,
             /// The client resets its streams before they have a response.
             Resets,
+            /// A response that is the connection's last.
+            Last,
             Closed,
             Timer,
         }
         let next = std::future::poll_fn(|task| {
+            // GOAWAY goes before the response that says why.
+            if draining.is_none() && streams.last.get() {
+                return Poll::Ready(Next::Last);
+            }
             match connection.poll_accept(task) {
                 Poll::Ready(Some(Ok(stream))) => return Poll::Ready(Next::Stream(Box::new(stream))),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Next::Error(error)),
@@ -178,40 +240,46 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
                 let active = Active::new(streams);
                 let cx = Rc::clone(cx);
                 // Boxed: the runtime moves what is spawned several times, and a stream's state is kilobytes.
-                tokio::task::spawn_local(Box::pin(async move {
-                    serve_stream(&cx, &active.0, now, request, respond).await;
-                }));
+                tokio::task::spawn_local(Box::pin(serve_stream(cx, active, now, request, respond)));
             }
             Next::Refused(end) => {
                 Box::pin(refused::log(cx, end)).await;
                 streams.ended(None, Duration::ZERO, &hcm.premature_resets);
             }
             Next::Error(error) => {
-                let broken = watch.is_broken() || !error.is_io() && !error.is_remote();
+                let broken = watch.is_cut() || !error.is_io() && !error.is_remote();
                 if broken {
                     stats.downstream_cx_protocol_error().inc();
+                    watch.cut();
                 }
-                for end in watch.take_all_refused(broken) {
+                let refused = watch.take_all_refused(broken);
+                let any = watch.is_cut_by_request() || !refused.is_empty();
+                for end in refused {
                     Box::pin(refused::log(cx, end)).await;
                 }
                 // The library has queued GOAWAY; polling on writes it out.
                 let end = std::future::poll_fn(|task| connection.poll_closed(task));
                 let _ = tokio::time::timeout(Duration::from_secs(1), end).await;
-                return !broken;
+                return (if broken { End::Delayed } else { End::ByClient }, any);
             }
-            Next::Flood => return false,
+            Next::Flood => return (End::Delayed, false),
+            Next::Last => {
+                connection.graceful_shutdown();
+                draining = drain_end(timer.now());
+            }
             Next::Resets => {
                 stats.downstream_rq_too_many_premature_resets().inc();
                 stats.downstream_cx_protocol_error().inc();
-                return false;
+                return (End::AtOnce, false);
             }
             // After our GOAWAY it is the library that ends it, once no stream is left.
-            Next::Closed => return draining.is_none(),
+            Next::Closed if draining.is_some() => return (End::Delayed, false),
+            Next::Closed => return (End::ByClient, false),
             Next::Timer => {
                 let now = timer.now();
                 if pinging.zip(options.keepalive_timeout).is_some_and(|(sent, limit)| now >= sent + limit) {
                     watch.stats.keepalive_timeout().inc();
-                    return false;
+                    return (End::AtOnce, false);
                 }
                 if next_ping.is_some_and(|due| now >= due) {
                     next_ping = after(now, options.keepalive_interval);
@@ -224,7 +292,7 @@ async fn serve_streams(cx: &Rc<ConnCx>, watch: &Rc<Watch>, streams: &Rc<Streams>
                 match &mut draining {
                     // A client that has not acknowledged GOAWAY, or has streams that go on.
                     Some(until) if now >= *until => match streams.idle_since() {
-                        Some(_) => return false,
+                        Some(_) => return (End::Delayed, false),
                         None => *until = now + LOOK_AGAIN,
                     },
                     Some(_) => {}
@@ -265,9 +333,8 @@ fn too_large(cx: &ConnCx, watch: &Watch, head: &Headers) -> Option<StreamEnd> {
         return None;
     }
     if head.iter().any(|(name, value)| name.as_bytes().len().max(value.len()) > FIELD_LIMIT) {
-        cx.hcm.stats.hcm.downstream_cx_protocol_error().inc();
         watch.end();
-        return Some(StreamEnd::DownstreamViolation("codec_error:The_user_callback_function_failed"));
+        return Some(cut_off());
     }
     (head.byte_size() > limit).then(|| {
         watch.stats.header_list_size_too_large().inc();
@@ -296,13 +363,15 @@ fn underscores(cx: &ConnCx, watch: &Watch, head: &mut Headers) -> Option<StreamE
 }
 
 async fn serve_stream(
-    cx: &ConnCx,
-    streams: &Streams,
+    cx: Rc<ConnCx>,
+    active: Active,
     start: Instant,
     request: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
-    let watch = Rc::clone(&streams.watch);
+    let Active(streams) = &active;
+    let watch = &streams.watch;
+    let cx = &*cx;
     let mut scratch = cx.worker.take_scratch();
     let (parts, receive) = request.into_parts();
     let protocol = parts.extensions.get::<h2::ext::Protocol>().map(h2::ext::Protocol::as_str);
@@ -316,7 +385,7 @@ async fn serve_stream(
         head.set(Known::Upgrade, protocol);
         head.set(Known::Connection, "upgrade");
     }
-    let underscore = underscores(cx, &watch, &mut scratch.request);
+    let underscore = underscores(cx, watch, &mut scratch.request);
     let head = &scratch.request;
     let facts = HeadFacts {
         protocol: Protocol::Http2,
@@ -326,7 +395,7 @@ async fn serve_stream(
             .get(Known::Expect)
             .is_some_and(|expect| expect.eq_ignore_ascii_case(b"100-continue")),
     };
-    let refused = if let Some(end) = too_large(cx, &watch, head) {
+    let refused = if let Some(end) = too_large(cx, watch, head) {
         Some(end)
     } else if !head.contains(Known::Authority) && !head.contains(Known::Host) {
         Some(StreamEnd::DownstreamViolation("http2.violation.of.messaging.rule"))
@@ -350,16 +419,13 @@ async fn serve_stream(
             wire_received: header_received + FRAME_HEADER,
             ..ByteCounts::default()
         },
-        watch,
+        streams: Rc::clone(streams),
     };
     let mut timer = std::mem::take(&mut scratch.timer);
     let begin = Begin { start, facts, refused };
     let code = stream::serve(cx, &mut down, &mut timer, &mut scratch, begin).await;
     streams.ended(code, timer.now().saturating_duration_since(start), &cx.hcm.premature_resets);
-    if down.finished && !down.receive.is_end_stream() {
-        // RFC 9113 section 8.1: the response is complete, the rest of the request is not needed.
-        down.respond.send_reset(Reason::NO_ERROR);
-    }
+    // If the client has not sent its request to the end, the library tells it not to once the response is out.
     scratch.timer = timer;
     scratch.pending = down.pending;
     cx.worker.give_scratch(scratch);
@@ -379,7 +445,7 @@ struct Http2 {
     /// The request was an extended CONNECT.
     upgrade: bool,
     bytes: ByteCounts,
-    watch: Rc<Watch>,
+    streams: Rc<Streams>,
 }
 
 impl Downstream for Http2 {
@@ -393,7 +459,7 @@ impl Downstream for Http2 {
                     self.bytes.wire_received += data.len() as u64 + FRAME_HEADER;
                     return Poll::Ready(Ok(Piece::Data(data)));
                 }
-                Some(Err(error)) => return Poll::Ready(Err(lost(&self.watch, &error))),
+                Some(Err(error)) => return Poll::Ready(Err(lost(&self.streams.watch, &error))),
                 None => self.data_done = true,
             }
         }
@@ -403,7 +469,7 @@ impl Downstream for Http2 {
                 Poll::Ready(Ok(Piece::Trailers))
             }
             Ok(None) => Poll::Ready(Ok(Piece::End)),
-            Err(error) => Poll::Ready(Err(lost(&self.watch, &error))),
+            Err(error) => Poll::Ready(Err(lost(&self.streams.watch, &error))),
         }
     }
 
@@ -415,7 +481,7 @@ impl Downstream for Http2 {
         };
         match ready!(reset) {
             Ok(_) => Poll::Ready(StreamEnd::DownstreamReset),
-            Err(error) => Poll::Ready(lost(&self.watch, &error)),
+            Err(error) => Poll::Ready(lost(&self.streams.watch, &error)),
         }
     }
 
@@ -426,7 +492,7 @@ impl Downstream for Http2 {
         }
     }
 
-    fn send_head(&mut self, head: &Headers, end: bool) {
+    fn send_head(&mut self, head: &mut Headers, end: bool) {
         self.bytes.header_sent += head.byte_size() as u64;
         self.bytes.wire_sent += self.bytes.header_sent + FRAME_HEADER;
         let Ok(mut response) = convert::write_response(head) else {
@@ -472,11 +538,14 @@ impl Downstream for Http2 {
                 }
                 Poll::Ready(Ok(()))
             }
-            Err(error) => Poll::Ready(Err(lost(&self.watch, &error))),
+            Err(error) => Poll::Ready(Err(lost(&self.streams.watch, &error))),
         }
     }
 
-    fn close_after_response(&mut self) {}
+    fn close_after_response(&mut self) {
+        // The response wakes the connection's task.
+        self.streams.last.set(true);
+    }
 
     fn reset(&mut self, cut: Cut) {
         if !self.finished {
@@ -511,6 +580,7 @@ fn lost(watch: &Watch, error: &h2::Error) -> StreamEnd {
         return StreamEnd::ConnectionAborted("too_many_premature_resets");
     }
     match error.is_reset() {
+        _ if watch.is_cut() => cut_off(),
         // The library reset the stream over what the client sent, such as data beyond the announced length.
         true if !error.is_remote() => StreamEnd::DownstreamViolation("http2.remote_reset"),
         true => StreamEnd::DownstreamReset,
@@ -520,7 +590,7 @@ fn lost(watch: &Watch, error: &h2::Error) -> StreamEnd {
 
 /// The transport with what was read ahead, counting bytes for the statistics.
 struct Counted {
-    transport: Transport,
+    transport: Rc<RefCell<Transport>>,
     prefix: Bytes,
     cx: Rc<ConnCx>,
 }
@@ -534,7 +604,7 @@ impl AsyncRead for Counted {
         let this = self.get_mut();
         let before = buffer.filled().len();
         if this.prefix.is_empty() {
-            ready!(Pin::new(&mut this.transport).poll_read(cx, buffer))?;
+            ready!(Pin::new(&mut *this.transport.borrow_mut()).poll_read(cx, buffer))?;
         } else {
             let count = this.prefix.len().min(buffer.remaining());
             buffer.put_slice(&this.prefix.split_to(count));
@@ -548,7 +618,7 @@ impl AsyncRead for Counted {
 impl AsyncWrite for Counted {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<std::io::Result<usize>> {
         let this = self.get_mut();
-        let count = ready!(Pin::new(&mut this.transport).poll_write(cx, data))?;
+        let count = ready!(Pin::new(&mut *this.transport.borrow_mut()).poll_write(cx, data))?;
         this.cx.hcm.stats.hcm.downstream_cx_tx_bytes_total().add(count as u64);
         Poll::Ready(Ok(count))
     }
@@ -559,7 +629,7 @@ impl AsyncWrite for Counted {
         slices: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         let this = self.get_mut();
-        let count = ready!(Pin::new(&mut this.transport).poll_write_vectored(cx, slices))?;
+        let count = ready!(Pin::new(&mut *this.transport.borrow_mut()).poll_write_vectored(cx, slices))?;
         this.cx.hcm.stats.hcm.downstream_cx_tx_bytes_total().add(count as u64);
         Poll::Ready(Ok(count))
     }
@@ -569,10 +639,11 @@ impl AsyncWrite for Counted {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.get_mut().transport).poll_flush(cx)
+        Pin::new(&mut *self.get_mut().transport.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.get_mut().transport).poll_shutdown(cx)
+        // It is closed with the connection, after what was sent has had time to arrive.
+        self.poll_flush(cx)
     }
 }

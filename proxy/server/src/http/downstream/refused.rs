@@ -36,7 +36,7 @@ impl Downstream for Refused {
 
     fn send_informational(&mut self, _: &Headers) {}
 
-    fn send_head(&mut self, _: &Headers, _: bool) {}
+    fn send_head(&mut self, _: &mut Headers, _: bool) {}
 
     fn send_data(&mut self, _: Bytes) {}
 

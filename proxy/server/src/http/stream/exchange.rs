@@ -269,7 +269,6 @@ impl<D: Downstream> Stream<'_, D> {
         loop {
             let deadlines = &self.deadlines;
             let idle = after(self.last_activity, deadlines.idle);
-            // A response that has begun is not cut by `request_timeout`, only by the others.
             let due = [own, deadlines.route, deadlines.request, deadlines.max_duration, self.log_due()]
                 .into_iter()
                 .fold(idle, earliest);

@@ -1,9 +1,7 @@
 //! Internal redirects: a redirect of upstream that is followed here instead of being passed on.
 
-use std::rc::Rc;
-
 use waystation_filter_api::flags::ResponseFlags;
-use waystation_filter_api::stream::{RouteView, Timing, UpstreamInfo};
+use waystation_filter_api::stream::{Timing, UpstreamInfo};
 use waystation_format::AccessLogType;
 use waystation_http::{Headers, Known};
 use waystation_route::{InternalRedirectPolicy, RedirectPredicate};
@@ -30,14 +28,14 @@ impl<D: Downstream> Stream<'_, D> {
         let current_scheme = String::from_utf8_lossy(&current_scheme).into_owned();
         let current_host = self.heads.request.authority().unwrap_or_default().to_vec();
         let current_host = String::from_utf8_lossy(&current_host).into_owned();
-        let location = self.heads.response.get_str(Known::Location).unwrap_or_default().to_owned();
+        let Some(location) = self.heads.response.get(Known::Location) else { return false };
+        let location = String::from_utf8_lossy(location).into_owned();
         let Some(target) = parse(&location) else {
             stats.passthrough_internal_redirect_bad_location().inc();
             return false;
         };
-        let safe_only = policy.predicates.iter().any(|p| matches!(p, RedirectPredicate::SafeCrossScheme));
         let crosses = target.scheme != current_scheme;
-        if crosses && (!policy.allow_cross_scheme || safe_only && target.scheme == "https") {
+        if crosses && !policy.allow_cross_scheme {
             stats.passthrough_internal_redirect_unsafe_scheme().inc();
             return false;
         }
@@ -46,22 +44,20 @@ impl<D: Downstream> Stream<'_, D> {
             return false;
         }
         let before = self.heads.request.clone();
-        let previous_route = (self.table.clone(), self.info.route.clone(), self.info.virtual_cluster);
+        let previous_route = self.table.clone();
         let original =
             [current_scheme.as_bytes(), b"://", current_host.as_bytes(), before.path().unwrap_or_default()];
         let headers: &mut Headers = &mut self.heads.request;
-        headers.set(Known::XEnvoyOriginalUrl, original.concat());
         headers.set(Known::Scheme, target.scheme);
         headers.set(Known::Authority, target.authority);
         headers.set(Known::Path, target.path);
         for name in policy.headers_to_copy.iter() {
-            match self.heads.response.get(name) {
-                Some(value) => headers.set(name, value),
-                None => {
-                    headers.remove(name);
-                }
+            headers.remove(name);
+            for value in self.heads.response.get_all(name) {
+                headers.append(name, value);
             }
         }
+        headers.set(Known::XEnvoyOriginalUrl, original.concat());
         // RFC 9110 section 15.4.4: 303 is fetched with GET, without the body.
         let method = headers.method().unwrap_or_default();
         let becomes_get = status == 303 && method != b"GET" && method != b"HEAD";
@@ -70,18 +66,24 @@ impl<D: Downstream> Stream<'_, D> {
             headers.remove(Known::ContentLength);
         }
         let found = self.select_route().is_ok() && self.table.is_some();
-        if found && self.redirect_allowed(policy) {
+        // The log names the route that the request would have, whether it gets it or not.
+        self.info.upstream.cluster = None;
+        self.note_cluster();
+        let safe = !(crosses && target.scheme == "https");
+        if found && self.redirect_allowed(policy, safe) {
             if becomes_get {
                 self.heads.kept.clear();
                 self.kept_bytes = 0;
                 self.request_has_trailers = false;
             }
-            self.log_redirected(before, previous_route.1, status);
-            // As if the client had sent it now.
+            self.log_redirected(status);
+            // As if the client had sent it now; what was read of the request counts again for what it has become.
             self.deadlines = Deadlines::new(&self.cx.hcm, self.info.start);
             self.limit_duration();
-            self.redirected_from.extend(previous_route.0.as_ref().map(|(_, index)| *index));
+            self.resent += self.kept_bytes as u64;
+            self.redirected_from.extend(previous_route.as_ref().map(|(_, index)| *index));
             self.redirects += 1;
+            self.interim = false;
             return true;
         }
         if found {
@@ -90,26 +92,19 @@ impl<D: Downstream> Stream<'_, D> {
             stats.passthrough_internal_redirect_no_route().inc();
         }
         self.heads.request = before;
-        (self.table, self.info.route, self.info.virtual_cluster) = previous_route;
+        self.table = previous_route;
         false
     }
 
-    /// To the access log the request that was redirected and the one it became are two, as Envoy recreates the stream.
-    fn log_redirected(
-        &mut self,
-        mut before: Headers,
-        mut route: Option<(Rc<dyn RouteView>, u32)>,
-        status: u16,
-    ) {
+    /// To the access log the request that was redirected and the one it became are two, as Envoy recreates the stream: with
+    /// the head that it has made of the first.
+    fn log_redirected(&mut self, status: u16) {
         let now = self.timer.now();
         self.info.response_code = status;
         self.info.details = Some("internal_redirect".into());
         self.info.timing.complete = Some(now);
-        std::mem::swap(&mut self.heads.request, &mut before);
-        std::mem::swap(&mut self.info.route, &mut route);
+        self.info.bytes = self.bytes();
         self.log(AccessLogType::DownstreamEnd, now);
-        std::mem::swap(&mut self.heads.request, &mut before);
-        std::mem::swap(&mut self.info.route, &mut route);
         let info = &mut self.info;
         info.start = now;
         info.start_time = self.cx.worker.wall_clock(now);
@@ -120,7 +115,7 @@ impl<D: Downstream> Stream<'_, D> {
         info.details = None;
     }
 
-    fn redirect_allowed(&self, policy: &InternalRedirectPolicy) -> bool {
+    fn redirect_allowed(&self, policy: &InternalRedirectPolicy, safe: bool) -> bool {
         let Some((table, index)) = &self.table else { return false };
         policy.predicates.iter().all(|predicate| match predicate {
             RedirectPredicate::PreviousRoutes => !self.redirected_from.contains(index),
@@ -128,8 +123,7 @@ impl<D: Downstream> Stream<'_, D> {
                 let name = table.held.route(*index).map_or("", |route| &*route.name);
                 names.iter().any(|allowed| &**allowed == name)
             }
-            // Looked at before the route was.
-            RedirectPredicate::SafeCrossScheme => true,
+            RedirectPredicate::SafeCrossScheme => safe,
             // Nothing sets such an object in this version.
             RedirectPredicate::FilterState { if_absent, .. } => *if_absent,
         })
@@ -145,6 +139,7 @@ fn parse(location: &str) -> Option<Target<'_>> {
     }
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
+    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     if authority.is_empty() || path.starts_with('?') {
         return None;
     }
@@ -163,6 +158,7 @@ mod tests {
             ("//b/x", None),
             ("https://b:8443/p", Some(("https", "b:8443", "/p"))),
             ("http://b", Some(("http", "b", "/"))),
+            ("http://me:secret@b/x", Some(("http", "b", "/x"))),
             ("ftp://b/", None),
             ("x", None),
             ("", None),

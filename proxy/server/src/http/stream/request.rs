@@ -26,14 +26,15 @@ impl<D: Downstream> Stream<'_, D> {
         }
         let headers = &mut self.heads.request;
         if self.facts.expect_continue && !hcm.proxy_100_continue {
-            if self.facts.protocol != Protocol::Http10 && !self.facts.end {
+            headers.remove(Known::Expect);
+            if self.facts.protocol != Protocol::Http10 {
                 self.heads.response.clear();
                 self.heads.response.set_status(100);
-                self.down.send_informational(&self.heads.response);
+                self.send_informational();
                 self.heads.response.clear();
             }
-            headers.remove(Known::Expect);
         }
+        let headers = &mut self.heads.request;
         if headers.authority().is_none() {
             return Err(StreamEnd::MissingHost);
         }

@@ -50,6 +50,14 @@ impl<D: Downstream> Stream<'_, D> {
         }
     }
 
+    /// Queues the 1xx head in `heads.response`, which counts as a response of its own.
+    pub(super) fn send_informational(&mut self) {
+        let status = self.heads.response.status().unwrap_or(100);
+        self.cx.hcm.stats.classes.record(status);
+        self.cx.hcm.stats.listener_classes.record(status);
+        self.down.send_informational(&self.heads.response);
+    }
+
     /// Adds what the connection manager adds to every response, and sends the head. Tells whether the response ends
     /// with it, which HEAD decides too.
     pub(super) fn send_response_head(&mut self, end: bool) -> bool {
@@ -86,7 +94,9 @@ impl<D: Downstream> Stream<'_, D> {
         }
         let end = end || (self.is_head && !self.facts.tunnel);
         self.response_started = true;
-        self.down.send_head(&self.heads.response, end);
+        // From here on only the other timeouts cut it.
+        self.deadlines.request = None;
+        self.down.send_head(&mut self.heads.response, end);
         if hcm.log_on_tunnel && self.is_tunnel_accepted() {
             self.log_midway(AccessLogType::DownstreamTunnelSuccessfullyEstablished);
         }

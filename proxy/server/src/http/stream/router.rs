@@ -150,7 +150,8 @@ impl<D: Downstream> Stream<'_, D> {
         let keep_originals = !hcm.router.suppress_envoy_headers;
         route.rewrite(&mut self.heads.request, weighted, &self.info, now, keep_originals);
         self.route_timeout = Some(timeouts.global).filter(|timeout| !timeout.is_zero());
-        if self.request_complete {
+        // The end of a tunnel's request is not waited for.
+        if self.request_complete || self.facts.tunnel {
             self.deadlines.route = after(now, self.route_timeout);
         }
         let metadata =
@@ -194,6 +195,8 @@ impl<D: Downstream> Stream<'_, D> {
                 Attempted::Over(end) => return Err(end),
                 Attempted::Again(delay) => {
                     self.pause(delay).await?;
+                    routing.cluster.stats.upstream_rq_retry().inc();
+                    routing.counted.each(|requests| requests.upstream_rq_retry().inc());
                     let headers = &mut self.heads.request;
                     if routing.request_count {
                         headers.set_number(Known::XEnvoyAttemptCount, u64::from(routing.attempts) + 1);
@@ -296,7 +299,7 @@ impl<D: Downstream> Stream<'_, D> {
         if self.outgrown && retries.is_enabled() {
             stats.retry_or_shadow_abandoned().inc();
         }
-        if self.outgrown || self.facts.tunnel {
+        if self.outgrown {
             retries.disable();
         }
         let outcome = outcome.unwrap_or(Outcome::Response(&self.heads.response));
@@ -309,8 +312,6 @@ impl<D: Downstream> Stream<'_, D> {
         });
         match decision {
             Decision::Again { rate_limited, .. } => {
-                stats.upstream_rq_retry().inc();
-                counted.each(|requests| requests.upstream_rq_retry().inc());
                 if rate_limited {
                     stats.upstream_rq_retry_backoff_ratelimited().inc();
                 } else {

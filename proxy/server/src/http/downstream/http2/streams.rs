@@ -39,6 +39,8 @@ impl PrematureResets {
 /// The streams of a connection.
 pub(super) struct Streams {
     active: Cell<usize>,
+    /// A response was the last of the connection.
+    pub(super) last: Cell<bool>,
     /// When the last of them ended.
     idle_since: Cell<Instant>,
     /// How many are over, and were so without a response soon after they began.
@@ -51,6 +53,7 @@ impl Streams {
     pub(super) fn new(start: Instant, watch: &Rc<Watch>) -> Rc<Self> {
         Rc::new(Self {
             active: Cell::new(0),
+            last: Cell::new(false),
             idle_since: Cell::new(start),
             over: Cell::new(0),
             premature: Cell::new(0),

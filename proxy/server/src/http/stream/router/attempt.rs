@@ -128,7 +128,7 @@ impl<D: Downstream> Stream<'_, D> {
             keep: retries.is_enabled() || routing.action.internal_redirect.is_some(),
             keep_limit: self.keep_limit(routing.route),
             limits: Limits {
-                per_try: after(now, per_try.filter(|_| self.request_complete)),
+                per_try: after(now, per_try.filter(|_| self.request_complete || self.facts.tunnel)),
                 per_try_timeout: per_try,
                 per_try_idle: Some((timeouts.per_try_idle, now)).filter(|(timeout, _)| !timeout.is_zero()),
                 max_duration: after(now, cluster.http.max_stream_duration),
@@ -158,11 +158,16 @@ impl<D: Downstream> Stream<'_, D> {
             let step = std::future::poll_fn(|task| self.poll_step(task, &mut attempt)).await;
             match step {
                 Step::Informational => {
-                    let status = self.heads.response.status();
+                    let status = self.heads.response.status().unwrap_or(0);
+                    self.count(routing, status);
+                    // This attempt stands now, and takes its time.
+                    retries.disable();
+                    self.interim = true;
+                    (attempt.limits.per_try, attempt.limits.per_try_timeout) = (None, None);
                     // Others than 100 are for the hop that sent them, as Envoy has it.
-                    if self.cx.hcm.proxy_100_continue && status == Some(100) {
+                    if self.cx.hcm.proxy_100_continue && status == 100 {
                         sanitize_response(&mut self.heads.response, false);
-                        self.down.send_informational(&self.heads.response);
+                        self.send_informational();
                     }
                     self.heads.response.clear();
                 }
@@ -247,6 +252,7 @@ impl<D: Downstream> Stream<'_, D> {
                         return Attempted::Over(StreamEnd::UpstreamReset {
                             reason,
                             retried: false,
+                            begun: true,
                             transport,
                         });
                     }
@@ -285,7 +291,7 @@ impl<D: Downstream> Stream<'_, D> {
                         StreamEnd::RouteTimeout { .. } => {
                             cluster.stats.upstream_rq_timeout().inc();
                             routing.counted.each(|requests| requests.upstream_rq_timeout().inc());
-                            if !self.response_started {
+                            if !self.response_started && !self.interim {
                                 self.count(routing, 504);
                             }
                             HostOutcome::Timeout
@@ -406,8 +412,11 @@ impl<D: Downstream> Stream<'_, D> {
             Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
             Decision::Overflow | Decision::Stand => {}
         }
-        self.count(routing, if reason == ResetReason::ProtocolError { 502 } else { 503 });
-        Attempted::Over(StreamEnd::UpstreamReset { reason, retried, transport })
+        let begun = self.interim;
+        if !begun {
+            self.count(routing, if reason == ResetReason::ProtocolError { 502 } else { 503 });
+        }
+        Attempted::Over(StreamEnd::UpstreamReset { reason, retried, begun, transport })
     }
 
     /// Passes the response head on.
@@ -440,7 +449,7 @@ impl<D: Downstream> Stream<'_, D> {
         self.attempt_count = None;
         self.mutate_response(routing.route, routing.weighted);
         if self.is_tunnel_accepted() {
-            self.deadlines.request = None;
+            self.deadlines.route = None;
         }
         self.begin_encode(end)
     }
