@@ -363,10 +363,10 @@ impl Options {
             let Some((name, value)) = parts else {
                 return refuse(format!("misformatted stats-tag '{tag}'"));
             };
-            if stats_tags.iter().any(|(known, _)| known == name) {
-                return refuse(format!("multiple values for stats-tag '{name}'"));
+            // The first of one name counts, as in Envoy.
+            if !stats_tags.iter().any(|(known, _)| known == name) {
+                stats_tags.push((name.to_owned(), value.to_owned()));
             }
-            stats_tags.push((name.to_owned(), value.to_owned()));
         }
         if flags.restart_epoch > 0 && flags.use_dynamic_base_id {
             return refuse(format!(
@@ -521,6 +521,8 @@ mod tests {
         assert_eq!(options(&["--mode=validate", "--config-path=x"]).mode, Mode::Validate);
         assert!(options(&["--allow-unknown-fields"]).allow_unknown_static_fields);
         assert_eq!(options(&["--restart-epoch", "1", "--disable-hot-restart"]).restart_epoch, 1);
+        let tagged = options(&["--stats-tag", "a:b", "--stats-tag", "a:c"]);
+        assert_eq!(tagged.stats_tags, [("a".to_owned(), "b".to_owned())]);
         assert_eq!(options(&["-c", "", "--component-log-level", "", "--log-path", ""]).config_path, None);
     }
 
