@@ -13,8 +13,8 @@ use prost::encoding::{
 use prost::{DecodeError, Message as _};
 use waystation_filter_api::http::NodeInfo;
 use waystation_schema::{
-    ConfigError, Encoded, Format, JsonStyle, Message, Policy, Report, TextOptions, check, to_wire,
-    wire_to_json, yaml_to_wire,
+    ConfigError, Encoded, Format, JsonStyle, Message, Policy, Report, TextOptions, check,
+    resolve_typed_structs, to_wire, wire_to_json, yaml_to_wire,
 };
 
 use crate::cli::options::Options;
@@ -100,7 +100,11 @@ impl Bootstrap {
     /// Decodes a bootstrap that passed the walk.
     pub fn decode(wire: Bytes, options: &Options, report: Report) -> Result<Self, LoadError> {
         let malformed = |error| LoadError::Malformed(format!("malformed bootstrap: {error}"));
-        let Split { rest, clusters, listeners } = split(&wire).map_err(malformed)?;
+        let message = Message::find(BOOTSTRAP);
+        let resolved = message.map_or(Ok(None), |message| resolve_typed_structs(message, &wire));
+        // What was configured is what is dumped.
+        let resolved = resolved.map_err(LoadError::Refused)?.map_or_else(|| wire.clone(), Bytes::from);
+        let Split { rest, clusters, listeners } = split(&resolved).map_err(malformed)?;
         let mut proto = pb::Bootstrap::decode(&*rest).map_err(malformed)?;
         apply_overrides(&mut proto, options);
         Ok(Self { proto, wire, clusters, listeners, report })

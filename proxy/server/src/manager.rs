@@ -17,3 +17,13 @@ pub mod secret_files;
 pub mod subscription_stats;
 pub mod virtual_hosts;
 mod warming;
+
+use bytes::Bytes;
+use waystation_schema::{ConfigError, Message, resolve_typed_structs};
+
+/// Decodes a `message` that has passed the walk, every `TypedStruct` in it as the message that it stands for.
+fn decode<M: prost::Message + Default>(message: Message, wire: &Bytes) -> Result<M, ConfigError> {
+    let resolved = resolve_typed_structs(message, wire)?;
+    let wire = resolved.map_or_else(|| wire.clone(), Bytes::from);
+    M::decode(wire).map_err(|error| ConfigError::new(error.to_string()))
+}

@@ -72,6 +72,10 @@ impl Encoder<'_> {
         }
         match message.kind() {
             Kind::Plain | Kind::TypedStruct => self.object(message, node, out, depth, false),
+            // `{seconds: 5}`, which old configurations have.
+            Kind::Duration | Kind::Timestamp if self.document.kind(node) == NodeKind::Object => {
+                self.object(message, node, out, depth, false)
+            }
             Kind::Any => self.any(node, out, depth),
             Kind::Duration => self.duration(node, out),
             Kind::Timestamp => self.timestamp(node, out),

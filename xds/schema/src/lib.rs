@@ -53,7 +53,7 @@ pub use locate::locate;
 pub use merge::merge;
 pub use message::{Enum, EnumValue, Field, Kind, Message, TYPE_URL_PREFIX, Type};
 pub use render::{JsonStyle, RenderError, wire_to_json};
-pub use typed_struct::typed_struct_to_wire;
+pub use typed_struct::{resolve_typed_structs, typed_struct_to_wire};
 pub use walk::{Finding, Place, Violation, Visitor, walk};
 pub use wire::WireError;
 

@@ -3,9 +3,9 @@
 use crate::document::{Document, NodeKind, Position, TextError};
 use crate::encode::{self, TextOptions};
 use crate::error::ConfigError;
-use crate::message::Message;
-use crate::render::struct_entries;
-use crate::wire::{DEPTH_LIMIT, Raw, Reader, WireError};
+use crate::message::{Field, Kind, Message};
+use crate::render::{any_parts, struct_entries};
+use crate::wire::{DEPTH_LIMIT, Raw, Reader, WireError, put_bytes};
 
 /// Turns `value`, the `google.protobuf.Struct` of a `TypedStruct` on the wire, into the `inner` message on the
 /// wire, by the rules of JSON.
@@ -17,6 +17,60 @@ pub fn typed_struct_to_wire(value: &[u8], inner: Message) -> Result<Vec<u8>, Con
         // A struct has no lines.
         Err(error) => Err(error.config_error().clone()),
     }
+}
+
+/// Replaces every `TypedStruct` inside an `Any` by the message that it stands for, so that who compiles a message that has
+/// passed the walk need not know of them. Nothing when there is none; one of an unknown type stays.
+pub fn resolve_typed_structs(message: Message, wire: &[u8]) -> Result<Option<Vec<u8>>, ConfigError> {
+    if !may_have_one(wire) {
+        return Ok(None);
+    }
+    resolve(message, wire, 0).map(Some)
+}
+
+/// By the name that the URL of the `Any` ends with.
+fn may_have_one(wire: &[u8]) -> bool {
+    memchr::memmem::find(wire, b".TypedStruct").is_some()
+}
+
+fn resolve(message: Message, wire: &[u8], depth: usize) -> Result<Vec<u8>, ConfigError> {
+    let malformed = |error: WireError| ConfigError::new(error.to_string());
+    if depth > DEPTH_LIMIT {
+        return Err(malformed(WireError::Depth));
+    }
+    if message.kind() == Kind::Any {
+        return resolve_any(wire, depth);
+    }
+    let mut out = Vec::with_capacity(wire.len());
+    let mut reader = Reader::new(wire);
+    while let Some(record) = reader.next().map_err(malformed)? {
+        let inner = message.field(record.number).and_then(Field::message);
+        match (inner, record.value) {
+            (Some(inner), Raw::Bytes(bytes)) if may_have_one(bytes) => {
+                put_bytes(&mut out, record.number, &resolve(inner, bytes, depth + 1)?);
+            }
+            _ => out.extend_from_slice(&wire[record.start..reader.position()]),
+        }
+    }
+    Ok(out)
+}
+
+fn resolve_any(wire: &[u8], depth: usize) -> Result<Vec<u8>, ConfigError> {
+    let parts = |bytes| any_parts(bytes).map_err(|error| ConfigError::new(error.to_string()));
+    let (url, content) = parts(wire)?;
+    let Some(outer) = Message::find_by_url(url) else { return Ok(wire.to_vec()) };
+    let (url, resolved) = if outer.kind() == Kind::TypedStruct {
+        // It has the field numbers of an `Any`.
+        let (url, value) = parts(content)?;
+        let Some(inner) = Message::find_by_url(url) else { return Ok(wire.to_vec()) };
+        (url, resolve(inner, &typed_struct_to_wire(value, inner)?, depth + 1)?)
+    } else {
+        (url, resolve(outer, content, depth + 1)?)
+    };
+    let mut out = Vec::with_capacity(url.len() + resolved.len() + 8);
+    put_bytes(&mut out, 1, url.as_bytes());
+    put_bytes(&mut out, 2, &resolved);
+    Ok(out)
 }
 
 const NOWHERE: Position = Position { line: 0, column: 0 };

@@ -1,8 +1,8 @@
 //! JSON and YAML as Envoy takes them, and every kind of error with its place.
 
 use waystation_schema::{
-    Encoded, Format, JsonStyle, Message, TextOptions, json_to_wire, to_wire, typed_struct_to_wire,
-    wire_to_json, yaml_to_wire,
+    Encoded, Format, JsonStyle, Message, TextOptions, json_to_wire, resolve_typed_structs, to_wire,
+    typed_struct_to_wire, wire_to_json, yaml_to_wire,
 };
 
 fn message(name: &str) -> Message {
@@ -360,6 +360,39 @@ fn typed_structs_become_their_message() {
     );
     let error = typed_struct_to_wire(value, message("envoy.config.core.v3.Node")).unwrap_err();
     assert_eq!(error.to_string(), "name: envoy.config.core.v3.Node has no such field");
+}
+
+#[test]
+fn typed_structs_in_any_are_resolved() {
+    let listener = message("envoy.config.listener.v3.Listener");
+    let filter = |config: &str| {
+        let text = format!(
+            r#"{{"filter_chains":[{{"filters":[{{"name":"x","typed_config":{config}}}]}}],"name":"l"}}"#
+        );
+        json_to_wire(listener, &text, TextOptions::default()).unwrap().wire
+    };
+    let url = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+    let plain = filter(&format!(r#"{{"@type":"{url}","stat_prefix":"s","cluster":"c"}}"#));
+    assert_eq!(resolve_typed_structs(listener, &plain).unwrap(), None);
+    for package in ["xds.type.v3", "udpa.type.v1"] {
+        let packed = filter(&format!(
+            r#"{{"@type":"type.googleapis.com/{package}.TypedStruct","type_url":"{url}",
+                "value":{{"statPrefix":"s","cluster":"c"}}}}"#
+        ));
+        assert_eq!(resolve_typed_structs(listener, &packed).unwrap(), Some(plain.clone()));
+        let unknown = filter(&format!(
+            r#"{{"@type":"type.googleapis.com/{package}.TypedStruct","type_url":"a/none.Such","value":{{}}}}"#
+        ));
+        assert_eq!(resolve_typed_structs(listener, &unknown).unwrap(), Some(unknown));
+    }
+}
+
+#[test]
+fn times_may_be_objects() {
+    let cluster = message(CLUSTER);
+    let encode = |text: &str| json_to_wire(cluster, text, TextOptions::default()).unwrap().wire;
+    let object = encode(r#"{"connect_timeout":{"seconds":1,"nanos":"500000000"}}"#);
+    assert_eq!(object, encode(r#"{"connect_timeout":"1.5s"}"#));
 }
 
 #[test]

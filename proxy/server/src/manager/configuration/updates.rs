@@ -16,9 +16,9 @@ use waystation_tls::Secret;
 use waystation_xds::{Event, Failure, Rejection, Resource, ResourceType, SubId, Update, Via};
 
 use super::{Configuration, Purpose};
-use crate::manager::dump::Dumped;
 use crate::manager::needs::{Slot, configure};
 use crate::manager::offered::Offered;
+use crate::manager::{self, dump::Dumped};
 
 const VIRTUAL_HOST: &str = "envoy.config.route.v3.VirtualHost";
 const SCOPE: &str = "envoy.config.route.v3.ScopedRouteConfiguration";
@@ -301,7 +301,7 @@ impl Configuration {
         for ignored in &report.ignored {
             tracing::debug!(target: "config", "{} '{}': {ignored}", message.name(), resource.name);
         }
-        M::decode(resource.body.clone()).map_err(|error| ConfigError::new(error.to_string()))
+        manager::decode(message, &resource.body)
     }
 }
 

@@ -3,20 +3,19 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use prost::Message as _;
 use waystation_filter_api::cell::Cell;
 use waystation_route::RouteTable;
-use waystation_schema::ConfigError;
+use waystation_schema::{ConfigError, Message};
 use waystation_stats::{Scope, stats_group};
 use waystation_tls::Secret;
 use waystation_xds::{ResourceType, SubId};
 
 use crate::context::{Need, resource_key, scopes_key};
 use crate::http::filters::discovered::DiscoveredFilter;
-use crate::manager::dump::Dumped;
 use crate::manager::on_demand::Waiters;
 use crate::manager::scopes::Scopes;
 use crate::manager::virtual_hosts::VirtualHosts;
+use crate::manager::{self, dump::Dumped};
 
 stats_group! {
     /// `extension_config_discovery.http_filter.<name>.`
@@ -96,7 +95,9 @@ impl Needed {
         let Some(dumped) = self.dumped.as_ref().filter(|dumped| !known && !dumped.wire.is_empty()) else {
             return;
         };
-        let config = core::TypedExtensionConfig::decode(dumped.wire.clone()).ok();
+        let message = Message::find("envoy.config.core.v3.TypedExtensionConfig");
+        let config = message
+            .and_then(|message| manager::decode::<core::TypedExtensionConfig>(message, &dumped.wire).ok());
         let Some(any) = config.and_then(|config| config.typed_config) else { return };
         match place.factory(&any) {
             Ok(factory) => place.set(Some(factory)),
