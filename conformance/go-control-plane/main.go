@@ -1,7 +1,8 @@
 // A management server made of go-control-plane, driven by lines on stdin, for the conformance rig.
 //
 // It serves one listener (TLS by SDS, routes by RDS), one cluster (EDS) and one runtime layer (RTDS) by the
-// transport that -mode names, and prints a line for each ACK and NACK.
+// transport that -mode names, and prints a line for each ACK and NACK. In the modes that end in on-demand, virtual
+// hosts (VHDS) and the cluster (ODCDS) are there for those who ask for them, and each question is a line.
 package main
 
 import (
@@ -22,6 +23,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	ondemandv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/on_demand/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -62,7 +64,7 @@ func say(format string, args ...any) {
 func short(typeURL string) string { return typeURL[strings.LastIndex(typeURL, ".")+1:] }
 
 func main() {
-	mode := flag.String("mode", "ads-sotw", "ads-sotw, ads-delta, sotw, delta or rest")
+	mode := flag.String("mode", "ads-sotw", "ads-sotw, ads-delta, ads-on-demand, sotw, delta, on-demand or rest")
 	flag.Parse()
 	snapshots := cache.NewSnapshotCache(strings.HasPrefix(*mode, "ads"), anyNode{}, nil)
 	callbacks := server.CallbackFuncs{
@@ -79,6 +81,9 @@ func main() {
 				say("nack %s - %q", short(r.TypeUrl), r.ErrorDetail.Message)
 			} else if r.ResponseNonce != "" {
 				say("ack %s -", short(r.TypeUrl))
+			}
+			for _, name := range r.ResourceNamesSubscribe {
+				say("ask %s %s", short(r.TypeUrl), name)
 			}
 			return nil
 		},
@@ -99,6 +104,7 @@ func main() {
 	discovery.RegisterAggregatedDiscoveryServiceServer(grpcServer, xds)
 	listenerservice.RegisterListenerDiscoveryServiceServer(grpcServer, xds)
 	routeservice.RegisterRouteDiscoveryServiceServer(grpcServer, xds)
+	routeservice.RegisterVirtualHostDiscoveryServiceServer(grpcServer, xds)
 	clusterservice.RegisterClusterDiscoveryServiceServer(grpcServer, xds)
 	endpointservice.RegisterEndpointDiscoveryServiceServer(grpcServer, xds)
 	secretservice.RegisterSecretDiscoveryServiceServer(grpcServer, xds)
@@ -153,6 +159,8 @@ func check(err error) {
 	}
 }
 
+func onDemand(mode string) bool { return strings.HasSuffix(mode, "on-demand") }
+
 func source(mode string) *corev3.ConfigSource {
 	out := &corev3.ConfigSource{ResourceApiVersion: corev3.ApiVersion_V3}
 	if strings.HasPrefix(mode, "ads") {
@@ -168,7 +176,7 @@ func source(mode string) *corev3.ConfigSource {
 		api.RequestTimeout = durationpb.New(time.Second)
 	default:
 		api.ApiType = corev3.ApiConfigSource_GRPC
-		if mode == "delta" {
+		if mode == "delta" || onDemand(mode) {
 			api.ApiType = corev3.ApiConfigSource_DELTA_GRPC
 		}
 		api.GrpcServices = []*corev3.GrpcService{{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
@@ -183,6 +191,8 @@ func build(mode, version string, settings map[string]string) (*cache.Snapshot, e
 	if err != nil {
 		return nil, err
 	}
+	// Makes another cluster of it.
+	timeout, _ := strconv.Atoi(settings["timeout"])
 	flagPercent, err := strconv.ParseFloat(settings["flag"], 64)
 	if err != nil {
 		return nil, err
@@ -193,7 +203,7 @@ func build(mode, version string, settings map[string]string) (*cache.Snapshot, e
 	}
 	clusters := []types.Resource{&clusterv3.Cluster{
 		Name:                 "service",
-		ConnectTimeout:       durationpb.New(time.Second),
+		ConnectTimeout:       durationpb.New(time.Second + time.Duration(timeout)*time.Millisecond),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: source(mode)},
 	}}
@@ -204,13 +214,27 @@ func build(mode, version string, settings map[string]string) (*cache.Snapshot, e
 	if err != nil {
 		return nil, err
 	}
+	table := routes(settings["header"])
+	var hosts []types.Resource
+	if onDemand(mode) {
+		// The server says nothing of what it does not have, and so not that it has no other virtual hosts.
+		vhds := source(mode)
+		vhds.InitialFetchTimeout = durationpb.New(200 * time.Millisecond)
+		all := table.VirtualHosts[0]
+		table = &routev3.RouteConfiguration{Name: "routes", Vhds: &routev3.Vhds{ConfigSource: vhds}}
+		for _, name := range strings.Split(settings["hosts"], ",") {
+			hosts = append(hosts, &routev3.VirtualHost{
+				Name: "routes/" + name, Domains: []string{name}, Routes: all.Routes})
+		}
+	}
 	return cache.NewSnapshot(version, map[resource.Type][]types.Resource{
-		resource.ListenerType: {listener},
-		resource.RouteType:    {routes(settings["header"])},
-		resource.ClusterType:  clusters,
-		resource.EndpointType: {endpoints(uint32(upstream))},
-		resource.SecretType:   {secret(settings["cert"])},
-		resource.RuntimeType:  {&runtimeservice.Runtime{Name: "rtds", Layer: layer}},
+		resource.ListenerType:    {listener},
+		resource.RouteType:       {table},
+		resource.VirtualHostType: hosts,
+		resource.ClusterType:     clusters,
+		resource.EndpointType:    {endpoints(uint32(upstream))},
+		resource.SecretType:      {secret(settings["cert"])},
+		resource.RuntimeType:     {&runtimeservice.Runtime{Name: "rtds", Layer: layer}},
 	})
 }
 
@@ -226,12 +250,18 @@ func address(port uint32) *corev3.Address {
 }
 
 func ingress(mode string) (*listenerv3.Listener, error) {
+	filters := []*hcmv3.HttpFilter{{Name: "router",
+		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed(&routerv3.Router{})}}}
+	if onDemand(mode) {
+		fetch := &ondemandv3.OnDemand{Odcds: &ondemandv3.OnDemandCds{Source: source(mode)}}
+		filters = append([]*hcmv3.HttpFilter{{Name: "on_demand",
+			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed(fetch)}}}, filters...)
+	}
 	hcm, err := anypb.New(&hcmv3.HttpConnectionManager{
 		StatPrefix: "ingress",
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			RouteConfigName: "routes", ConfigSource: source(mode)}},
-		HttpFilters: []*hcmv3.HttpFilter{{Name: "router",
-			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed(&routerv3.Router{})}}},
+		HttpFilters: filters,
 	})
 	if err != nil {
 		return nil, err

@@ -21,7 +21,7 @@ use crate::session;
 use crate::upstream::Upstreams;
 use crate::wire::{http1, latin1};
 
-const MODES: [&str; 5] = ["ads-sotw", "ads-delta", "sotw", "delta", "rest"];
+const MODES: [&str; 7] = ["ads-sotw", "ads-delta", "sotw", "delta", "rest", "ads-on-demand", "on-demand"];
 
 /// Drives the subject through every mode.
 pub(crate) async fn run(server: &Path, subject: &Path) -> Result<ExitCode> {
@@ -29,10 +29,10 @@ pub(crate) async fn run(server: &Path, subject: &Path) -> Result<ExitCode> {
     let mut failed = 0;
     for mode in MODES {
         match one(mode, server, subject, &certs).await {
-            Ok(requests) => println!("{mode:10} ok      {requests} requests, none lost"),
+            Ok(requests) => println!("{mode:13} ok      {requests} requests, none lost"),
             Err(error) => {
                 failed += 1;
-                println!("{mode:10} FAILED  {error:#}");
+                println!("{mode:13} FAILED  {error:#}");
             }
         }
     }
@@ -97,10 +97,14 @@ struct Seen {
 }
 
 async fn get(port: u16, path: &str, certs: &Certs) -> Result<Seen> {
+    get_of("a", port, path, certs).await
+}
+
+async fn get_of(host: &str, port: u16, path: &str, certs: &Certs) -> Result<Seen> {
     let tls = ClientTls { sni: Some("server.test".to_owned()), ..ClientTls::default() };
     let opened = client::open(port, Some(&tls), certs).await?;
     let mut conn = opened.conn.with_context(|| format!("handshake: {:?}", opened.tls))?;
-    conn.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await?;
+    conn.send(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes()).await?;
     let (_, message) = http1::read_response(&mut conn, false).await;
     let message = message.context("closed without an answer")?;
     Ok(Seen {
@@ -139,7 +143,7 @@ async fn one(mode: &str, server: &Path, subject: &Path, certs: &Arc<Certs>) -> R
     let (a, b) = (place.upstreams["a"], place.upstreams["b"]);
     let cert = |name: &str| tmp.path().join("certs").join(name).display().to_string();
     let (mut server, grpc, rest) = Server::start(server, mode).await?;
-    server.set(1, &format!("upstream={a} flag=0 header=one cert={}", cert("server"))).await?;
+    server.set(1, &format!("hosts=a upstream={a} flag=0 header=one cert={}", cert("server"))).await?;
     let mut proxy = Proxy::start(subject, &place, &bootstrap(mode, grpc, rest).to_string(), &[]).await?;
     let port = proxy.listener(&place, "ingress").await?;
     until(port, "/", certs, |s| s.body == "a" && s.route == "one" && s.certificate == "server")
@@ -161,7 +165,7 @@ async fn one(mode: &str, server: &Path, subject: &Path, certs: &Arc<Certs>) -> R
     });
     let changes = async {
         let base = |upstream: u16, flag: u8, header: &str, name: &str| {
-            format!("upstream={upstream} flag={flag} header={header} cert={}", cert(name))
+            format!("hosts=a upstream={upstream} flag={flag} header={header} cert={}", cert(name))
         };
         server.set(2, &base(b, 0, "one", "server")).await?;
         until(port, "/", certs, |s| s.body == "b").await.context("endpoints")?;
@@ -171,6 +175,11 @@ async fn one(mode: &str, server: &Path, subject: &Path, certs: &Arc<Certs>) -> R
         until(port, "/flag", certs, |s| s.body == "flag").await.context("runtime")?;
         server.set(5, &base(b, 100, "two", "other")).await?;
         until(port, "/", certs, |s| s.certificate == "other").await.context("secret")?;
+        if mode.ends_with("on-demand") {
+            on_demand(&mut server, port, certs, &proxy, &base(b, 100, "two", "other")).await?;
+            server.set(7, &base(b, 0, "four", "server")).await?;
+            return until(port, "/", certs, |s| s.route == "four" && s.certificate == "server").await;
+        }
         server.set(6, &(base(a, 100, "three", "other") + " bad=1")).await?;
         // A REST server is never told of a rejection; the stat is the only sign.
         if mode == "rest" {
@@ -200,6 +209,45 @@ async fn one(mode: &str, server: &Path, subject: &Path, certs: &Arc<Certs>) -> R
     Ok(count.load(Ordering::Relaxed))
 }
 
+/// A virtual host that comes while a request waits for it, goes, and is asked for again; a cluster that changes.
+async fn on_demand(
+    server: &mut Server,
+    port: u16,
+    certs: &Arc<Certs>,
+    proxy: &Proxy,
+    settings: &str,
+) -> Result<()> {
+    let asked = "ask VirtualHost routes/b";
+    let other = |certs: &Arc<Certs>| {
+        let certs = Arc::clone(certs);
+        tokio::spawn(async move { get_of("b", port, "/", &certs).await })
+    };
+    let waiting = other(certs);
+    server.hear(asked).await?;
+    server.set(6, &format!("{settings} hosts=a,b timeout=1")).await?;
+    let seen = timeout(PATIENCE, waiting).await.context("nobody told the request")???;
+    ensure!(seen.status == 200 && seen.body == "b", "on demand: {seen:?}");
+    server.set(6, settings).await?;
+    // Until it is gone it is served. What the server says of names that are given up may answer a request as well: there
+    // is no such host at that time.
+    loop {
+        tokio::select! {
+            seen = other(certs) => {
+                let seen = seen??;
+                ensure!(matches!(seen.status, 200 | 404), "neither there nor waited for: {seen:?}");
+            }
+            asked = server.hear(asked) => break drop(asked?),
+        }
+    }
+    server.set(6, &format!("{settings} hosts=a,b timeout=2")).await?;
+    let served = async {
+        while other(certs).await??.status != 200 {}
+        Ok::<_, anyhow::Error>(())
+    };
+    timeout(PATIENCE, served).await.context("a virtual host that has come again")??;
+    stat_is(proxy, "cluster_manager.cluster_modified", |n| n > 0).await
+}
+
 /// Without its server the proxy keeps what it has.
 async fn away(server: Server, port: u16, certs: &Certs) -> Result<()> {
     drop(server);
@@ -209,9 +257,13 @@ async fn away(server: Server, port: u16, certs: &Certs) -> Result<()> {
 }
 
 async fn rejected(proxy: &Proxy) -> Result<()> {
+    stat_is(proxy, "cluster_manager.cds.update_rejected", |n| n > 0).await
+}
+
+async fn stat_is(proxy: &Proxy, name: &str, met: impl Fn(i64) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while proxy.stats().await?.get("cluster_manager.cds.update_rejected").is_none_or(|n| *n == 0) {
-        ensure!(Instant::now() < deadline, "nothing was rejected");
+    while !proxy.stats().await?.get(name).is_some_and(|n| met(*n)) {
+        ensure!(Instant::now() < deadline, "{name}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
@@ -227,7 +279,9 @@ fn bootstrap(mode: &str, grpc: u16, rest: u16) -> Value {
         _ if ads => json!({"ads": {}, "resource_api_version": "V3"}),
         "rest" => json!({"resource_api_version": "V3", "api_config_source": {"api_type": "REST",
             "transport_api_version": "V3", "cluster_names": ["rest"], "refresh_delay": "0.2s", "request_timeout": "1s"}}),
-        "delta" => json!({"resource_api_version": "V3", "api_config_source": grpc_source("DELTA_GRPC")}),
+        "delta" | "on-demand" => {
+            json!({"resource_api_version": "V3", "api_config_source": grpc_source("DELTA_GRPC")})
+        }
         _ => json!({"resource_api_version": "V3", "api_config_source": grpc_source("GRPC")}),
     };
     let cluster = |name: &str, port: u16| {
@@ -238,9 +292,12 @@ fn bootstrap(mode: &str, grpc: u16, rest: u16) -> Value {
     xds["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}}}});
-    let mut dynamic = json!({"lds_config": source, "cds_config": source});
+    let mut dynamic = json!({"lds_config": source});
+    if !mode.ends_with("on-demand") {
+        dynamic["cds_config"] = source.clone();
+    }
     if ads {
-        dynamic["ads_config"] = grpc_source(if mode == "ads-delta" { "DELTA_GRPC" } else { "GRPC" });
+        dynamic["ads_config"] = grpc_source(if mode == "ads-sotw" { "GRPC" } else { "DELTA_GRPC" });
     }
     json!({
         "node": {"id": "rig", "cluster": "rig"},
