@@ -362,6 +362,8 @@ pub(crate) struct ClientTls {
     pub(crate) cert: Option<String>,
     /// `1.2` or `1.3` only.
     pub(crate) version: Option<String>,
+    /// Only these suites, in this order, by rustls' names; which one was chosen is recorded.
+    pub(crate) ciphers: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -13,8 +13,9 @@ use waystation_filter_api::wire::refuse;
 use waystation_schema::{At as _, ConfigError};
 
 use crate::Secrets;
+use crate::ciphers::cipher_name;
 use crate::identity::Identity;
-use crate::parameters::{Parameters, TlsProtocol, cipher_name, group_name, version_name};
+use crate::parameters::{Parameters, TlsProtocol, group_name, version_name};
 use crate::secret::{Secret, SecretKind, ValidationPart};
 use crate::validation::Validation;
 use crate::x509;

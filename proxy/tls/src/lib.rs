@@ -9,6 +9,7 @@
 //! or by the name that a connection asks for.
 #![forbid(unsafe_code)]
 
+mod ciphers;
 mod client;
 mod common;
 mod follow;

@@ -1,14 +1,15 @@
-//! `TlsParameters`: protocol versions, cipher suites and key exchange groups by BoringSSL's names.
+//! `TlsParameters`: protocol versions and key exchange groups by BoringSSL's names; suites are in `ciphers.rs`.
 
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
+use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::version::{TLS12, TLS13};
-use rustls::{CipherSuite, NamedGroup, ProtocolVersion, SupportedCipherSuite, SupportedProtocolVersion};
+use rustls::{NamedGroup, ProtocolVersion, SupportedProtocolVersion};
 use waystation_schema::ConfigError;
 
+use crate::ciphers::Ciphers;
 use crate::signature::Schemes;
 pub(crate) use pb::tls_parameters::TlsProtocol;
 
@@ -16,6 +17,7 @@ pub(crate) use pb::tls_parameters::TlsProtocol;
 #[derive(Clone, Debug)]
 pub(crate) struct Parameters {
     pub(crate) provider: Arc<CryptoProvider>,
+    pub(crate) ciphers: Ciphers,
     pub(crate) versions: Vec<&'static SupportedProtocolVersion>,
     /// Signature schemes, where they are not all that there are.
     pub(crate) schemes: Option<Schemes>,
@@ -59,16 +61,8 @@ impl Parameters {
         }
 
         let mut provider = aws_lc_rs::default_provider();
-        if !cipher_suites.is_empty() {
-            let chosen = suites(cipher_suites)?;
-            // As in BoringSSL the list is of TLS 1.2; the suites of TLS 1.3 are always on.
-            let mut all: Vec<SupportedCipherSuite> =
-                provider.cipher_suites.into_iter().filter(|suite| suite.tls13().is_some()).collect();
-            all.extend(chosen);
-            provider.cipher_suites = all;
-        }
-        // rustls would offer, and choose certificates by, suites of versions that are off.
-        provider.cipher_suites.retain(|suite| versions.iter().any(|version| *version == suite.version()));
+        let ciphers = Ciphers::compile(cipher_suites, &versions)?;
+        provider.cipher_suites = ciphers.own();
         if !ecdh_curves.is_empty() {
             provider.kx_groups.clear();
             for (index, name) in ecdh_curves.iter().enumerate() {
@@ -77,7 +71,7 @@ impl Parameters {
                 provider.kx_groups.push(group);
             }
         }
-        Ok(Self { provider: Arc::new(provider), versions, schemes })
+        Ok(Self { provider: Arc::new(provider), ciphers, versions, schemes })
     }
 }
 
@@ -88,16 +82,6 @@ pub(crate) fn version_name(version: Option<ProtocolVersion>) -> &'static str {
         Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
         // rustls knows no other.
         _ => "",
-    }
-}
-
-/// As OpenSSL prints a cipher suite.
-pub(crate) fn cipher_name(suite: CipherSuite) -> &'static str {
-    match suite {
-        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
-        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
-        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
-        other => SUITES.iter().find(|(_, suite)| suite.suite() == other).map_or("", |(name, _)| name),
     }
 }
 
@@ -114,65 +98,6 @@ pub(crate) fn group_name(group: NamedGroup) -> &'static str {
         NamedGroup::MLKEM1024 => "MLKEM1024",
         _ => "",
     }
-}
-
-/// The suites of TLS 1.2 by OpenSSL's names, best first.
-static SUITES: [(&str, &SupportedCipherSuite); 6] = [
-    ("ECDHE-ECDSA-AES128-GCM-SHA256", &cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
-    ("ECDHE-ECDSA-CHACHA20-POLY1305", &cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
-    ("ECDHE-RSA-AES128-GCM-SHA256", &cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256),
-    ("ECDHE-RSA-CHACHA20-POLY1305", &cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256),
-    ("ECDHE-ECDSA-AES256-GCM-SHA384", &cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
-    ("ECDHE-RSA-AES256-GCM-SHA384", &cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384),
-];
-
-/// What BoringSSL has besides and rustls has not: no forward secrecy, or CBC.
-const OBSOLETE: [&str; 13] = [
-    "ECDHE-ECDSA-AES128-SHA",
-    "ECDHE-ECDSA-AES256-SHA",
-    "ECDHE-RSA-AES128-SHA",
-    "ECDHE-RSA-AES128-SHA256",
-    "ECDHE-RSA-AES256-SHA",
-    "ECDHE-PSK-AES128-CBC-SHA",
-    "ECDHE-PSK-AES256-CBC-SHA",
-    "ECDHE-PSK-CHACHA20-POLY1305",
-    "AES128-GCM-SHA256",
-    "AES256-GCM-SHA384",
-    "AES128-SHA",
-    "AES256-SHA",
-    "DES-CBC3-SHA",
-];
-
-/// The suites of a list of names and of `[a|b]` groups of equal preference.
-///
-/// An obsolete suite beside others is left out with a warning: control planes list them by habit (Istio's inbound
-/// list has two without forward secrecy), and to offer less of what is weak harms only peers that have nothing else.
-/// A list of nothing else is refused, as is a name nobody knows.
-fn suites(names: &[String]) -> Result<Vec<SupportedCipherSuite>, ConfigError> {
-    let mut suites: Vec<SupportedCipherSuite> = Vec::new();
-    for (index, entry) in names.iter().enumerate() {
-        let entries = entry.strip_prefix('[').and_then(|entry| entry.strip_suffix(']')).unwrap_or(entry);
-        for name in entries.split(['|', ':']) {
-            if let Some((_, suite)) = SUITES.iter().find(|(known, _)| *known == name) {
-                if !suites.contains(suite) {
-                    suites.push(**suite);
-                }
-            } else if OBSOLETE.contains(&name) {
-                tracing::warn!(target: "config", "cipher suite {name} is not offered: rustls does not implement it");
-            } else {
-                let reason = format!(
-                    "Failed to initialize cipher suites {}. The following ciphers were rejected when tried \
-                     individually: {name}",
-                    names.join(":")
-                );
-                return Err(ConfigError::field(format!("cipher_suites[{index}]"), reason));
-            }
-        }
-    }
-    if suites.is_empty() {
-        return Err(ConfigError::field("cipher_suites", "rustls implements none of these cipher suites"));
-    }
-    Ok(suites)
 }
 
 fn group(name: &str) -> Result<&'static dyn rustls::crypto::SupportedKxGroup, String> {
@@ -241,18 +166,5 @@ mod tests {
         ] {
             assert_eq!(refused(&proto), path);
         }
-    }
-
-    #[test]
-    fn equal_preference_groups_and_obsolete_names() {
-        let proto = pb::TlsParameters {
-            cipher_suites: vec![
-                "[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]".into(),
-                "AES128-GCM-SHA256".into(),
-            ],
-            ..pb::TlsParameters::default()
-        };
-        let parameters = Parameters::compile(Some(&proto), TlsProtocol::TlSv13).unwrap();
-        assert_eq!(parameters.provider.cipher_suites.len(), 3 + 2);
     }
 }

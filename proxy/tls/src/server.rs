@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use envoy_types::pb::envoy::admin::v3 as admin;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::google::protobuf::Duration as PbDuration;
-use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, ServerConfig, SupportedCipherSuite};
 use waystation_filter_api::connection::{Certificate, TlsInfo};
 use waystation_schema::{At as _, ConfigError};
 use waystation_stats::{Gauge, Scope};
@@ -25,6 +27,9 @@ use crate::validation::verifier::{Role, Verifier};
 use crate::validation::{Validation, digest_of};
 
 use pb::downstream_tls_context::{OcspStaplePolicy, SessionTicketKeysType};
+
+/// How many orders of suites keep a configuration at a time: as many as Envoy's own list has.
+const MAX_VARIANTS: usize = 24;
 
 /// The downstream side.
 #[derive(Debug)]
@@ -57,12 +62,23 @@ enum TicketSource {
 /// What new handshakes use, until a secret changes.
 #[derive(Debug)]
 struct Built {
-    config: Arc<ServerConfig>,
-    /// For clients that offer only protocols we do not speak: Envoy goes on without ALPN, rustls would refuse them.
-    without_alpn: Option<Arc<ServerConfig>>,
+    /// With the suites in our own order.
+    plain: Arc<Variant>,
+    /// Replaced as a whole when one is added.
+    variants: ArcSwap<Vec<Arc<Variant>>>,
     resolver: Arc<Resolver>,
     verifier: Option<Arc<Verifier>>,
     expirations: Vec<Gauge>,
+}
+
+/// The configuration for clients that get the suites in one order. rustls asks for the order either its own list, by which
+/// it goes in every version, or the client.
+#[derive(Debug)]
+struct Variant {
+    suites: Vec<SupportedCipherSuite>,
+    config: Arc<ServerConfig>,
+    /// For clients that offer only protocols we do not speak: Envoy goes on without ALPN, rustls would refuse them.
+    without_alpn: Option<Arc<ServerConfig>>,
 }
 
 impl ServerContext {
@@ -151,20 +167,21 @@ impl ServerContext {
     /// The configuration for the next handshake; `None` while a secret has not arrived
     /// (`downstream_context_secrets_not_ready`).
     pub fn config(&self) -> Option<Arc<ServerConfig>> {
-        Some(Arc::clone(&self.current()?.config))
+        Some(Arc::clone(&self.current()?.plain.config))
     }
 
     /// The same for a client that has said hello already: it is not refused for offering only application protocols
-    /// that are not ours.
+    /// that are not ours, and its order of suites counts where it should.
     pub fn config_for(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
         let built = self.current()?;
+        let variant = self.variant(&built, hello.cipher_suites());
         let foreign = |config: &Arc<ServerConfig>| {
             let ours = |protocol: &[u8]| config.alpn_protocols.iter().any(|own| own == protocol);
             hello.alpn().is_some_and(|mut offered| !offered.any(ours))
         };
-        Some(match &built.without_alpn {
-            Some(without) if foreign(&built.config) => Arc::clone(without),
-            _ => Arc::clone(&built.config),
+        Some(match &variant.without_alpn {
+            Some(without) if foreign(&variant.config) => Arc::clone(without),
+            _ => Arc::clone(&variant.config),
         })
     }
 
@@ -219,10 +236,6 @@ impl ServerContext {
         material.identities.iter().try_for_each(|identity| identity.check_staple())?;
         let Settings { session_timeout, .. } = self.settings;
         let parameters = &self.common.parameters;
-        let provider = &parameters.provider;
-        let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
-            .with_protocol_versions(&parameters.versions)
-            .map_err(|error| ConfigError::field("tls_params", error.to_string()))?;
         let mandatory = self.settings.require_client_certificate;
         let asks = mandatory
             || material.validation.as_ref().is_some_and(|validation| validation.wants_certificate());
@@ -230,10 +243,6 @@ impl ServerContext {
             let role = Role::Server { mandatory };
             Arc::new(Verifier::new(material.validation.clone(), parameters, role))
         });
-        let builder = match &verifier {
-            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier) as _),
-            None => builder.with_no_client_auth(),
-        };
         let expirations = self
             .stats
             .expirations(material.identities.iter().map(AsRef::as_ref), material.validation.as_deref());
@@ -242,10 +251,9 @@ impl ServerContext {
             require_sni: self.settings.require_sni,
             full_scan: self.settings.full_scan,
         });
-        let mut config = builder.with_cert_resolver(Arc::clone(&resolver) as _);
-        config.alpn_protocols.clone_from(&self.common.alpn);
-        config.key_log = Arc::clone(&self.common.key_log);
-        config.ignore_client_order = !self.settings.prefer_client_ciphers;
+        let mut config = self
+            .rustls_config(Arc::clone(&parameters.provider), verifier.as_ref(), &resolver)
+            .map_err(|error| ConfigError::field("tls_params", error.to_string()))?;
         config.session_storage = if self.settings.stateful_resumption {
             Arc::new(Sessions::new(session_timeout))
         } else {
@@ -271,15 +279,63 @@ impl ServerContext {
                 config.ticketer = Arc::new(tickets(keys));
             }
         }
-        let without_alpn = (!config.alpn_protocols.is_empty()).then(|| {
-            let mut config = config.clone();
-            config.alpn_protocols.clear();
-            Arc::new(config)
-        });
+        let plain = Arc::new(Variant::new(parameters.ciphers.own(), config));
         if !secrets.is_empty() {
             self.stats.factory.ssl_context_update_by_sds().inc();
         }
-        Ok(Built { config: Arc::new(config), without_alpn, resolver, verifier, expirations })
+        Ok(Built { plain, variants: ArcSwap::default(), resolver, verifier, expirations })
+    }
+
+    /// What is not of sessions.
+    fn rustls_config(
+        &self,
+        provider: Arc<CryptoProvider>,
+        verifier: Option<&Arc<Verifier>>,
+        resolver: &Arc<Resolver>,
+    ) -> Result<ServerConfig, rustls::Error> {
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&self.common.parameters.versions)?;
+        let builder = match verifier {
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier) as _),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(Arc::clone(resolver) as _);
+        config.alpn_protocols.clone_from(&self.common.alpn);
+        config.key_log = Arc::clone(&self.common.key_log);
+        config.ignore_client_order = !self.settings.prefer_client_ciphers;
+        Ok(config)
+    }
+
+    /// The configuration for a client that offers these suites. At the bound all are forgotten; they share their sessions.
+    fn variant(&self, built: &Built, offered: &[CipherSuite]) -> Arc<Variant> {
+        if self.settings.prefer_client_ciphers {
+            return Arc::clone(&built.plain);
+        }
+        let parameters = &self.common.parameters;
+        let suites = parameters.ciphers.for_client(offered);
+        let variants = built.variants.load();
+        if let Some(variant) = [&built.plain].into_iter().chain(&**variants).find(|own| own.suites == suites)
+        {
+            return Arc::clone(variant);
+        }
+        let provider =
+            CryptoProvider { cipher_suites: suites.clone(), ..CryptoProvider::clone(&parameters.provider) };
+        // The same suites and versions were accepted when the context was built.
+        let Ok(mut config) = self.rustls_config(Arc::new(provider), built.verifier.as_ref(), &built.resolver)
+        else {
+            return Arc::clone(&built.plain);
+        };
+        let plain = &built.plain.config;
+        config.session_storage = Arc::clone(&plain.session_storage);
+        config.ticketer = Arc::clone(&plain.ticketer);
+        config.send_tls13_tickets = plain.send_tls13_tickets;
+        let variant = Arc::new(Variant::new(suites, config));
+        built.variants.rcu(|variants| {
+            let mut variants = if variants.len() < MAX_VARIANTS { variants.to_vec() } else { Vec::new() };
+            variants.push(Arc::clone(&variant));
+            variants
+        });
+        variant
     }
 
     /// What a session under shared keys is bound to: the demands on clients and the names we serve, but not the very
@@ -295,6 +351,17 @@ impl ServerContext {
             parts.extend(dns_sans.iter().chain(uri_sans).map(|name| name.as_bytes()));
         }
         digest_of(parts)
+    }
+}
+
+impl Variant {
+    fn new(suites: Vec<SupportedCipherSuite>, config: ServerConfig) -> Self {
+        let without_alpn = (!config.alpn_protocols.is_empty()).then(|| {
+            let mut config = config.clone();
+            config.alpn_protocols.clear();
+            Arc::new(config)
+        });
+        Self { suites, config: Arc::new(config), without_alpn }
     }
 }
 

@@ -60,7 +60,16 @@ pub(crate) async fn connect(
     spec: &ClientTls,
     certs: &Certs,
 ) -> Result<Result<(TlsStream<TcpStream>, Value), Value>> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut provider = aws_lc_rs::default_provider();
+    if !spec.ciphers.is_empty() {
+        let suite = |name: &String| {
+            let mut known = provider.cipher_suites.iter();
+            let found = known.find(|suite| format!("{:?}", suite.suite()) == *name);
+            found.copied().with_context(|| format!("no cipher suite {name}"))
+        };
+        provider.cipher_suites = spec.ciphers.iter().map(suite).collect::<Result<_>>()?;
+    }
+    let provider = Arc::new(provider);
     let versions: &[&rustls::SupportedProtocolVersion] = match spec.version.as_deref() {
         Some("1.2") => &[&rustls::version::TLS12],
         Some("1.3") => &[&rustls::version::TLS13],
@@ -86,11 +95,15 @@ pub(crate) async fn connect(
             let session = stream.get_ref().1;
             let shown = session.peer_certificates().and_then(|c| c.first());
             let cert = certs.iter().find(|(_, c)| Some(&c.der) == shown).map(|(n, _)| n);
-            let info = json!({
+            let mut info = json!({
                 "version": session.protocol_version().map(|v| format!("{v:?}")),
                 "alpn": session.alpn_protocol().map(String::from_utf8_lossy),
                 "certificate": cert,
             });
+            if !spec.ciphers.is_empty() {
+                let suite = session.negotiated_cipher_suite();
+                info["cipher"] = json!(suite.map(|suite| format!("{:?}", suite.suite())));
+            }
             Ok(Ok((stream, info)))
         }
     }

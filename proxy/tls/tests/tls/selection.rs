@@ -7,7 +7,7 @@ use waystation_filter_api::connection::TlsInfo;
 use waystation_tls::ClientOptions;
 
 use crate::support::{
-    Authority, Leaf, World, any_client, common, downstream, shake, shake_plainly, upstream, yes,
+    Authority, Leaf, Wire, World, any_client, common, downstream, shake, shake_plainly, upstream, yes,
 };
 
 /// The subject of the certificate that a client sees; both sides must agree on it.
@@ -229,6 +229,28 @@ fn the_server_chooses_the_cipher_unless_it_prefers_the_clients_order() {
         let server = pb::DownstreamTlsContext { prefer_client_ciphers, ..downstream(with(ciphers, &[&own])) };
         let outcome = shake_plainly(&world.server(&server), &client);
         assert_eq!(outcome.server.unwrap().cipher, chosen);
+    }
+}
+
+#[test]
+fn a_client_chooses_among_equals_and_keeps_its_session() {
+    let own = Leaf::self_signed(&["server"]);
+    let world = World::default();
+    let server = world.server(&downstream(common(&[&own])));
+    let (aes, chacha) = ("ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305");
+    for ciphers in [[aes, chacha], [chacha, aes]] {
+        let client = world.client(&upstream(pb::CommonTlsContext {
+            tls_params: Some(pb::TlsParameters {
+                tls_maximum_protocol_version: pb::tls_parameters::TlsProtocol::TlSv12 as i32,
+                cipher_suites: ciphers.map(String::from).to_vec(),
+                ..Default::default()
+            }),
+            ..pb::CommonTlsContext::default()
+        }));
+        for resumed in [false, true] {
+            let info = Wire::greeted(&server, &client).outcome(&server, &client).server.unwrap();
+            assert_eq!((info.cipher, info.resumed), (ciphers[0], resumed));
+        }
     }
 }
 

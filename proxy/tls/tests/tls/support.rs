@@ -291,6 +291,22 @@ impl Wire {
         wire
     }
 
+    /// With the configuration that the server has for a client that has said hello, as in a listener.
+    pub(crate) fn greeted(server: &ServerContext, client: &ClientContext) -> Self {
+        let (config, name) = client.connect(ClientOptions::default()).unwrap();
+        let mut client = ClientConnection::new(config, name).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        let mut acceptor = rustls::server::Acceptor::default();
+        acceptor.read_tls(&mut &hello[..]).unwrap();
+        let accepted = acceptor.accept().map_err(|(error, _)| error).unwrap().unwrap();
+        let config = server.config_for(&accepted.client_hello()).unwrap();
+        let server = accepted.into_connection(config).map_err(|(error, _)| error).unwrap();
+        let mut wire = Self { server, client, server_error: None, client_error: None };
+        wire.pump();
+        wire
+    }
+
     /// Carries bytes until both are silent.
     pub(crate) fn pump(&mut self) {
         loop {
