@@ -23,12 +23,17 @@ use crate::wire::{http1, latin1};
 
 const MODES: [&str; 7] = ["ads-sotw", "ads-delta", "sotw", "delta", "rest", "ads-on-demand", "on-demand"];
 
+/// A mode takes a few seconds.
+const MODE: Duration = Duration::from_secs(90);
+
 /// Drives the subject through every mode.
 pub(crate) async fn run(server: &Path, subject: &Path) -> Result<ExitCode> {
     let certs = Certs::generate()?;
     let mut failed = 0;
     for mode in MODES {
-        match one(mode, server, subject, &certs).await {
+        // A request that is fetched for waits as long as its configuration does not come.
+        let run = timeout(MODE, one(mode, server, subject, &certs)).await;
+        match run.unwrap_or_else(|_| bail!("it hangs")) {
             Ok(requests) => println!("{mode:13} ok      {requests} requests, none lost"),
             Err(error) => {
                 failed += 1;
