@@ -62,11 +62,11 @@ impl QueryMutationList {
 impl Mutation {
     fn compile(proto: &core::KeyValueMutation) -> Result<Self, ConfigError> {
         let core::KeyValueMutation { append, remove } = proto;
-        let Some(append) = append else {
-            return match remove.as_bytes() {
-                [] => Err(ConfigError::new("No mutation specified.")),
-                key => Ok(Self::Remove(key.into())),
-            };
+        let append = match (append, remove.as_bytes()) {
+            (None, []) => return Err(ConfigError::new("One of 'append'/'remove' must be specified.")),
+            (None, key) => return Ok(Self::Remove(key.into())),
+            (Some(append), []) => append,
+            (Some(_), _) => return Err(ConfigError::new("Only one of 'append'/'remove' can be specified.")),
         };
         let record = append.record.as_ref();
         let record = record.ok_or_else(|| ConfigError::new("No record specified for append mutation."))?;

@@ -15,6 +15,7 @@ use waystation_schema::{At as _, ConfigError};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
+use crate::encrypted_key;
 use crate::ocsp::Staple;
 use crate::signature::Schemes;
 use crate::x509;
@@ -58,7 +59,6 @@ impl Identity {
         } = proto;
         refuse("pkcs12", pkcs12.is_some(), "give the chain and the key in PEM")?;
         refuse("private_key_provider", private_key_provider.is_some(), "keys are used in the process")?;
-        refuse("password", password.is_some(), "encrypted private keys; give the key unencrypted")?;
         refuse(
             "signed_certificate_timestamp",
             !signed_certificate_timestamp.is_empty(),
@@ -88,7 +88,13 @@ impl Identity {
             let text = format!("Failed to load private key from {}, Cause: {cause}", key.origin);
             ConfigError::field("private_key", text)
         };
-        let der = PrivateKeyDer::from_pem_slice(&key.bytes).map_err(|error| cause(&error))?;
+        let password = data_source::read(password.as_ref()).at(|| "password")?;
+        let decrypted =
+            password.and_then(|password| encrypted_key::decrypt(&key.bytes, &password.bytes)).transpose();
+        let der = match decrypted.map_err(|error| cause(&error))? {
+            Some(der) => der,
+            None => PrivateKeyDer::from_pem_slice(&key.bytes).map_err(|error| cause(&error))?,
+        };
         let key = any_supported_type(&der).map_err(|error| cause(&error))?;
 
         let certified = CertifiedKey::new(certificates, key);

@@ -12,6 +12,7 @@
 mod ciphers;
 mod client;
 mod common;
+mod encrypted_key;
 mod follow;
 mod identity;
 mod ocsp;

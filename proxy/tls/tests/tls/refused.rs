@@ -33,7 +33,6 @@ fn certificates() {
     let other_key = Leaf::self_signed(&["b"]).proto().private_key;
     for (proto, field) in [
         (pb::TlsCertificate { pkcs12: inline("x"), ..good() }, "pkcs12"),
-        (pb::TlsCertificate { password: inline("x"), ..good() }, "password"),
         (
             pb::TlsCertificate { private_key_provider: Some(Default::default()), ..good() },
             "private_key_provider",
