@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
-use waystation_filter_api::cell::{self, Local};
+use waystation_filter_api::cell::{self, Held, Local};
 use waystation_filter_api::connection::ConnectionInfo;
 use waystation_filter_api::runtime::{Fraction, RuntimeFraction};
 use waystation_stats::{Gauge, ResponseStats, Scope};
 use waystation_upstream::admission::{Permit, Resource};
 use waystation_upstream::cluster::{ClusterRef, Discovery};
-use waystation_upstream::load_balancer::LocalLb;
+use waystation_upstream::load_balancer::{LocalLb, PreviousPriorities, PriorityLoad};
 use waystation_upstream::{Cluster, Host, NoHost, PickContext, Priority, Snapshot};
 
 use crate::context::Shared;
@@ -99,6 +99,8 @@ pub struct LocalCluster {
     named_pools: RefCell<NamedPools>,
     /// The hosts that the last sweep saw.
     swept: RefCell<std::sync::Weak<Snapshot>>,
+    /// The hosts that connections were made to, where others end all of them.
+    members: RefCell<Option<Held<Snapshot>>>,
     extras: OnceCell<Extras>,
 }
 
@@ -271,6 +273,7 @@ impl Worker {
             pools: RefCell::default(),
             named_pools: RefCell::default(),
             swept: RefCell::default(),
+            members: RefCell::default(),
             extras: OnceCell::new(),
         };
         if clusters[index].is_none() {
@@ -321,6 +324,30 @@ impl LocalCluster {
         }
     }
 
+    /// The load of the priority levels for a retry that avoids those tried before; nothing when it is the ordinary one.
+    pub(crate) fn retry_load(
+        &self,
+        cluster: &Cluster,
+        previous: &mut PreviousPriorities,
+    ) -> Option<PriorityLoad> {
+        self.view.borrow_mut().lb.snapshot(cluster)?.retry_load(previous)
+    }
+
+    /// `close_connections_on_host_set_change`: connections to a cluster whose hosts are no longer the same are used no
+    /// more; streams on them finish.
+    fn drop_pools_of_other_hosts(&self, cluster: &Cluster, lb: &mut LocalLb) {
+        let Some(snapshot) = lb.snapshot(cluster) else { return };
+        let mut members = self.members.borrow_mut();
+        if members.as_ref().is_some_and(|known| known.same(snapshot)) {
+            return;
+        }
+        let ids = |snapshot: &Snapshot| snapshot.hosts().map(|host| host.id()).collect::<HashSet<u64>>();
+        if members.replace(snapshot.clone()).is_some_and(|known| ids(&known) != ids(snapshot)) {
+            self.pools.borrow_mut().clear();
+            self.named_pools.borrow_mut().clear();
+        }
+    }
+
     /// Picks a host and gives the pool of those that may share its connections.
     pub fn pick(
         &self,
@@ -331,6 +358,9 @@ impl LocalCluster {
         now: Instant,
     ) -> Result<Rc<HostPool>, NoHost> {
         let mut view = self.view.borrow_mut();
+        if cluster.close_connections_on_host_set_change {
+            self.drop_pools_of_other_hosts(cluster, &mut view.lb);
+        }
         let host = worker.with_random(|random| cluster.pick(&mut view.lb, cx, random, now))?;
         let downstream = sharing.downstream.filter(|_| cluster.pool_per_downstream_connection);
         if sharing.tls_name.is_some() || downstream.is_some() {
@@ -390,6 +420,10 @@ impl LocalCluster {
     /// Closes what is dead or idle for too long, and forgets pools without connections.
     fn sweep(&self, now: Instant) {
         let cluster = self.get();
+        if let Some(cluster) = cluster.as_ref().filter(|cluster| cluster.close_connections_on_host_set_change)
+        {
+            self.drop_pools_of_other_hosts(cluster, &mut self.view.borrow_mut().lb);
+        }
         let keep = |pool: &mut Rc<HostPool>| {
             pool.sweep(cluster.as_deref(), now);
             !(pool.is_empty() && Rc::strong_count(pool) == 1)
