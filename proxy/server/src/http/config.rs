@@ -559,10 +559,8 @@ fn inline_scopes(proto: &pb::ScopedRoutes) -> Option<(String, Vec<Bytes>)> {
 pub(crate) fn refuse_unsupported(host: &VirtualHost) -> Result<(), ConfigError> {
     for route in host.routes() {
         let Action::Route(action) = &route.action else { continue };
-        let retry = action.retry_policy.as_deref();
         let unsupported = [
             ("hedge_policy.hedge_on_per_try_timeout", action.hedge.on_per_try_timeout),
-            ("retry_policy.retry_priority", retry.is_some_and(|retry| retry.previous_priorities.is_some())),
             (
                 "upgrade_configs.connect_config",
                 action.upgrades.iter().any(|upgrade| {

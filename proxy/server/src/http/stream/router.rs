@@ -11,6 +11,7 @@ use waystation_route::{
 };
 use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::ClusterRef;
+use waystation_upstream::load_balancer::PreviousPriorities;
 use waystation_upstream::{MetadataMatch, Priority};
 
 use super::Stream;
@@ -65,6 +66,8 @@ struct Routing<'r> {
     carried: Carried,
     /// Hosts tried, where a predicate asks for them.
     tried: Vec<u64>,
+    /// `retry_priority`: the levels tried.
+    priorities: Option<PreviousPriorities>,
     attempts: u32,
     request_count: bool,
     response_count: bool,
@@ -172,6 +175,7 @@ impl<D: Downstream> Stream<'_, D> {
             alternative,
             carried: self.carried(action),
             tried: Vec::new(),
+            priorities: retry.and_then(|policy| policy.previous_priorities).map(PreviousPriorities::new),
             attempts: 0,
             request_count,
             response_count,

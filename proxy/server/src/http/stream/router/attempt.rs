@@ -9,7 +9,7 @@ use waystation_http::{Headers, Known, sanitize_response};
 use waystation_route::{RetryHostPredicate, Route};
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::host::{ActiveRequest, Outcome as HostOutcome};
-use waystation_upstream::load_balancer::OriginalDestination;
+use waystation_upstream::load_balancer::{OriginalDestination, PriorityLoad};
 use waystation_upstream::{PickContext, Priority};
 
 use super::{RetryPermit, Routing};
@@ -47,7 +47,9 @@ impl<D: Downstream> Stream<'_, D> {
     ) -> Attempted {
         let now = self.timer.now();
         let cluster = Rc::clone(&routing.cluster);
-        let pool = match self.pick(routing, now) {
+        let load = routing.priorities.as_mut();
+        let load = load.and_then(|previous| routing.local.retry_load(&cluster, previous));
+        let pool = match self.pick(routing, load.as_ref(), now) {
             Some(pool) => pool,
             None => {
                 cluster.stats.upstream_cx_none_healthy().inc();
@@ -60,6 +62,9 @@ impl<D: Downstream> Stream<'_, D> {
         let host = pool.host();
         if routing.retry.is_some_and(|policy| !policy.host_predicates.is_empty()) {
             routing.tried.push(host.id());
+        }
+        if let Some(priorities) = &mut routing.priorities {
+            priorities.attempted(host.priority());
         }
         let previous = self.info.upstream.host.replace(Rc::clone(&host) as _);
         let keep_original = !self.cx.hcm.router.suppress_envoy_headers;
@@ -328,7 +333,7 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// Picks the host of an attempt; a retry looks for one that the policy's predicates accept.
-    fn pick(&self, routing: &Routing<'_>, now: Instant) -> Option<Rc<HostPool>> {
+    fn pick(&self, routing: &Routing<'_>, load: Option<&PriorityLoad>, now: Instant) -> Option<Rc<HostPool>> {
         let policy = routing.retry.filter(|_| routing.attempts > 1);
         let reject = |host: &waystation_upstream::Host| {
             policy.is_some_and(|policy| {
@@ -343,6 +348,7 @@ impl<D: Downstream> Stream<'_, D> {
         let cx = PickContext {
             hash: routing.hash,
             metadata_match: routing.metadata,
+            priority_load: load,
             original_destination: Some(OriginalDestination {
                 local_address: Some(&connection.local_address).filter(|_| connection.local_address_restored),
                 header: self.heads.request.get(Known::XEnvoyOriginalDstHost),
