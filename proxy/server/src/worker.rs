@@ -49,6 +49,8 @@ pub struct Worker {
     random: RefCell<fastrand::Rng>,
     /// By cell id.
     clusters: RefCell<Vec<Option<Rc<LocalCluster>>>>,
+    /// Where in `clusters` those are that requests name themselves. A place may be another's by now.
+    named: RefCell<HashMap<Box<str>, usize>>,
     buffers: RefCell<Vec<BytesMut>>,
     #[expect(
         clippy::vec_box,
@@ -156,6 +158,7 @@ impl Worker {
             node_ip: local_ip(),
             random: RefCell::new(random),
             clusters: RefCell::default(),
+            named: RefCell::default(),
             buffers: RefCell::default(),
             streams: RefCell::default(),
             ids: Cell::default(),
@@ -259,6 +262,20 @@ impl Worker {
         self.add_cluster(cell)
     }
 
+    /// The view of a cluster that a request names (`cluster_header`): by a map of this worker's own, so that the table of
+    /// all is asked for the first request only.
+    pub fn cluster_named(&self, name: &str) -> Option<Rc<LocalCluster>> {
+        if let Some(index) = self.named.borrow().get(name)
+            && let Some(Some(found)) = self.clusters.borrow().get(*index)
+            && found.cell.name() == name
+        {
+            return Some(Rc::clone(found));
+        }
+        let cell = self.shared.clusters.find(name)?;
+        self.named.borrow_mut().insert(name.into(), cell.id() as usize);
+        Some(self.cluster(&cell))
+    }
+
     #[cold]
     fn add_cluster(&self, cell: &Arc<cell::Cell<Cluster>>) -> Rc<LocalCluster> {
         let mut clusters = self.clusters.borrow_mut();
@@ -295,6 +312,10 @@ impl Worker {
                 self.inflated.dec();
             }
         }
+        let is_there = |name: &str, index: usize| {
+            clusters.get(index).and_then(Option::as_ref).is_some_and(|found| found.cell.name() == name)
+        };
+        self.named.borrow_mut().retain(|name, index| is_there(name, *index));
     }
 }
 
@@ -525,6 +546,28 @@ impl fmt::Debug for LocalCluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn requests_find_clusters_by_name() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let shared = crate::context::tests::shared();
+                let worker = Worker::new(0, Arc::clone(&shared), Some(1));
+                let [a, b] = ["a", "b"].map(|name| shared.clusters.cell(name));
+                for name in ["a", "b", "a", "b"] {
+                    assert_eq!(worker.cluster_named(name).unwrap().cell.name(), name);
+                }
+                assert!(worker.cluster_named("made up").is_none());
+                assert_eq!(worker.named.borrow().len(), 2);
+                // A name is not its former place, which another cluster has now.
+                worker.named.borrow_mut().insert("b".into(), a.id() as usize);
+                assert_eq!(worker.cluster_named("b").unwrap().cell.id(), b.id());
+                drop((a, b));
+                worker.sweep(Instant::now());
+                assert!(worker.named.borrow().is_empty() && worker.cluster_named("a").is_none());
+            })
+            .await;
+    }
 
     #[tokio::test]
     async fn every_worker_lets_a_removed_cluster_go() {

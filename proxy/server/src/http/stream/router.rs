@@ -251,10 +251,7 @@ impl<D: Downstream> Stream<'_, D> {
         match cluster {
             // The usual case leaves the count that all workers share alone.
             RouteCluster::Cell(cell) => Some(worker.cluster(cell)),
-            RouteCluster::Named(name) => {
-                let cell = str::from_utf8(name).ok().and_then(|name| worker.shared.clusters.find(name))?;
-                Some(worker.cluster(&cell))
-            }
+            RouteCluster::Named(name) => worker.cluster_named(str::from_utf8(name).ok()?),
         }
     }
 
