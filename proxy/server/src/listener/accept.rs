@@ -1,7 +1,6 @@
 //! Accepting on one worker: from the socket to the filter chain.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -24,7 +23,7 @@ use waystation_filter_api::stream::StreamInfo;
 use waystation_format::{AccessLogType, FormatContext};
 use waystation_listener_filters::Verdict;
 
-use super::active::{Active, ChainState};
+use super::active::{Active, ActiveSet, ChainState};
 use super::config::{FilterChain, Listener, NetworkFilter};
 use super::load::Place;
 use super::sockets::Sockets;
@@ -75,7 +74,7 @@ struct Admitted {
 pub struct Listeners {
     worker: Rc<Worker>,
     handovers: Arc<[Sender<Handover>]>,
-    active: Rc<RefCell<HashMap<u64, Rc<Active>>>>,
+    active: Rc<RefCell<ActiveSet>>,
 }
 
 impl Listeners {
@@ -101,7 +100,7 @@ impl Listeners {
         match order {
             Order::Start { id, listener, sockets } => {
                 let active = Rc::new(Active::new(id, listener, &self.worker.shared));
-                self.active.borrow_mut().insert(id, Rc::clone(&active));
+                self.active.borrow_mut().insert(&active);
                 for index in 0..sockets.len() {
                     let (listeners, active) = (self.handle(), Rc::clone(&active));
                     let sockets = Arc::clone(&sockets);
@@ -132,7 +131,7 @@ impl Listeners {
                 }
             }
             Order::Remove { id } => {
-                if let Some(active) = self.active.borrow_mut().remove(&id) {
+                if let Some(active) = self.active.borrow_mut().remove(id) {
                     active.close();
                 }
             }
@@ -148,7 +147,7 @@ impl Listeners {
     }
 
     fn find(&self, id: u64) -> Option<Rc<Active>> {
-        self.active.borrow().get(&id).cloned()
+        self.active.borrow().get(id).cloned()
     }
 
     /// Accepts on the socket of one address. The main thread sees by `sockets` when no worker holds them any more, so the
@@ -416,17 +415,7 @@ impl Listeners {
     }
 
     fn listener_of(&self, address: &Address) -> Option<Rc<Active>> {
-        let wanted = address.ip()?;
-        let active = self.active.borrow();
-        let running = || active.values().filter(|active| !active.stopped.is_raised());
-        let bound_to = |active: &&Rc<Active>, exact: bool| {
-            active.listener().addresses.iter().filter_map(|listen| listen.address.ip()).any(|bound| {
-                bound.port() == wanted.port()
-                    && if exact { bound.ip() == wanted.ip() } else { bound.ip().is_unspecified() }
-            })
-        };
-        let exact = running().find(|active| bound_to(active, true));
-        exact.or_else(|| running().find(|active| bound_to(active, false))).cloned()
+        self.active.borrow().at(address.ip()?).cloned()
     }
 
     /// A connection that no network filter saw goes to the listener's own access logs.

@@ -1,6 +1,8 @@
 //! A listener at work on one worker: its configuration, its filter chains, and how they end.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ use crate::drain::DrainHandle;
 pub(super) struct Active {
     pub(super) id: u64,
     listener: RefCell<Arc<Listener>>,
+    /// Its IP addresses, which no update changes: at others it is another listener.
+    bound: Box<[SocketAddr]>,
     /// Whether it drains as a whole, so that chains of a later update do as well.
     draining: Cell<Option<Duration>>,
     /// One state for each of [`Listener::all_chains`], so that an update drains only those that are gone.
@@ -28,6 +32,51 @@ pub(super) struct Active {
     pub(super) stopped: Signal,
     /// Connections that have no chain yet end.
     pub(super) closed: Signal,
+}
+
+/// The listeners of one worker.
+#[derive(Debug, Default)]
+pub(super) struct ActiveSet {
+    by_id: HashMap<u64, Rc<Active>>,
+    /// For redirected connections, which look for the listener of their original destination.
+    by_port: HashMap<u16, Vec<Rc<Active>>>,
+}
+
+impl ActiveSet {
+    pub(super) fn get(&self, id: u64) -> Option<&Rc<Active>> {
+        self.by_id.get(&id)
+    }
+
+    pub(super) fn insert(&mut self, active: &Rc<Active>) {
+        self.by_id.insert(active.id, Rc::clone(active));
+        for address in &active.bound {
+            let of_port = self.by_port.entry(address.port()).or_default();
+            // One with several addresses on a port stands there once.
+            if !of_port.iter().any(|other| other.id == active.id) {
+                of_port.push(Rc::clone(active));
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: u64) -> Option<Rc<Active>> {
+        let active = self.by_id.remove(&id)?;
+        self.by_port.retain(|_, of_port| {
+            of_port.retain(|other| other.id != id);
+            !of_port.is_empty()
+        });
+        Some(active)
+    }
+
+    /// Who accepts at an address: it alone, or else all addresses with that port.
+    pub(super) fn at(&self, wanted: SocketAddr) -> Option<&Rc<Active>> {
+        let of_port = self.by_port.get(&wanted.port())?;
+        let is_at = |active: &Rc<Active>, is_wanted: fn(SocketAddr, IpAddr) -> bool| {
+            let mut bound = active.bound.iter().filter(|bound| bound.port() == wanted.port());
+            !active.stopped.is_raised() && bound.any(|bound| is_wanted(*bound, wanted.ip()))
+        };
+        let exact = of_port.iter().find(|active| is_at(active, |bound, ip| bound.ip() == ip));
+        exact.or_else(|| of_port.iter().find(|active| is_at(active, |bound, _| bound.ip().is_unspecified())))
+    }
 }
 
 /// What a worker keeps for each filter chain.
@@ -66,9 +115,11 @@ impl Signal {
 impl Active {
     pub(super) fn new(id: u64, listener: Arc<Listener>, shared: &Arc<Shared>) -> Self {
         let chains = listener.all_chains().map(|chain| ChainState::new(chain, &listener, shared)).collect();
+        let bound = listener.addresses.iter().filter_map(|listen| listen.address.ip()).collect();
         Self {
             id,
             listener: RefCell::new(listener),
+            bound,
             draining: Cell::new(None),
             chains: RefCell::new(chains),
             gone: RefCell::default(),
