@@ -103,7 +103,7 @@ pub fn refuse(field: &str, set: bool, why: &str) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{duration, message_name, positive, timeout, unpack};
+    use super::{LONGEST, duration, message_name, positive, timeout, unpack};
     use envoy_types::pb::google::protobuf as wkt;
     use std::time::Duration;
 
@@ -127,7 +127,9 @@ mod tests {
         let of = |seconds, nanos| Some(wkt::Duration { seconds, nanos });
         assert_eq!(duration("x", None), Ok(None));
         assert_eq!(duration("x", of(1, 5).as_ref()), Ok(Some(Duration::new(1, 5))));
-        for bad in [of(-1, 0), of(0, -1), of(0, 1_000_000_000)] {
+        let longest = LONGEST as i64;
+        assert_eq!(duration("x", of(longest, 0).as_ref()), Ok(Some(Duration::from_secs(LONGEST))));
+        for bad in [of(-1, 0), of(0, -1), of(0, 1_000_000_000), of(longest + 1, 0), of(i64::MAX, 0)] {
             assert_eq!(duration("x", bad.as_ref()).unwrap_err().to_string(), "x: duration out of range");
         }
         assert_eq!(positive("x", of(0, 0).as_ref()).unwrap_err().to_string(), "x: must be positive");

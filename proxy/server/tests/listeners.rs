@@ -466,6 +466,17 @@ fn a_graceful_drain_accepts_until_its_time_is_over() {
         house.send(orders).await;
         until_refused(outbound).await;
         assert_eq!(house.stat("listener_manager.listener_stopped"), 2);
+        // The end of the process does not wait for what drains already, nor for what an update replaced.
+        assert!(house.listeners.stop(false, false).is_empty());
+        let hastened = |orders: Vec<Order>| {
+            let at_once =
+                |order: &Order| matches!(order, Order::Drain { stop: true, over: Duration::ZERO, .. });
+            assert!(orders.iter().all(at_once), "{orders:?}");
+            orders.len()
+        };
+        assert_eq!(hastened(house.listeners.stop(false, true)), 2);
+        house.remove("out");
+        assert_eq!(hastened(house.listeners.stop(false, true)), 2, "one of them on its way out");
     });
 }
 

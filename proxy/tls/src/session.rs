@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::cipher::{
     AES_256, AES_CBC_IV_LEN, DecryptionContext, PaddedBlockDecryptingKey, PaddedBlockEncryptingKey,
@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use waystation_filter_api::data_source;
 use waystation_schema::{At as _, ConfigError};
+
+use crate::secret::unix_now;
 
 /// How long a session can be resumed when nothing is configured: Envoy's default.
 pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(7200);
@@ -238,12 +240,9 @@ fn stamped(plain: &[u8]) -> Vec<u8> {
 
 fn fresh(stamped: &[u8], timeout: Duration) -> Option<Vec<u8>> {
     let (made, plain) = stamped.split_first_chunk::<8>()?;
-    let age = unix_now().saturating_sub(u64::from_be_bytes(*made));
-    (age < timeout.as_secs()).then(|| plain.to_vec())
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    let age = unix_now().saturating_sub(i64::from_be_bytes(*made));
+    // A clock that was set back makes no ticket old.
+    (u64::try_from(age).unwrap_or(0) < timeout.as_secs()).then(|| plain.to_vec())
 }
 
 /// What a client is told; a week is the most that it may be (RFC 8446 section 4.6.1).

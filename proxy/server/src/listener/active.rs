@@ -176,7 +176,7 @@ impl Active {
     pub(super) fn drain(&self, over: Duration) {
         self.draining.set(Some(over));
         let now = Instant::now();
-        for state in self.chains.borrow().iter() {
+        for state in self.chains.borrow().iter().chain(self.gone.borrow().iter()) {
             state.drain.start(now, over);
         }
     }

@@ -487,13 +487,22 @@ impl Listeners {
         }
         let mut orders = Vec::new();
         for active in self.entries.values_mut().filter_map(|entry| entry.active.as_mut()) {
-            if !active.stopped && (!inbound_only || active.listener.inbound) {
+            if inbound_only && !active.listener.inbound {
+                continue;
+            }
+            if !active.stopped {
                 active.stopped = true;
                 // Only the workers' sockets: the address is free when they have closed them.
                 active.sockets = None;
                 self.stats.listener_stopped().inc();
-                orders.push(Order::Drain { id: active.id, stop: true, over });
+            } else if !at_once {
+                continue;
             }
+            orders.push(Order::Drain { id: active.id, stop: true, over });
+        }
+        if at_once {
+            // What drains already has no longer than the process.
+            orders.extend(self.draining.iter().map(|drain| Order::Drain { id: drain.id, stop: true, over }));
         }
         orders
     }
