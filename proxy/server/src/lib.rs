@@ -20,7 +20,6 @@ pub mod dns;
 pub mod drain;
 pub mod duplex;
 pub mod http;
-mod jitter;
 pub mod listener;
 pub mod log;
 pub mod manager;

@@ -63,7 +63,7 @@ struct Breakers {
     configured: Configured,
     cluster: Arc<str>,
     runtime: Runtime,
-    remaining: Option<Remaining>,
+    remaining: Option<Box<Remaining>>,
     stats: ClusterStats,
     priority: Priority,
 }
@@ -253,12 +253,12 @@ impl Breakers {
             configured: Configured { max, retry_budget },
             cluster: Arc::clone(cluster),
             runtime: runtime.clone(),
-            remaining: track.then(|| remaining(scope, priority)),
+            remaining: track.then(|| Box::new(remaining(scope, priority))),
             stats: stats.clone(),
             priority,
         };
         // As in Envoy a breaker is shut until something has been counted, even one with a threshold of zero.
-        for (gauge, max) in breakers.remaining.iter().flatten().zip(breakers.configured.max) {
+        for (gauge, max) in breakers.remaining.as_deref().into_iter().flatten().zip(breakers.configured.max) {
             gauge.set(max);
         }
         Ok(breakers)

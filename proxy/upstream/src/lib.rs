@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod discovery;
 pub mod host;
 pub mod host_set;
+pub mod jitter;
 pub mod load_balancer;
 pub mod stats;
 mod target;

@@ -23,6 +23,7 @@ use waystation_matchers::{CidrList, Matcher, StringMatcher};
 use waystation_route::{Action, RouteTable, ScopeKeyBuilder, VirtualHost};
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
+use waystation_upstream::jitter::spread;
 
 use super::client_cert::{Details, Forward, ForwardCert};
 use super::filters::{self, FilterEntry, RouterConfig};
@@ -32,7 +33,6 @@ use super::stats::Stats;
 use super::timer::after;
 use crate::context::CompileContext;
 use crate::http::downstream::http2::PrematureResets;
-use crate::jitter::spread;
 use crate::manager::routes;
 use crate::manager::scopes::{self, ScopeMap};
 use crate::on_demand::Places;

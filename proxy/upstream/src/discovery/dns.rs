@@ -19,6 +19,7 @@ use waystation_schema::{At, ConfigError};
 
 use super::assignment::{Assignment, LocalityAssignment};
 use crate::host::HostDetails;
+use crate::jitter::back_off;
 use crate::target::{Target, resolved};
 
 /// A DNS cluster's settings.
@@ -341,10 +342,8 @@ impl DnsSettings {
     /// Exponential back-off with full jitter, as Envoy's.
     fn failure_wait(&self, failures: u32, rng: &mut fastrand::Rng) -> Duration {
         let Some((base, max)) = self.failure_refresh else { return self.refresh_rate };
-        let ceiling =
-            base.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX)).min(max);
-        let ceiling = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX).max(1);
-        Duration::from_millis(rng.u64(..ceiling).max(1))
+        // Zero would make a busy loop.
+        back_off(base, max, failures, rng.u64(..)).max(Duration::from_millis(1))
     }
 }
 

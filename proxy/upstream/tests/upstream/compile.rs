@@ -124,16 +124,10 @@ fn http_options_of_both_generations() {
         )),
         ..Default::default()
     };
-    let http = compile(&with_http(typed.clone())).unwrap().http;
+    let http = compile(&with_http(typed)).unwrap().http;
     assert_eq!((http.protocol, http.http2.max_concurrent_streams), (UpstreamProtocol::Http2, 100));
     assert_eq!((http.idle_timeout, http.max_requests_per_connection), (None, Some(9)));
     assert_eq!((http.underscores, http.auto_sni_header.as_deref()), (Underscores::Drop, Some("x-host")));
-
-    let refused = upstream::HttpProtocolOptions { retry_policy: Some(Default::default()), ..typed };
-    assert_eq!(
-        compile(&with_http(refused)).unwrap_err().path(),
-        "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions].retry_policy"
-    );
 
     let mut proto = plain();
     proto.http_protocol_options = Some(core::Http1ProtocolOptions {

@@ -13,9 +13,9 @@ use waystation_tls::ClientOptions;
 use waystation_upstream::Priority;
 use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::{ClusterRef, HttpOptions, UpstreamProtocol};
+use waystation_upstream::jitter::spread;
 
 use crate::http::end::ResetReason;
-use crate::jitter::spread;
 use crate::pool::http1::Http1;
 use crate::pool::http2::{Http2, Http2Stream};
 use crate::pool::tcp::Tcp;

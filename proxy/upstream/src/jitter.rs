@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// `duration`, lengthened by up to `percent` of itself.
-pub(crate) fn spread(duration: Duration, percent: f64, random: u64) -> Duration {
+pub fn spread(duration: Duration, percent: f64, random: u64) -> Duration {
     // 53 bits are what a double holds exactly.
     let fraction = (random >> 11) as f64 / (1_u64 << 53) as f64;
     duration.mul_f64(1.0 + percent / 100.0 * fraction)
@@ -11,7 +11,7 @@ pub(crate) fn spread(duration: Duration, percent: f64, random: u64) -> Duration 
 
 /// Exponential back-off with full jitter before the N-th further attempt: less than `base` doubled N - 1 times, and
 /// than `max`.
-pub(crate) fn back_off(base: Duration, max: Duration, attempt: u32, random: u64) -> Duration {
+pub fn back_off(base: Duration, max: Duration, attempt: u32, random: u64) -> Duration {
     let doubled = 1_u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX);
     let ceiling = u64::try_from(base.saturating_mul(doubled).min(max).as_millis()).unwrap_or(u64::MAX);
     Duration::from_millis(random % ceiling.max(1))
