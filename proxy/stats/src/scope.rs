@@ -92,6 +92,11 @@ impl Scope {
         self.node.prefix.strip_suffix('.').unwrap_or(&self.node.prefix)
     }
 
+    /// How many workers the store is for.
+    pub fn workers(&self) -> u32 {
+        self.node.store.config.workers
+    }
+
     /// The counter `<self>.<name>`. An empty name is the scope's own name.
     pub fn counter(&self, name: &str) -> Counter {
         let (cells, slot) = self.single(Kind::Counter, name);

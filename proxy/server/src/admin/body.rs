@@ -24,8 +24,9 @@ const PIECE: usize = 64 * 1024;
 /// Threads that render; more requests than these wait for one of them. They end when there is nothing to render.
 const RENDERERS: usize = 2;
 
-/// Of the renderers, against 0 of everybody else.
-const NICENESS: i32 = 10;
+/// Of the renderers, against 0 of everybody else: a third of the share of a thread that has as much to do. At 10, a tenth, a
+/// scrape took seconds on a machine that others kept busy.
+const NICENESS: i32 = 5;
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 

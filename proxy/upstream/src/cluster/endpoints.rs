@@ -272,16 +272,14 @@ impl Cluster {
                 subsets.hashes().filter(|hash| before.is_none_or(|before| !before.has(*hash))).count();
             let removed =
                 before.map_or(0, |before| before.hashes().filter(|hash| !subsets.has(*hash)).count());
-            stats.lb_subsets_created().add(created as u64);
-            stats.lb_subsets_removed().add(removed as u64);
-            stats.lb_subsets_active().set(subsets.list.len() as u64);
-            if subsets.duplicates > 0 {
-                let name = "lb_subsets_single_host_per_subset_duplicate";
-                self.endpoints
-                    .subset_duplicates
-                    .get_or_init(|| Box::new(self.scope.gauge(name)))
-                    .set(subsets.duplicates);
-            }
+            // Envoy counts what each worker and its main thread build for themselves.
+            let builders = u64::from(self.scope.workers()) + 1;
+            stats.lb_subsets_created().add(created as u64 * builders);
+            stats.lb_subsets_removed().add(removed as u64 * builders);
+            stats.lb_subsets_active().set(subsets.list.len() as u64 * builders);
+            let name = "lb_subsets_single_host_per_subset_duplicate";
+            let duplicates = &self.endpoints.subset_duplicates;
+            duplicates.get_or_init(|| Box::new(self.scope.gauge(name))).set(subsets.duplicates);
         }
         if let Kind::Hash(HashPolicy { table, .. }) = self.policy.kind {
             let built = snapshot.root.levels.iter().filter_map(|level| level.table.as_ref());

@@ -87,8 +87,8 @@ fn documented_table() {
         assert_eq!(found(&mut rig, fields), expected, "{fields:?}");
     }
     assert_eq!(rig.stat("lb_subsets_selected"), 280);
-    // stage+type: 3, stage+version: 3, version: 3, xlarge+version: 1.
-    assert_eq!(rig.stat("lb_subsets_active"), 10);
+    // stage+type: 3, stage+version: 3, version: 3, xlarge+version: 1; each for a worker and for the main thread.
+    assert_eq!(rig.stat("lb_subsets_active"), 2 * 10);
     assert_eq!(rig.stat("lb_subsets_fallback"), 0);
     // Keys without a selector, and no keys at all: the default subset.
     assert_eq!(found(&mut rig, &[("stage", "prod"), ("random", "value")]), [1, 2]);
@@ -197,10 +197,10 @@ fn single_host_subsets_keep_one() {
 #[test]
 fn subsets_come_and_go_with_hosts() {
     let rig = rig(documented());
-    assert_eq!((rig.stat("lb_subsets_created"), rig.stat("lb_subsets_removed")), (10, 0));
+    assert_eq!((rig.stat("lb_subsets_created"), rig.stat("lb_subsets_removed")), (20, 0));
     let without_dev = documented_endpoints()[..6].to_vec();
     let update = crate::support::assignment(vec![locality("", 0, 0, without_dev)]);
     rig.cluster.apply_eds(&update, rig.now).unwrap();
-    assert_eq!((rig.stat("lb_subsets_created"), rig.stat("lb_subsets_removed")), (10, 4));
-    assert_eq!(rig.stat("lb_subsets_active"), 6);
+    assert_eq!((rig.stat("lb_subsets_created"), rig.stat("lb_subsets_removed")), (20, 8));
+    assert_eq!(rig.stat("lb_subsets_active"), 2 * 6);
 }
