@@ -407,6 +407,7 @@ mod tests {
             parse(Format::Yaml, format!("{text}aliases: [routes/a, routes/b]\n").as_bytes()).unwrap();
         let resource = &aliased.resources[0].resource;
         assert_eq!(resource.aliases(), ["routes/a".into(), "routes/b".into()]);
+        assert!(parse(Format::Yaml, format!("{text}aliases: [routes/api]\n").as_bytes()).is_ok());
         assert_ne!(resource.version(), content.resources[0].resource.version());
         let cluster = "'@type': type.googleapis.com/envoy.service.discovery.v3.Resource\nname: c\naliases: [d]\nresource:\n  '@type': type.googleapis.com/envoy.config.cluster.v3.Cluster\n  name: c\n";
         assert!(refused(cluster).ends_with("only virtual hosts are asked for by their aliases"));

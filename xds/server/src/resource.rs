@@ -44,9 +44,9 @@ impl Resource {
         &self.aliases
     }
 
-    /// All names that it is asked for by: its own first.
+    /// All names that it is asked for by, each once: its own first, which may stand among the aliases.
     pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        std::iter::once(&self.name).chain(&self.aliases)
+        std::iter::once(&self.name).chain(self.aliases.iter().filter(|alias| **alias != self.name))
     }
 
     /// The type.
