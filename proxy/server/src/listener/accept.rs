@@ -200,7 +200,8 @@ impl Listeners {
             // The peer is gone already.
             return;
         };
-        let info = self.info(Address::Ip(local), Address::Ip(unmapped(peer)));
+        // What an IPv4 client reached through an IPv6 socket (`ipv4_compat`) are IPv4 addresses, both of them.
+        let info = self.info(Address::Ip(unmapped(local)), Address::Ip(unmapped(peer)));
         let socket = Socket::tcp(stream);
         let incoming = Incoming { socket, info, admitted, is_redirected: false };
         if chosen == own {
