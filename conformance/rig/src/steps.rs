@@ -17,7 +17,7 @@ use crate::client::{self, Client, Opened};
 use crate::place::{Place, write_atomically};
 use crate::proxy::{PATIENCE, Proxy, describe};
 use crate::report;
-use crate::upstream::Upstreams;
+use crate::upstream::{Upstreams, h2::field};
 use crate::wire::http1::{self, chunked};
 use crate::wire::http2::{self, frame};
 use crate::wire::{Conn, bytes_of, latin1};
@@ -592,15 +592,7 @@ fn result_or(first: Value, second: Value) -> Value {
 }
 
 fn fields(lines: &[String]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    lines
-        .iter()
-        .map(|line| {
-            let (name, value) = line.split_once(": ").unwrap_or((line.trim_end_matches(':'), ""));
-            // `{fill N}` stands for a long value.
-            let long = value.strip_prefix("{fill ").and_then(|rest| rest.strip_suffix('}')?.parse().ok());
-            (bytes_of(name), long.map_or_else(|| bytes_of(value), |length| vec![b'x'; length]))
-        })
-        .collect()
+    lines.iter().map(|line| field(line)).collect()
 }
 
 fn encode(spec: &FrameSpec, out: &mut Vec<u8>) -> Result<()> {

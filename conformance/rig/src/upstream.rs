@@ -1,7 +1,7 @@
 //! Scripted upstreams that remember what they saw.
 
 mod h1;
-mod h2;
+pub(crate) mod h2;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -98,7 +98,13 @@ fn response(answer: &AnswerSpec, request: &Message, name: &str) -> Vec<u8> {
     let reason = answer.reason.clone().unwrap_or_else(|| reason(status).to_owned());
     let mut head = format!("HTTP/{version} {status} {reason}\r\n");
     for line in &answer.headers {
-        head.push_str(line);
+        match line.contains(": {fill ") {
+            true => {
+                let (name, value) = super::h2::field(line);
+                head.push_str(&format!("{}: {}", latin1(&name), latin1(&value)));
+            }
+            false => head.push_str(line),
+        }
         head.push_str("\r\n");
     }
     let body = answer.body.as_ref().map_or_else(|| name.as_bytes().to_vec(), |t| t.0.clone());

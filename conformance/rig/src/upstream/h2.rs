@@ -146,8 +146,9 @@ fn response(stream: u32, answer: &AnswerSpec, name: &str) -> Vec<u8> {
     out
 }
 
-/// `name: value`, where the name may be a pseudo-header.
+/// `name: value`, where the name may be a pseudo-header, and `{fill N}` stands for a long value.
 pub(crate) fn field(line: &str) -> (Vec<u8>, Vec<u8>) {
     let (name, value) = line.split_once(": ").unwrap_or((line.trim_end_matches(':'), ""));
-    (bytes_of(name), bytes_of(value))
+    let long = value.strip_prefix("{fill ").and_then(|rest| rest.strip_suffix('}')?.parse().ok());
+    (bytes_of(name), long.map_or_else(|| bytes_of(value), |length| vec![b'x'; length]))
 }

@@ -20,6 +20,9 @@ const PROTOCOL_ERROR: u32 = 1;
 /// That of a stream beyond `max_concurrent_streams`.
 const REFUSED_STREAM: u32 = 7;
 
+/// A header name or value beyond this ends the connection: the bound of Envoy's codec.
+pub(crate) const FIELD_LIMIT: usize = 64 * 1024;
+
 /// The details of a head that is larger than `max_request_headers_kb`.
 pub(crate) const TOO_LARGE: &str = "http2.header_list_size_too_large";
 

@@ -15,12 +15,12 @@ use tokio::sync::Notify;
 use waystation_filter_api::stream::Bytes as ByteCounts;
 use waystation_http::h2::FrameGuard;
 use waystation_http::{Headers, Known, h2 as convert};
-use waystation_upstream::cluster::Http2Options;
+use waystation_upstream::cluster::HttpOptions;
 
 use super::HostPool;
 use super::connect::{ConnectionGuard, UpstreamConnInfo};
 use crate::http::end::ResetReason;
-use crate::http::frames::{Watch, Watched};
+use crate::http::frames::{FIELD_LIMIT, Watch, Watched};
 use crate::http::stream::Event;
 use crate::transport::Transport;
 
@@ -29,6 +29,16 @@ const HIGH_WATER: usize = 64 * 1024;
 
 /// What stands before the payload of every frame (RFC 9113 section 4.1).
 pub(crate) const FRAME_HEADER: u64 = 9;
+
+/// What the library may hold of a head beyond twice what is accepted.
+const SLACK: u32 = 256 * 1024;
+
+/// Bounds of the heads of responses, and of their trailers.
+#[derive(Clone, Copy)]
+struct Limits {
+    fields: usize,
+    bytes: usize,
+}
 
 /// A connection that carries many streams; a task of its own drives it.
 pub(crate) struct Http2 {
@@ -43,8 +53,12 @@ pub(crate) struct Http2 {
     /// Takes no further stream: GOAWAY, its end, or a limit.
     closing: Cell<bool>,
     idle_since: Cell<Instant>,
-    /// Tells the connection's task to end once no stream is left.
+    /// Tells the connection's task to end once no stream is left, or when the upstream has broken the protocol.
     close: Notify,
+    broken: Cell<bool>,
+    limits: Limits,
+    /// Whether a malformed response ends only its stream.
+    lenient: bool,
     watch: Rc<Watch>,
 }
 
@@ -55,12 +69,19 @@ impl Http2 {
         transport: Transport,
         info: UpstreamConnInfo,
         guard: ConnectionGuard,
-        options: &Http2Options,
+        http: &HttpOptions,
         max_requests: Option<u32>,
         expires: Option<Instant>,
     ) -> Result<Rc<Self>, ResetReason> {
+        let options = &http.http2;
+        let limits = Limits {
+            fields: http.max_headers_count as usize,
+            bytes: http.max_response_headers_kb as usize * 1024,
+        };
         let mut builder = h2::client::Builder::new();
         builder
+            // Beyond what is refused here, for the library resets the stream as if the head were malformed.
+            .max_header_list_size(u32::try_from(limits.bytes * 2).unwrap_or(u32::MAX).saturating_add(SLACK))
             .enable_push(false)
             .initial_window_size(options.initial_stream_window_size)
             .initial_connection_window_size(options.initial_connection_window_size)
@@ -86,6 +107,9 @@ impl Http2 {
             closing: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
             close: Notify::new(),
+            broken: Cell::new(false),
+            limits,
+            lenient: options.stream_error_on_invalid_message,
             watch,
         });
         let (weak, pool) = (Rc::clone(&this), Rc::downgrade(pool));
@@ -113,13 +137,16 @@ impl Http2 {
                 }
             };
             tokio::select! {
-                result = connection => guard.remote = result.is_ok() || result.is_err_and(|error| error.is_remote() || error.is_io()),
+                result = connection => match result {
+                    Err(error) if !(error.is_remote() || error.is_io()) => weak.broken.set(true),
+                    _ => guard.remote = true,
+                },
                 () = weak.close.notified() => {}
                 () = keepalive => {
                     weak.watch.stats.keepalive_timeout().inc();
                 }
             }
-            if weak.watch.flood().is_some() {
+            if weak.broken.get() {
                 guard.cluster().stats.upstream_cx_protocol_error().inc();
             }
             if weak.watch.peer_goes_away() {
@@ -148,6 +175,13 @@ impl Http2 {
         // Without a stream of its own that waits to be opened, this sender has nothing to wake anybody for.
         let ready = self.sender.borrow_mut().poll_ready(&mut Context::from_waker(Waker::noop()));
         matches!(ready, Poll::Ready(Err(_)))
+    }
+
+    /// Ends the connection, for the upstream has broken the protocol.
+    fn end_broken(&self) {
+        self.broken.set(true);
+        self.closing.set(true);
+        self.close.notify_one();
     }
 
     pub(crate) fn active(&self) -> u32 {
@@ -318,6 +352,7 @@ impl Http2Stream {
             self.response = None;
             let (parts, receive) = response.into_parts();
             convert::read_response(&parts, headers);
+            self.check(headers)?;
             if let Some(protocol) = &self.upgrade
                 && parts.status.is_success()
             {
@@ -347,6 +382,7 @@ impl Http2Stream {
         match ready!(receive.poll_trailers(cx)) {
             Ok(Some(trailers)) => {
                 convert::read_trailers(&trailers, headers);
+                self.check(headers)?;
                 Poll::Ready(Ok(Event::Trailers))
             }
             Ok(None) => Poll::Ready(Ok(Event::End)),
@@ -358,7 +394,41 @@ impl Http2Stream {
         if !error.is_reset() {
             self.connection.closing.set(true);
         }
+        if self.connection.broken.get() {
+            return ResetReason::ProtocolError;
+        }
+        // Of the library's own resets this is the one for a head; the others are stream errors to Envoy, too.
+        let malformed = error.is_reset() && !error.is_remote() && self.receive.is_none();
+        if malformed && error.reason() == Some(h2::Reason::PROTOCOL_ERROR) {
+            self.connection.watch.stats.rx_messaging_error().inc();
+            if !self.connection.lenient {
+                self.connection.end_broken();
+            }
+        }
         reason(error)
+    }
+
+    /// Refuses a head or trailers that are more than the cluster takes.
+    fn check(&self, headers: &Headers) -> Result<(), ResetReason> {
+        let Limits { fields, bytes } = self.connection.limits;
+        let stats = &self.connection.watch.stats;
+        if headers.len() > fields {
+            stats.header_overflow().inc();
+            return Err(ResetReason::RemoteReset);
+        }
+        let size = headers.byte_size();
+        // No field is longer than all of them: the usual head is looked at no further.
+        if size > FIELD_LIMIT
+            && headers.iter().any(|(name, value)| name.as_bytes().len().max(value.len()) > FIELD_LIMIT)
+        {
+            self.connection.end_broken();
+            return Err(ResetReason::ProtocolError);
+        }
+        if size > bytes {
+            stats.header_list_size_too_large().inc();
+            return Err(ResetReason::RemoteReset);
+        }
+        Ok(())
     }
 }
 

@@ -35,8 +35,6 @@ pub struct HttpOptions {
     pub max_response_headers_kb: u32,
     /// How long a stream may take altogether.
     pub max_stream_duration: Option<Duration>,
-    /// What is done to response headers with underscores.
-    pub underscores: Underscores,
     /// Whether the SNI is the request's host.
     pub auto_sni: bool,
     /// Whether the certificate must be for that name.
@@ -67,8 +65,6 @@ pub enum UpstreamProtocol {
 pub struct Http1Options {
     /// Header names.
     pub header_case: HeaderCase,
-    /// Whether HTTP/1.0 responses pass.
-    pub accept_http_10: bool,
     /// Whether trailers are sent and received.
     pub enable_trailers: bool,
     /// Whether a response with both `transfer-encoding` and `content-length` passes, without the latter.
@@ -88,16 +84,10 @@ pub struct Http2Options {
     pub initial_stream_window_size: u32,
     /// Bytes.
     pub initial_connection_window_size: u32,
-    /// Extended CONNECT.
-    pub allow_connect: bool,
     /// Whether a malformed message ends only its stream.
     pub stream_error_on_invalid_message: bool,
     /// Keepalive by PING.
     pub keepalive: Option<Keepalive>,
-    /// Frames queued before the connection is closed.
-    pub max_outbound_frames: u32,
-    /// Control frames queued before the connection is closed.
-    pub max_outbound_control_frames: u32,
     /// Frames that carry nothing and are tolerated.
     pub frame_limits: FrameLimits,
 }
@@ -109,10 +99,6 @@ pub struct Keepalive {
     pub interval: Option<Duration>,
     /// How long the answer may take.
     pub timeout: Duration,
-    /// Jitter as a share (0 to 1) of the interval.
-    pub interval_jitter: f64,
-    /// A connection idle for this long is probed before it carries a new stream.
-    pub connection_idle_interval: Option<Duration>,
 }
 
 impl Default for HttpOptions {
@@ -126,7 +112,6 @@ impl Default for HttpOptions {
             max_headers_count: 100,
             max_response_headers_kb: 60,
             max_stream_duration: None,
-            underscores: Underscores::Allow,
             auto_sni: false,
             auto_san_validation: false,
             auto_sni_header: None,
@@ -144,11 +129,8 @@ impl Default for Http2Options {
             max_concurrent_streams: 1024,
             initial_stream_window_size: 16 << 20,
             initial_connection_window_size: 24 << 20,
-            allow_connect: false,
             stream_error_on_invalid_message: false,
             keepalive: None,
-            max_outbound_frames: 10_000,
-            max_outbound_control_frames: 1000,
             frame_limits: FrameLimits::default(),
         }
     }
@@ -295,7 +277,8 @@ impl HttpOptions {
             max_headers_count,
             max_response_headers_kb,
             max_stream_duration,
-            headers_with_underscores_action,
+            // Of requests: responses pass as they are, says Envoy.
+            headers_with_underscores_action: _,
             max_requests_per_connection,
         } = proto;
         // An explicit zero switches the timeout off.
@@ -317,7 +300,6 @@ impl HttpOptions {
         }
         self.max_stream_duration =
             duration("max_stream_duration", max_stream_duration.as_ref())?.filter(|value| !value.is_zero());
-        self.underscores = underscores(*headers_with_underscores_action)?;
         self.max_requests_per_connection =
             u32_value(max_requests_per_connection.as_ref()).filter(|max| *max > 0);
         Ok(())
@@ -351,7 +333,8 @@ fn http1_options(proto: &core::Http1ProtocolOptions) -> Result<Http1Options, Con
     let core::Http1ProtocolOptions {
         // Of requests: it has no meaning for an upstream.
         allow_absolute_url: _,
-        accept_http_10,
+        // Such responses always pass.
+        accept_http_10: _,
         // Of requests likewise.
         default_host_for_http_10: _,
         header_key_format,
@@ -369,14 +352,13 @@ fn http1_options(proto: &core::Http1ProtocolOptions) -> Result<Http1Options, Con
     } = proto;
     Ok(Http1Options {
         header_case: header_case(header_key_format.as_ref())?,
-        accept_http_10: *accept_http_10,
         enable_trailers: *enable_trailers,
         allow_chunked_length: *allow_chunked_length,
         send_fully_qualified_url: *send_fully_qualified_url,
     })
 }
 
-/// What becomes of header names with underscores (`headers_with_underscores_action`), from both sides.
+/// What becomes of header names with underscores in requests (`headers_with_underscores_action`).
 ///
 /// # Errors
 /// When the number is of no action.
@@ -426,10 +408,12 @@ fn http2_options(proto: &core::Http2ProtocolOptions) -> Result<Http2Options, Con
         max_concurrent_streams,
         initial_stream_window_size,
         initial_connection_window_size,
-        allow_connect,
+        // Of requests: an upstream says for itself whether it takes extended CONNECT.
+        allow_connect: _,
         allow_metadata,
-        max_outbound_frames,
-        max_outbound_control_frames,
+        // What we queue: the HTTP/2 library has its own, stricter bounds.
+        max_outbound_frames: _,
+        max_outbound_control_frames: _,
         max_consecutive_inbound_frames_with_empty_payload,
         max_inbound_priority_frames_per_stream,
         max_inbound_window_update_frames_per_data_frame_sent,
@@ -481,24 +465,11 @@ fn http2_options(proto: &core::Http2ProtocolOptions) -> Result<Http2Options, Con
             65_535,
             default.initial_connection_window_size,
         )?,
-        allow_connect: *allow_connect,
         stream_error_on_invalid_message: bool_value(
             override_stream_error_on_invalid_http_message.as_ref(),
             *stream_error_on_invalid_http_messaging,
         ),
         keepalive: connection_keepalive.as_ref().map(keepalive).transpose().at(|| "connection_keepalive")?,
-        max_outbound_frames: ranged(
-            "max_outbound_frames",
-            max_outbound_frames.as_ref(),
-            1,
-            default.max_outbound_frames,
-        )?,
-        max_outbound_control_frames: ranged(
-            "max_outbound_control_frames",
-            max_outbound_control_frames.as_ref(),
-            1,
-            default.max_outbound_control_frames,
-        )?,
         frame_limits: FrameLimits {
             empty_frames: u32_value(max_consecutive_inbound_frames_with_empty_payload.as_ref())
                 .unwrap_or(default.frame_limits.empty_frames),
@@ -515,12 +486,17 @@ fn http2_options(proto: &core::Http2ProtocolOptions) -> Result<Http2Options, Con
 }
 
 fn keepalive(proto: &core::KeepaliveSettings) -> Result<Keepalive, ConfigError> {
-    let core::KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = proto;
+    let core::KeepaliveSettings {
+        interval,
+        timeout,
+        // PINGs go out at the interval.
+        interval_jitter: _,
+        // Refused by the schema.
+        connection_idle_interval: _,
+    } = proto;
     Ok(Keepalive {
         interval: positive("interval", interval.as_ref())?,
         timeout: positive("timeout", timeout.as_ref())?
             .ok_or_else(|| ConfigError::field("timeout", "must be set"))?,
-        interval_jitter: interval_jitter.as_ref().map_or(0.15, |percent| percent.value / 100.0),
-        connection_idle_interval: positive("connection_idle_interval", connection_idle_interval.as_ref())?,
     })
 }

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::google::protobuf as wkt;
 use prost::Message as _;
-use waystation_http::h1::{HeaderCase, Underscores};
+use waystation_http::h1::HeaderCase;
 use waystation_upstream::cluster::{Discovery, UpstreamProtocol};
 
 use crate::support::{Rig, cluster, compile, endpoint, locality, object, seconds, with_metadata};
@@ -127,7 +127,7 @@ fn http_options_of_both_generations() {
     let http = compile(&with_http(typed)).unwrap().http;
     assert_eq!((http.protocol, http.http2.max_concurrent_streams), (UpstreamProtocol::Http2, 100));
     assert_eq!((http.idle_timeout, http.max_requests_per_connection), (None, Some(9)));
-    assert_eq!((http.underscores, http.auto_sni_header.as_deref()), (Underscores::Drop, Some("x-host")));
+    assert_eq!(http.auto_sni_header.as_deref(), Some("x-host"));
 
     let mut proto = plain();
     proto.http_protocol_options = Some(core::Http1ProtocolOptions {

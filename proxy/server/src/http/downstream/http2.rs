@@ -21,7 +21,7 @@ use waystation_http::{Headers, Known, Name, h2 as convert};
 use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece, refused};
 use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
-use crate::http::frames::{TOO_LARGE, Watch, Watched, cut_off};
+use crate::http::frames::{FIELD_LIMIT, TOO_LARGE, Watch, Watched, cut_off};
 use crate::http::stream::{self, Begin};
 use crate::http::timer::{Timer, after, earliest};
 use crate::pool::http2::{FRAME_HEADER, poll_send};
@@ -40,9 +40,6 @@ const READ_ROOM: usize = 4 * 1024;
 
 /// How soon a connection whose drain time is over looks again whether its streams are.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// A header name or value beyond this ends the connection: the bound of Envoy's codec.
-const FIELD_LIMIT: usize = 64 * 1024;
 
 /// Streams that may be reset before the library has handed them out, which it does at every turn.
 const PENDING_RESETS: usize = 1000;

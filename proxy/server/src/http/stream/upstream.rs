@@ -193,7 +193,7 @@ pub(super) async fn acquire(
                     transport,
                     info,
                     guard,
-                    &http.http2,
+                    http,
                     http.max_requests_per_connection,
                     expires,
                 )
@@ -398,7 +398,6 @@ fn http1_config(http: &HttpOptions) -> Arc<h1::Config> {
         accept_http_10: true,
         enable_trailers: http.http1.enable_trailers,
         allow_chunked_length: http.http1.allow_chunked_length,
-        underscores: http.underscores,
         header_case: http.http1.header_case,
         send_fully_qualified_url: http.http1.send_fully_qualified_url,
         ..h1::Config::default()
