@@ -88,9 +88,13 @@ pub fn bool_value(value: Option<&wkt::BoolValue>, default: bool) -> bool {
     value.map_or(default, |value| value.value)
 }
 
-/// `per_connection_buffer_limit_bytes`: 1 MiB by default.
+/// `per_connection_buffer_limit_bytes`: 1 MiB by default; 0 is none.
 pub fn buffer_limit(value: Option<&wkt::UInt32Value>) -> usize {
-    value.map_or(1 << 20, |limit| usize::try_from(limit.value).unwrap_or(usize::MAX))
+    match value.map(|limit| limit.value) {
+        None => 1 << 20,
+        Some(0) => usize::MAX,
+        Some(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+    }
 }
 
 /// Refuses a field that is set but not supported.

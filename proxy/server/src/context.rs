@@ -251,24 +251,23 @@ pub struct CompileContext<'a> {
     /// The process.
     pub shared: &'a Arc<Shared>,
     needs: RefCell<Vec<Need>>,
-    buffer_limit: std::cell::Cell<usize>,
+    buffer_limit: usize,
 }
 
 impl<'a> CompileContext<'a> {
     /// A context with no needs yet.
     pub fn new(shared: &'a Arc<Shared>) -> Self {
-        let buffer_limit = std::cell::Cell::new(wire::buffer_limit(None));
+        Self::with_buffer_limit(shared, wire::buffer_limit(None))
+    }
+
+    /// One for a filter chain of a listener with this `per_connection_buffer_limit_bytes`.
+    pub fn with_buffer_limit(shared: &'a Arc<Shared>, buffer_limit: usize) -> Self {
         Self { shared, needs: RefCell::default(), buffer_limit }
     }
 
     /// What the listener under compilation lets a connection buffer.
     pub fn buffer_limit(&self) -> usize {
-        self.buffer_limit.get()
-    }
-
-    /// Begins a listener with this `per_connection_buffer_limit_bytes`.
-    pub fn set_buffer_limit(&self, limit: usize) {
-        self.buffer_limit.set(limit);
+        self.buffer_limit
     }
 
     /// The cell of a cluster; empty while the cluster does not exist.

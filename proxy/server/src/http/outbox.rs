@@ -19,9 +19,13 @@ const COPY_UP_TO: usize = 2048;
 /// The most slices handed to one `writev`.
 const SLICES: usize = 16;
 
+/// Bytes that may wait before more is taken in, where the configuration does not want fewer.
+const HIGH_WATER: usize = 256 * 1024;
+
 /// What is waiting to be written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Outbox {
+    high_water: usize,
     /// Comes first; `written` bytes of it are gone.
     first: BytesMut,
     written: usize,
@@ -50,6 +54,24 @@ pub(crate) fn fields_size(head: usize, line: usize, fields: usize) -> u64 {
 }
 
 impl Outbox {
+    /// With the connection's `per_connection_buffer_limit_bytes`.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            high_water: limit.min(HIGH_WATER),
+            first: BytesMut::new(),
+            written: 0,
+            queue: VecDeque::new(),
+            queued: 0,
+            unflushed: false,
+        }
+    }
+
+    /// Whether more may be taken in.
+    #[inline]
+    pub(crate) fn has_room(&self) -> bool {
+        self.waiting() < self.high_water
+    }
+
     /// Where a head is encoded. Only before anything large was queued, or nothing at all is.
     #[inline]
     pub(crate) fn with_buffer<T>(&mut self, write: impl FnOnce(&mut BytesMut) -> T) -> T {
@@ -184,7 +206,7 @@ mod tests {
     async fn order_survives_partial_writes() {
         let (ours, mut theirs) = tokio::net::UnixStream::pair().unwrap();
         let mut transport = Transport::Plain(Socket::unix(ours));
-        let mut outbox = Outbox::default();
+        let mut outbox = Outbox::new(usize::MAX);
         let big = Bytes::from(vec![b'x'; 3_000_000]);
         outbox.with_buffer(|buffer| buffer.extend_from_slice(b"head"));
         outbox.push(Bytes::from_static(b"small"));

@@ -25,7 +25,7 @@ use super::load::Load;
 use super::stats::{ListenerStats, WorkerListenerStats};
 use crate::address::{self, SocketOption};
 use crate::bootstrap::for_each_field;
-use crate::context::{CompileContext, Need};
+use crate::context::{CompileContext, Need, Shared};
 use crate::http::Hcm;
 use crate::overload::Admission;
 use crate::tcp_proxy::TcpProxy;
@@ -181,7 +181,6 @@ impl Listener {
             return Err(ConfigError::field("filter_chains", "no filter chains specified"));
         }
         let buffer_limit = wire::buffer_limit(proto.per_connection_buffer_limit_bytes.as_ref());
-        context.set_buffer_limit(buffer_limit);
         let hashes = Hashes::of(wire)?;
         let frame_hash = hashes.frame;
         // Envoy replaces a listener as a whole when only its default chain is left.
@@ -192,7 +191,8 @@ impl Listener {
         };
         // Chains have the limit compiled in.
         let previous = previous.filter(|previous| previous.buffer_limit == buffer_limit);
-        let chain = |chain, hash| FilterChain::compile(chain, hash, previous, &scope, context);
+        let chain =
+            |chain, hash| FilterChain::compile(chain, hash, previous, &scope, context.shared, buffer_limit);
         let mut chains = Vec::with_capacity(proto.filter_chains.len());
         for (i, (proto_chain, hash)) in proto.filter_chains.iter().zip(hashes.chains).enumerate() {
             chains.push(chain(proto_chain, hash).at(|| segment(&proto.filter_chains, i))?);
@@ -390,7 +390,8 @@ impl FilterChain {
         hash: u64,
         previous: Option<&Listener>,
         scope: &Scope,
-        outer: &CompileContext<'_>,
+        shared: &Arc<Shared>,
+        buffer_limit: usize,
     ) -> Result<Arc<Self>, ConfigError> {
         // What selects the chain is part of it: connections of a chain that is matched differently drain, as in Envoy.
         let same = |chain: &&Arc<Self>| chain.hash == hash && *chain.name == *proto.name;
@@ -400,7 +401,7 @@ impl FilterChain {
         if proto.use_proxy_proto.as_ref().is_some_and(|flag| flag.value) {
             return Err(ConfigError::field("use_proxy_proto", "use the proxy_protocol listener filter"));
         }
-        let context = CompileContext::new(outer.shared);
+        let context = CompileContext::with_buffer_limit(shared, buffer_limit);
         let tls = match &proto.transport_socket {
             None => None,
             Some(socket) => {

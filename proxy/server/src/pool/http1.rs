@@ -23,9 +23,6 @@ use crate::worker::Worker;
 /// Room that a read should find; below it the buffer grows or is replaced.
 const READ_ROOM: usize = 4 * 1024;
 
-/// Bytes that may wait to be written before more is taken in.
-const HIGH_WATER: usize = 256 * 1024;
-
 /// One connection, carrying one request at a time. The task of the downstream stream drives it itself.
 pub(crate) struct Http1 {
     pub(crate) transport: Transport,
@@ -63,7 +60,7 @@ impl Http1 {
             transport,
             codec: ClientConn::new(config),
             input: BytesMut::new(),
-            out: Outbox::default(),
+            out: Outbox::new(guard.cluster().buffer_limit),
             info: Rc::new(info),
             idle_since: guard.start(),
             guard,
@@ -132,7 +129,7 @@ impl Http1 {
     /// Whether more of the request may be sent now.
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
-        self.out.waiting() < HIGH_WATER
+        self.out.has_room()
     }
 
     #[inline]

@@ -24,7 +24,7 @@ use crate::http::frames::{FIELD_LIMIT, Watch, Watched};
 use crate::http::stream::Event;
 use crate::transport::Transport;
 
-/// Bytes of request that may wait for flow control before more is taken in.
+/// Bytes of request that may wait for flow control before more is taken in, where the cluster's `per_connection_buffer_limit_bytes` does not want fewer.
 const HIGH_WATER: usize = 64 * 1024;
 
 /// What stands before the payload of every frame (RFC 9113 section 4.1).
@@ -57,6 +57,8 @@ pub(crate) struct Http2 {
     close: Notify,
     broken: Cell<bool>,
     limits: Limits,
+    /// Bytes of a request that may wait for flow control before more is taken in.
+    high_water: usize,
     /// Whether a malformed response ends only its stream.
     lenient: bool,
     watch: Rc<Watch>,
@@ -89,6 +91,7 @@ impl Http2 {
             .initial_max_send_streams(options.max_concurrent_streams.min(100) as usize)
             .max_send_buffer_size(HIGH_WATER * 4);
         let cluster = Rc::clone(guard.cluster());
+        let high_water = HIGH_WATER.min(cluster.buffer_limit);
         let codec = cluster.traffic().http2().clone();
         let watch = Watch::new(FrameGuard::client(options.frame_limits), codec, false);
         let io = Watched::upstream(transport, Rc::clone(&watch), cluster);
@@ -109,6 +112,7 @@ impl Http2 {
             close: Notify::new(),
             broken: Cell::new(false),
             limits,
+            high_water,
             lenient: options.stream_error_on_invalid_message,
             watch,
         });
@@ -319,7 +323,7 @@ impl Http2Stream {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.pending_bytes < HIGH_WATER
+        self.pending_bytes < self.connection.high_water
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {

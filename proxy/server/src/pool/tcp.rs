@@ -21,9 +21,6 @@ use crate::transport::Transport;
 /// Room that a read should find.
 const READ_ROOM: usize = 16 * 1024;
 
-/// Bytes that may wait to be written before more is taken in.
-const HIGH_WATER: usize = 256 * 1024;
-
 /// One connection, for one tunnel.
 pub(crate) struct Tcp {
     transport: Transport,
@@ -42,7 +39,7 @@ impl Tcp {
         guard.active = true;
         Self {
             transport,
-            out: Outbox::default(),
+            out: Outbox::new(guard.cluster().buffer_limit),
             input: BytesMut::new(),
             events: VecDeque::from([Event::Head { end: false }]),
             ended: false,
@@ -71,7 +68,7 @@ impl Tcp {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.out.waiting() < HIGH_WATER
+        self.out.has_room()
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {

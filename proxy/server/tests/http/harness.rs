@@ -450,8 +450,7 @@ typed_extension_protocol_options:
         let proto: ClusterProto = parse("envoy.config.cluster.v3.Cluster", &cluster);
         let cell = shared.clusters.cell("up");
         let root = shared.stats.root();
-        let context = CompileContext::new(&shared);
-        context.set_buffer_limit(limit);
+        let context = CompileContext::with_buffer_limit(&shared, limit);
         let environment = Environment::new(shared.runtime.clone());
         let scope = root.scope("cluster").scope("up");
         let transport = |socket: &_| waystation::upstream_socket::compile(socket, &scope, &context);

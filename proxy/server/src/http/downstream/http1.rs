@@ -25,9 +25,6 @@ use crate::worker::Worker;
 /// Room that a read should find.
 const READ_ROOM: usize = 4 * 1024;
 
-/// Bytes of response that may wait to be written before upstream is read further.
-const HIGH_WATER: usize = 256 * 1024;
-
 /// Bytes of pipelined requests read ahead while a response is under way.
 const PIPELINE: usize = 64 * 1024;
 
@@ -77,7 +74,7 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         codec: ServerConn::new(Arc::clone(&hcm.http1)),
         wire_in: input.len() as u64,
         input,
-        out: Outbox::default(),
+        out: Outbox::new(hcm.buffer_limit),
         worker: Rc::clone(&cx.worker),
         bytes: ByteCounts::default(),
         wire_out: 0,
@@ -442,7 +439,7 @@ impl Downstream for Http1 {
     }
 
     fn has_room(&self) -> bool {
-        self.out.waiting() < HIGH_WATER
+        self.out.has_room()
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamEnd>> {

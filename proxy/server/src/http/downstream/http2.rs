@@ -32,7 +32,7 @@ mod streams;
 pub(crate) use streams::PrematureResets;
 use streams::{Active, Streams};
 
-/// Bytes of response that may wait for flow control before upstream is read further.
+/// Bytes of response that may wait for flow control before upstream is read further, where the listener does not want fewer.
 const HIGH_WATER: usize = 64 * 1024;
 
 /// Room for what is read and thrown away.
@@ -406,6 +406,7 @@ async fn serve_stream(
         send: None,
         pending: std::mem::take(&mut scratch.pending),
         pending_bytes: 0,
+        high_water: HIGH_WATER.min(cx.hcm.buffer_limit),
         ended: false,
         trailers: None,
         data_done: facts.end,
@@ -435,6 +436,7 @@ struct Http2 {
     send: Option<SendStream<Bytes>>,
     pending: VecDeque<Bytes>,
     pending_bytes: usize,
+    high_water: usize,
     ended: bool,
     trailers: Option<http::HeaderMap>,
     data_done: bool,
@@ -520,7 +522,7 @@ impl Downstream for Http2 {
     }
 
     fn has_room(&self) -> bool {
-        self.pending_bytes < HIGH_WATER
+        self.pending_bytes < self.high_water
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamEnd>> {
