@@ -123,7 +123,11 @@ impl<'a> Steps<'a> {
             return self.exec(exec).await;
         }
         if let Some(name) = &step.half_close {
-            self.h1(name)?.half_close().await;
+            match self.conns.get_mut(name) {
+                Some(Client::H1(conn)) => conn.half_close().await,
+                Some(Client::H2(session)) => session.conn.half_close().await,
+                None => bail!("no connection {name}"),
+            }
             return Ok(Value::Null);
         }
         if let Some(name) = &step.close {
@@ -142,13 +146,6 @@ impl<'a> Steps<'a> {
             return Ok(Value::Null);
         }
         bail!("a step without a verb")
-    }
-
-    fn h1(&mut self, name: &str) -> Result<&mut Conn> {
-        match self.conns.get_mut(name) {
-            Some(Client::H1(conn)) => Ok(conn),
-            _ => bail!("no HTTP/1 connection {name}"),
-        }
     }
 
     /// The connection a step works on, with what to record of a fresh TLS handshake.

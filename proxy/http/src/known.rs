@@ -204,6 +204,17 @@ impl Known {
     /// How many known names there are; ids run from 1 to this, 0 means "not known".
     pub const COUNT: usize = ALL.len();
 
+    /// The length of the longest.
+    pub const LONGEST: usize = {
+        let (mut longest, mut i) = (0, 0);
+        while i < TEXTS.len() {
+            let length = TEXTS[i].len();
+            longest = if length > longest { length } else { longest };
+            i += 1;
+        }
+        longest
+    };
+
     /// All known names, in the order of their discriminants.
     pub fn all() -> &'static [Known] {
         ALL

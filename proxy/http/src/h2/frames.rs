@@ -251,8 +251,8 @@ impl FrameGuard {
         place.and_then(|place| self.untaken.remove(place)).is_some()
     }
 
-    /// Streams of requests that have begun and were not handed out; there will be no more of them.
-    pub fn untaken(&self) -> impl Iterator<Item = u32> {
+    /// Streams of requests that have begun and were not handed out.
+    pub fn untaken(&self) -> impl ExactSizeIterator<Item = u32> {
         self.untaken.iter().copied()
     }
 }

@@ -50,6 +50,8 @@ pub(crate) struct Watch {
     peer_goes_away: Cell<bool>,
     /// The client resets too many streams before they have a response.
     resets: Cell<bool>,
+    /// Requests that were not handed out when the end of the peer's bytes was seen last.
+    untaken_at_end: Cell<usize>,
 }
 
 impl Watch {
@@ -65,6 +67,7 @@ impl Watch {
             refused: RefCell::default(),
             peer_goes_away: Cell::new(false),
             resets: Cell::new(false),
+            untaken_at_end: Cell::new(usize::MAX),
         })
     }
 
@@ -95,6 +98,13 @@ impl Watch {
         let (first, others): (Vec<u32>, _) =
             guard.untaken().partition(|stream| self.broken.get() == Some(*stream));
         refused.chain(first.into_iter().chain(others).map(end)).collect()
+    }
+
+    /// Whether the end of the peer's bytes must wait: told of it, the library hands out no request that came before. It
+    /// waits as long as they become fewer; what never comes whole is not waited for.
+    fn holds_end(&self) -> bool {
+        let untaken = self.guard.borrow().untaken().len();
+        untaken > 0 && untaken < self.untaken_at_end.replace(untaken)
     }
 
     /// Whether it is a request that ends the connection.
@@ -240,6 +250,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buffer))?;
         let arrived = &buffer.filled()[before..];
+        if arrived.is_empty() && this.watch.holds_end() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if let Some(cluster) = &this.cluster {
             cluster.stats.upstream_cx_rx_bytes_total().add(arrived.len() as u64);
         }

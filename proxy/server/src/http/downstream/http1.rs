@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWrite as _;
@@ -15,6 +15,7 @@ use waystation_http::{Headers, Known};
 
 use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece};
 use crate::http::ConnCx;
+use crate::http::config::Timeouts;
 use crate::http::end::StreamEnd;
 use crate::http::outbox::{Outbox, fields_size, first_line, header_lines};
 use crate::http::stream::{self, Begin};
@@ -55,7 +56,7 @@ enum Next {
     Head(RequestHead),
     Refused(h1::Error),
     /// The head did not come in time.
-    HeadTimeout,
+    Late(StreamEnd),
     Idle,
     MaxDuration,
     /// The drain time is over.
@@ -142,9 +143,11 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
                 connection.input.clear();
                 Begin::refused(now, refused)
             }
-            Next::HeadTimeout => {
-                stats.downstream_rq_header_timeout().inc();
-                Begin::refused(now, StreamEnd::RequestHeaderTimeout)
+            Next::Late(end) => {
+                if matches!(end, StreamEnd::RequestHeaderTimeout) {
+                    stats.downstream_rq_header_timeout().inc();
+                }
+                Begin::refused(now, end)
             }
             Next::Idle | Next::MaxDuration => {
                 match next {
@@ -197,6 +200,19 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
     open.by_peer = connection.eof;
 }
 
+/// How soon after its first byte a head must be complete, and how its request ends otherwise. To Envoy it is a stream from
+/// that byte on, which has not been active since.
+fn late_head(timeouts: &Timeouts) -> Option<(Duration, StreamEnd)> {
+    let request_complete = false;
+    let limits = [
+        (timeouts.request_headers, StreamEnd::RequestHeaderTimeout),
+        (timeouts.stream_idle, StreamEnd::StreamIdleTimeout { request_complete }),
+        (timeouts.request, StreamEnd::RequestTimeout),
+        (timeouts.max_stream_duration, StreamEnd::MaxStreamDuration { request_complete }),
+    ];
+    limits.into_iter().filter_map(|(limit, end)| Some((limit?, end))).min_by_key(|(limit, _)| *limit)
+}
+
 impl Http1 {
     /// Waits for the next request head, no longer than until `expires`: the end of the connection's days or, if it is
     /// `draining`, of the drain time. The stream's memory is taken only once something has arrived. Draining does not
@@ -236,7 +252,7 @@ impl Http1 {
                         Err(error) => return Poll::Ready(Next::Refused(error)),
                     }
                     if head_by.is_none() {
-                        head_by = after(timer.now(), timeouts.request_headers);
+                        head_by = late_head(timeouts).and_then(|(limit, _)| after(timer.now(), Some(limit)));
                     }
                 }
                 match self.poll_fill(task) {
@@ -251,8 +267,9 @@ impl Http1 {
                 if timer.poll(task, waiting_by).is_pending() {
                     return Poll::Pending;
                 }
-                return Poll::Ready(if !self.input.is_empty() {
-                    Next::HeadTimeout
+                let late = late_head(timeouts).filter(|_| !self.input.is_empty());
+                return Poll::Ready(if let Some((_, end)) = late {
+                    Next::Late(end)
                 } else if draining {
                     Next::Drained
                 } else if expires.is_some_and(|expires| Instant::now() >= expires) {

@@ -324,9 +324,9 @@ fn too_large(cx: &ConnCx, watch: &Watch, head: &Headers) -> Option<StreamEnd> {
         watch.stats.header_overflow().inc();
         return Some(StreamEnd::HeadRefused("http2.too_many_headers"));
     }
-    // The memory it takes is more than its size, and known without a walk.
+    // The memory it takes is more than its size but for the names that are known, and known without a walk.
     let limit = limits.max_head_bytes as usize;
-    if head.capacity_bytes() <= limit {
+    if head.capacity_bytes() + head.len() * Known::LONGEST <= limit.min(FIELD_LIMIT) {
         return None;
     }
     if head.iter().any(|(name, value)| name.as_bytes().len().max(value.len()) > FIELD_LIMIT) {
