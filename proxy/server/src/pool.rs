@@ -34,11 +34,18 @@ use crate::worker::{Sharing, Worker};
 use http1::Http1;
 use http2::Http2;
 
+/// What a request that waits can use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Takes {
+    pub(crate) http1: bool,
+    pub(crate) http2: bool,
+}
+
 /// The connections of one worker to one host.
 pub struct HostPool {
     host: RefCell<Rc<HostRef>>,
     /// Its place among the pools of the cluster.
-    _place: Permit,
+    _place: Option<Permit>,
     /// The downstream connection whose requests alone it serves; what is idle goes with it.
     downstream: Option<Weak<ConnectionInfo>>,
     /// Whether upstream is told of it.
@@ -56,6 +63,8 @@ pub struct HostPool {
     http1_open: Cell<u32>,
     /// A connection that will speak HTTP/2, or may, is being made; further streams wait for it.
     pub(crate) http2_connecting: Cell<bool>,
+    /// Connections that carry the payload of a CONNECT.
+    raw_open: Cell<u32>,
     /// What ALPN agreed on last, for clusters that let it decide.
     pub(crate) negotiated_http1: Cell<bool>,
     waiting: RefCell<VecDeque<Rc<Waiter>>>,
@@ -64,8 +73,8 @@ pub struct HostPool {
 }
 
 /// A request that waits for a connection of this pool.
-#[derive(Default)]
 pub(crate) struct Waiter {
+    takes: Takes,
     waker: RefCell<Option<Waker>>,
     given: RefCell<Option<Box<Http1>>>,
     woken: Cell<bool>,
@@ -80,7 +89,7 @@ pub(crate) struct Waiting<'a> {
 }
 
 impl HostPool {
-    pub(crate) fn new(host: &Arc<Host>, place: Permit, sharing: Sharing<'_>) -> Self {
+    pub(crate) fn new(host: &Arc<Host>, place: Option<Permit>, sharing: Sharing<'_>) -> Self {
         Self {
             host: RefCell::new(Rc::new(HostRef(Arc::clone(host)))),
             _place: place,
@@ -90,6 +99,7 @@ impl HostPool {
             idle: RefCell::default(),
             http2: RefCell::default(),
             http1_open: Cell::new(0),
+            raw_open: Cell::new(0),
             http2_connecting: Cell::new(false),
             negotiated_http1: Cell::new(false),
             waiting: RefCell::default(),
@@ -142,7 +152,7 @@ impl HostPool {
         }
     }
 
-    /// Gives a connection back: to the first who waits, or to the idle ones.
+    /// Gives a connection back: to the first who waits for one like it, or to the idle ones.
     #[inline]
     pub(crate) fn put_idle(&self, mut connection: Box<Http1>, cluster: &Cluster, now: Instant) {
         let max = cluster.http.max_requests_per_connection;
@@ -151,7 +161,7 @@ impl HostPool {
             return;
         }
         connection.idle_since = now;
-        while let Some(waiter) = self.waiting.borrow_mut().pop_front() {
+        while let Some(waiter) = self.first_waiting(|takes| takes.http1) {
             waiter.woken.set(true);
             if let Some(waker) = waiter.waker.borrow_mut().take() {
                 *waiter.given.borrow_mut() = Some(connection);
@@ -177,9 +187,35 @@ impl HostPool {
         self.http1_open.get() > 0
     }
 
+    /// A connection for the payload of a CONNECT was made.
+    fn opened_raw(&self) {
+        self.raw_open.set(self.raw_open.get() + 1);
+    }
+
+    /// It was dropped.
+    fn closed_raw(&self) {
+        self.raw_open.set(self.raw_open.get().saturating_sub(1));
+        self.wake_one();
+    }
+
+    pub(crate) fn has_raw(&self) -> bool {
+        self.raw_open.get() > 0
+    }
+
+    fn first_waiting(&self, wanted: impl Fn(Takes) -> bool) -> Option<Rc<Waiter>> {
+        let mut waiting = self.waiting.borrow_mut();
+        let place = waiting.iter().position(|waiter| wanted(waiter.takes))?;
+        waiting.remove(place)
+    }
+
     /// Lets one who waits look again.
     pub(crate) fn wake_one(&self) {
-        if let Some(waiter) = self.waiting.borrow_mut().pop_front() {
+        self.wake_first(|_| true);
+    }
+
+    /// The same for one who can use what has become free.
+    fn wake_first(&self, wanted: impl Fn(Takes) -> bool) {
+        if let Some(waiter) = self.first_waiting(wanted) {
             waiter.woken.set(true);
             if let Some(waker) = waiter.waker.borrow_mut().take() {
                 waker.wake();
@@ -217,9 +253,14 @@ impl HostPool {
         self.wake_all();
     }
 
-    /// Waits until a connection comes back (and is given), or anything else has changed.
-    pub(crate) fn wait(&self) -> Waiting<'_> {
-        let waiter = Rc::new(Waiter::default());
+    /// Waits until a connection comes back (and is given, if it is of use), or anything else has changed.
+    pub(crate) fn wait(&self, takes: Takes) -> Waiting<'_> {
+        let waiter = Rc::new(Waiter {
+            takes,
+            waker: RefCell::default(),
+            given: RefCell::default(),
+            woken: Cell::new(false),
+        });
         self.waiting.borrow_mut().push_back(Rc::clone(&waiter));
         Waiting { pool: self, waiter, done: false }
     }
@@ -252,11 +293,15 @@ impl HostPool {
         self.http1_open.get() as usize == self.idle.borrow().len()
             && self.http2.borrow().iter().all(|connection| connection.active() == 0)
             && !self.http2_connecting.get()
+            && self.raw_open.get() == 0
             && self.waiting.borrow().is_empty()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.http1_open.get() == 0 && self.http2.borrow().is_empty() && !self.http2_connecting.get()
+        self.http1_open.get() == 0
+            && self.raw_open.get() == 0
+            && self.http2.borrow().is_empty()
+            && !self.http2_connecting.get()
     }
 }
 
@@ -282,10 +327,12 @@ impl Drop for Waiting<'_> {
         } else if let Some(connection) = self.waiter.given.borrow_mut().take() {
             // Given while the request was going away: the next one takes it.
             self.pool.idle.borrow_mut().push(connection);
-            self.pool.wake_one();
+            self.pool.wake_first(|takes| takes.http1);
         } else if !self.done {
-            // Woken while the request was going away: what it was woken for is the next one's.
-            self.pool.wake_one();
+            // Woken while the request was going away: what it was woken for is another's who can use the same.
+            let Takes { http1, http2 } = self.waiter.takes;
+            let of_use = |takes: Takes| takes.http1 == http1 && takes.http2 == http2;
+            self.pool.wake_first(of_use);
         }
     }
 }

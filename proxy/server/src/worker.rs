@@ -3,7 +3,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -90,6 +90,8 @@ pub struct Sharing<'a> {
     pub downstream: Option<&'a Rc<ConnectionInfo>>,
     /// Whether upstream may be told of the downstream connection.
     pub stated: bool,
+    /// As what its pool counts among the cluster's `max_connection_pools`; those of TCP proxies do not, as in Envoy.
+    pub counted: Option<Priority>,
 }
 
 /// One worker's view of one cluster.
@@ -395,7 +397,14 @@ impl LocalCluster {
                 pool.update(host);
                 return Ok(Rc::clone(pool));
             }
-            let place = place_for_pool(cluster, &mut named)?;
+            // Clients choose these keys: one that is idle makes way, and its connections with it.
+            let free = || {
+                let idle = named.iter().find(|(_, pool)| pool.is_idle() && Rc::strong_count(pool) == 1);
+                if let Some(key) = idle.map(|(key, _)| key.clone()) {
+                    named.remove(&key);
+                }
+            };
+            let place = place_for_pool(cluster, sharing.counted, free)?;
             let pool = Rc::new(HostPool::new(host, place, Sharing { downstream, ..sharing }));
             named.insert(key, Rc::clone(&pool));
             return Ok(pool);
@@ -404,7 +413,7 @@ impl LocalCluster {
             pool.update(host);
             return Ok(Rc::clone(pool));
         }
-        self.add_pool(cluster, host)
+        self.add_pool(cluster, host, sharing.counted)
     }
 
     /// Made with the first request; a replaced cluster keeps its name, and so these.
@@ -425,11 +434,16 @@ impl LocalCluster {
     }
 
     #[cold]
-    fn add_pool(&self, cluster: &Cluster, host: &Arc<Host>) -> Result<Rc<HostPool>, NoHost> {
-        let mut pools = self.pools.borrow_mut();
-        let place = place_for_pool(cluster, &mut pools)?;
+    fn add_pool(
+        &self,
+        cluster: &Cluster,
+        host: &Arc<Host>,
+        counted: Option<Priority>,
+    ) -> Result<Rc<HostPool>, NoHost> {
+        // The pool of another host does not make way, idle or not, as in Envoy.
+        let place = place_for_pool(cluster, counted, || {})?;
         let pool = Rc::new(HostPool::new(host, place, Sharing::default()));
-        pools.insert(host.id(), Rc::clone(&pool));
+        self.pools.borrow_mut().insert(host.id(), Rc::clone(&pool));
         Ok(pool)
     }
 
@@ -472,22 +486,21 @@ impl LocalCluster {
     }
 }
 
-/// A place under `max_connection_pools`; an idle pool makes way, and its connections with it.
-fn place_for_pool<K, S>(cluster: &Cluster, pools: &mut HashMap<K, Rc<HostPool>, S>) -> Result<Permit, NoHost>
-where
-    K: Clone + Eq + Hash,
-    S: BuildHasher,
-{
-    let reserve = || cluster.admission.reserve(Priority::Default, Resource::Pools);
+/// A place under `max_connection_pools`, for a pool that counts. At the bound `free` may make room.
+fn place_for_pool(
+    cluster: &Cluster,
+    counted: Option<Priority>,
+    free: impl FnOnce(),
+) -> Result<Option<Permit>, NoHost> {
+    let Some(priority) = counted else { return Ok(None) };
+    let reserve = || cluster.admission.reserve(priority, Resource::Pools);
     let freed = || {
-        let idle = pools.iter().find(|(_, pool)| pool.is_idle() && Rc::strong_count(pool) == 1);
-        let key = idle.map(|(key, _)| key.clone())?;
-        pools.remove(&key);
+        free();
         reserve()
     };
-    reserve().or_else(freed).ok_or_else(|| {
+    reserve().or_else(freed).map(Some).ok_or_else(|| {
         cluster.stats.upstream_cx_pool_overflow().inc();
-        NoHost::NoHealthyHost
+        NoHost::PoolOverflow
     })
 }
 

@@ -76,6 +76,8 @@ pub enum NoHost {
     OverrideHostUnavailable,
     /// An ORIGINAL_DST cluster was given no usable address.
     InvalidOriginalDestination,
+    /// `max_connection_pools` allows no pool for the host that was picked.
+    PoolOverflow,
 }
 
 /// One worker's state of one cluster: the snapshot it picks from, and where it is in each schedule.

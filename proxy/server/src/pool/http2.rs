@@ -454,7 +454,7 @@ impl Drop for Http2Stream {
         }
         // The place is another's: with every connection in use, that is what the others wait for.
         if let Some(pool) = connection.pool.upgrade() {
-            pool.wake_one();
+            pool.wake_first(|takes| takes.http2);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -12,6 +12,7 @@ use tokio_util::io::poll_read_buf;
 use waystation_filter_api::stream::Bytes as ByteCounts;
 use waystation_http::Headers;
 
+use super::HostPool;
 use super::connect::{ConnectionGuard, UpstreamConnInfo};
 use crate::http::end::ResetReason;
 use crate::http::outbox::Outbox;
@@ -32,11 +33,18 @@ pub(crate) struct Tcp {
     shut: bool,
     pub(crate) info: Rc<UpstreamConnInfo>,
     guard: ConnectionGuard,
+    pool: Weak<HostPool>,
 }
 
 impl Tcp {
-    pub(crate) fn new(transport: Transport, info: UpstreamConnInfo, mut guard: ConnectionGuard) -> Self {
+    pub(crate) fn new(
+        transport: Transport,
+        info: UpstreamConnInfo,
+        mut guard: ConnectionGuard,
+        pool: &Rc<HostPool>,
+    ) -> Self {
         guard.active = true;
+        pool.opened_raw();
         Self {
             transport,
             out: Outbox::new(guard.cluster().buffer_limit),
@@ -46,6 +54,7 @@ impl Tcp {
             shut: false,
             info: Rc::new(info),
             guard,
+            pool: Rc::downgrade(pool),
         }
     }
 
@@ -109,6 +118,14 @@ impl Tcp {
                 self.guard.remote = true;
                 Poll::Ready(Err(ResetReason::ConnectionTermination))
             }
+        }
+    }
+}
+
+impl Drop for Tcp {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.closed_raw();
         }
     }
 }

@@ -270,8 +270,12 @@ async fn serve_streams(
                 return (End::AtOnce, false);
             }
             // After our GOAWAY it is the library that ends it, once no stream is left.
-            Next::Closed if draining.is_some() => return (End::Delayed, false),
-            Next::Closed => return (End::ByClient, false),
+            Next::Closed => {
+                for end in watch.take_all_refused(false) {
+                    Box::pin(refused::log(cx, end)).await;
+                }
+                return (if draining.is_some() { End::Delayed } else { End::ByClient }, false);
+            }
             Next::Timer => {
                 let now = timer.now();
                 if pinging.zip(options.keepalive_timeout).is_some_and(|(sent, limit)| now >= sent + limit) {

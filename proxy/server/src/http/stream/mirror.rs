@@ -209,9 +209,10 @@ async fn send(
 async fn exchange(worker: &Rc<Worker>, local: &LocalCluster, request: Headers, body: Reader) {
     let Some(cluster) = local.get() else { return };
     let now = Instant::now();
-    let sharing = Sharing { tls_name: TlsName::of(&cluster.http, &request), ..Sharing::default() };
-    let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), sharing, now) else { return };
     let priority = Priority::Default;
+    let tls_name = TlsName::of(&cluster.http, &request);
+    let sharing = Sharing { tls_name, counted: Some(priority), ..Sharing::default() };
+    let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), sharing, now) else { return };
     let stream = match upstream::ready(&pool, &cluster, Carried::Http(Protocol::Http11), now) {
         Some(stream) => Ok(stream),
         None => {

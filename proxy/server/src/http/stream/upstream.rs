@@ -19,7 +19,7 @@ use crate::http::end::ResetReason;
 use crate::pool::http1::Http1;
 use crate::pool::http2::{Http2, Http2Stream};
 use crate::pool::tcp::Tcp;
-use crate::pool::{ConnectError, ConnectOptions, HostPool, TlsName, UpstreamConnInfo, connect};
+use crate::pool::{ConnectError, ConnectOptions, HostPool, Takes, TlsName, UpstreamConnInfo, connect};
 use crate::worker::Worker;
 
 /// A stream on an upstream connection.
@@ -108,14 +108,18 @@ pub(super) fn ready(
     carried: Carried,
     now: Instant,
 ) -> Option<Upstream> {
-    match wanted(cluster, pool, carried) {
+    let wanted = wanted(cluster, pool, carried);
+    match wanted {
         Wanted::Raw => None,
         Wanted::Http1 => pool.take_idle(now).map(Upstream::Http1),
         Wanted::Http2 | Wanted::Either => {
             let stream = pool
                 .least_loaded()
                 .map(|connection| Upstream::Http2(Box::new(Http2Stream::reserve(connection))));
-            stream.or_else(|| pool.take_idle(now).map(Upstream::Http1))
+            match wanted {
+                Wanted::Http2 => stream,
+                _ => stream.or_else(|| pool.take_idle(now).map(Upstream::Http1)),
+            }
         }
     }
 }
@@ -143,7 +147,9 @@ pub(super) async fn acquire(
         let wanted = wanted(&cluster, &pool, carried);
         // Streams that can share a connection wait for the one that is being made.
         if wanted.is_shared() && pool.http2_connecting.get() {
-            pool.wait().done().await;
+            if let Some(connection) = pool.wait(wanted.takes()).done().await {
+                return Ok(Upstream::Http1(connection));
+            }
             continue;
         }
         let alpn: &[&[u8]] = match wanted {
@@ -155,7 +161,8 @@ pub(super) async fn acquire(
         let downstream = pool.downstream();
         let options = ConnectOptions {
             priority,
-            past_limit: !pool.has_http1() && !pool.has_http2(),
+            // One that nobody else's will come back for.
+            past_limit: !wanted.has_some(&pool),
             downstream: downstream.as_deref(),
             tls: ClientOptions {
                 server_name: pool.tls_name().and_then(TlsName::server_name),
@@ -169,7 +176,9 @@ pub(super) async fn acquire(
         match made {
             Ok((transport, info, guard)) => {
                 let http2 = match wanted {
-                    Wanted::Raw => return Ok(Upstream::Tcp(Box::new(Tcp::new(transport, info, guard)))),
+                    Wanted::Raw => {
+                        return Ok(Upstream::Tcp(Box::new(Tcp::new(transport, info, guard, &pool))));
+                    }
                     Wanted::Http1 => false,
                     Wanted::Http2 => true,
                     Wanted::Either => info.alpn.as_deref() == Some(b"h2"),
@@ -208,8 +217,8 @@ pub(super) async fn acquire(
                 }
             }
             // One of ours will come back.
-            Err(ConnectError::Overflow) if pool.has_http1() || pool.has_http2() => {
-                if let Some(connection) = pool.wait().done().await {
+            Err(ConnectError::Overflow) if wanted.has_some(&pool) => {
+                if let Some(connection) = pool.wait(wanted.takes()).done().await {
                     return Ok(Upstream::Http1(connection));
                 }
             }
@@ -358,6 +367,20 @@ impl Wanted {
     /// Whether several streams may come to share the connection.
     fn is_shared(self) -> bool {
         matches!(self, Self::Http2 | Self::Either)
+    }
+
+    fn takes(self) -> Takes {
+        Takes { http1: matches!(self, Self::Http1 | Self::Either), http2: self.is_shared() }
+    }
+
+    /// Whether the pool has connections of this kind; to Envoy each kind is a pool of its own.
+    fn has_some(self, pool: &HostPool) -> bool {
+        match self {
+            Self::Raw => pool.has_raw(),
+            Self::Http1 => pool.has_http1(),
+            Self::Http2 => pool.has_http2(),
+            Self::Either => pool.has_http1() || pool.has_http2(),
+        }
     }
 }
 

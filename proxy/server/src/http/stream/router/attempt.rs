@@ -10,7 +10,7 @@ use waystation_route::{RetryHostPredicate, Route};
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::host::{ActiveRequest, Outcome as HostOutcome};
 use waystation_upstream::load_balancer::{OriginalDestination, PriorityLoad};
-use waystation_upstream::{PickContext, Priority};
+use waystation_upstream::{NoHost, PickContext, Priority};
 
 use super::{RetryPermit, Routing};
 use crate::http::downstream::Downstream;
@@ -50,9 +50,12 @@ impl<D: Downstream> Stream<'_, D> {
         let load = routing.priorities.as_mut();
         let load = load.and_then(|previous| routing.local.retry_load(&cluster, previous));
         let pool = match self.pick(routing, load.as_ref(), now) {
-            Some(pool) => pool,
-            None => {
-                cluster.stats.upstream_cx_none_healthy().inc();
+            Ok(pool) => pool,
+            Err(no_host) => {
+                // A host that may have no pool is counted by then.
+                if no_host != NoHost::PoolOverflow {
+                    cluster.stats.upstream_cx_none_healthy().inc();
+                }
                 // There was no attempt.
                 self.attempt_log = None;
                 self.count(routing, 503);
@@ -333,7 +336,12 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// Picks the host of an attempt; a retry looks for one that the policy's predicates accept.
-    fn pick(&self, routing: &Routing<'_>, load: Option<&PriorityLoad>, now: Instant) -> Option<Rc<HostPool>> {
+    fn pick(
+        &self,
+        routing: &Routing<'_>,
+        load: Option<&PriorityLoad>,
+        now: Instant,
+    ) -> Result<Rc<HostPool>, NoHost> {
         let policy = routing.retry.filter(|_| routing.attempts > 1);
         let reject = |host: &waystation_upstream::Host| {
             policy.is_some_and(|policy| {
@@ -362,8 +370,9 @@ impl<D: Downstream> Stream<'_, D> {
             tls_name: TlsName::of(&routing.cluster.http, &self.heads.request),
             downstream: Some(connection),
             stated: self.cx.hcm.add_proxy_protocol_state,
+            counted: Some(routing.action.priority),
         };
-        routing.local.pick(&self.cx.worker, &routing.cluster, &cx, sharing, now).ok()
+        routing.local.pick(&self.cx.worker, &routing.cluster, &cx, sharing, now)
     }
 
     /// Waits for a connection, unless the stream ends before there is one.
