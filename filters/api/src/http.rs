@@ -148,7 +148,7 @@ pub struct StreamCx<'a> {
     pub random: &'a mut fastrand::Rng,
     /// Fetches what the stream's route lacks.
     pub on_demand: &'a dyn OnDemand,
-    resume: &'a Resume,
+    pause: &'a dyn Pause,
     clear_route: &'a mut bool,
 }
 
@@ -160,15 +160,15 @@ impl<'a> StreamCx<'a> {
         route_config: &'a [FilterConfig],
         random: &'a mut fastrand::Rng,
         on_demand: &'a dyn OnDemand,
-        resume: &'a Resume,
+        pause: &'a dyn Pause,
         clear_route: &'a mut bool,
     ) -> Self {
-        Self { info, request, route_config, random, on_demand, resume, clear_route }
+        Self { info, request, route_config, random, on_demand, pause, clear_route }
     }
 
-    /// A handle that ends this filter's pause.
+    /// A handle that ends this filter's pause, made when it is first asked for.
     pub fn resume_handle(&self) -> Resume {
-        self.resume.clone()
+        self.pause.handle()
     }
 
     /// Has the route selected anew, after a filter changed what it depends on.
@@ -212,19 +212,31 @@ pub struct ClusterSource {
     pub timeout: Duration,
 }
 
+/// A filter's place in the driver, which makes the handle that ends its pause: few filters ever ask for one.
+pub trait Pause {
+    /// The same handle as before, if there is one.
+    fn handle(&self) -> Resume;
+}
+
+/// Where a handle leaves its verdict, in the driver.
+pub trait Paused {
+    /// The stream is to go on as `flow` says. Told at most once by each handle.
+    fn resume(&self, flow: Flow);
+}
+
 /// Ends a filter's pause from outside the phase: a timer, a side call, a Wasm module's `continue`.
 #[derive(Clone)]
-pub struct Resume(Rc<dyn Fn(Flow)>);
+pub struct Resume(Rc<dyn Paused>);
 
 impl Resume {
-    /// Made by the driver; `wake` is called at most once with the verdict.
-    pub fn new(wake: impl Fn(Flow) + 'static) -> Self {
-        Self(Rc::new(wake))
+    /// Made by the driver.
+    pub fn new(paused: Rc<dyn Paused>) -> Self {
+        Self(paused)
     }
 
     /// Lets the stream go on as `flow` says.
     pub fn resume(self, flow: Flow) {
-        (self.0)(flow);
+        self.0.resume(flow);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The HTTP engine in process: raw bytes in, a scripted upstream, raw bytes out.
 
 mod http {
+    mod allocations;
     mod filters;
     pub(crate) mod harness;
     mod on_demand;

@@ -330,6 +330,10 @@ const ROUTES: &str = r#"
         route: {cluster: nobody}
         typed_per_filter_config:
           fetch: {"@type": type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.PerRouteConfig}
+      - match: {path: /configured}
+        route: {cluster: up}
+        typed_per_filter_config:
+          own: {"@type": type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.PerRouteConfig}
       - match: {path: /teapot}
         direct_response: {status: 418, body: {inline_string: short}}
       - match: {path: /moved}

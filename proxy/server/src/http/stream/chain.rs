@@ -6,13 +6,13 @@
 //! let go by itself; what it does not want to see waits for the [`Resume`]. While a phase waits for a future, what
 //! arrives is kept and shown to it afterwards.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use waystation_filter_api::http::{
-    BodyData, FilterConfig, Flow, Hold, HttpFilter, LocalFuture, LocalReply, Phases, Resume, StreamCx,
+    BodyData, Flow, Hold, HttpFilter, LocalFuture, LocalReply, Pause, Paused, Phases, Resume, StreamCx,
 };
 use waystation_http::Headers;
 use waystation_route::FilterLevels;
@@ -27,6 +27,8 @@ use crate::http::end::StreamEnd;
 #[derive(Default)]
 pub(super) struct Chain {
     slots: Vec<Slot>,
+    /// The route that the filters were made for and are configured by, whatever is selected later.
+    route: Option<(Rc<Table>, u32)>,
     phases: Phases,
     request: Lane,
     response: Lane,
@@ -63,7 +65,6 @@ struct Slot {
     entry: usize,
     filter: Box<dyn HttpFilter>,
     phases: Phases,
-    configs: Vec<FilterConfig>,
     request: Station,
     response: Station,
 }
@@ -78,7 +79,8 @@ struct Station {
     unseen: Vec<Bytes>,
     bytes: usize,
     tail: Option<Tail>,
-    resume: Option<(Rc<Resumed>, Resume)>,
+    /// Made for the filter that asks for its handle.
+    resume: OnceCell<Rc<Resumed>>,
 }
 
 #[derive(Default)]
@@ -221,24 +223,13 @@ impl Chain {
 }
 
 impl Station {
-    /// The handle that ends this filter's pause.
-    fn resume(&mut self) -> Resume {
-        let (resumed, resume) = self.resume.get_or_insert_with(|| {
-            let resumed = Rc::<Resumed>::default();
-            let theirs = Rc::clone(&resumed);
-            let resume = Resume::new(move |flow| {
-                *theirs.verdict.borrow_mut() = Some(flow);
-                if let Some(waker) = theirs.waker.borrow_mut().take() {
-                    waker.wake();
-                }
-            });
-            (resumed, resume)
-        });
-        if matches!(self.stop, Stop::Open) {
-            // A verdict over an earlier pause says nothing about the next.
-            resumed.verdict.borrow_mut().take();
+    /// A verdict over an earlier pause says nothing about the next.
+    fn forget_verdict(&self) {
+        if matches!(self.stop, Stop::Open)
+            && let Some(resumed) = self.resume.get()
+        {
+            resumed.verdict.take();
         }
-        resume.clone()
     }
 
     fn poll(&mut self, task: &mut Context<'_>) -> Poll<Flow> {
@@ -246,7 +237,7 @@ impl Station {
             Stop::Open => Poll::Pending,
             Stop::Waiting(future) => future.as_mut().poll(task),
             Stop::Paused(_) => {
-                let Some((resumed, _)) = &self.resume else { return Poll::Pending };
+                let Some(resumed) = self.resume.get() else { return Poll::Pending };
                 if let Some(flow) = resumed.verdict.borrow_mut().take() {
                     return Poll::Ready(flow);
                 }
@@ -264,6 +255,21 @@ impl Station {
     }
 }
 
+impl Pause for Station {
+    fn handle(&self) -> Resume {
+        Resume::new(Rc::<Resumed>::clone(self.resume.get_or_init(Rc::default)))
+    }
+}
+
+impl Paused for Resumed {
+    fn resume(&self, flow: Flow) {
+        *self.verdict.borrow_mut() = Some(flow);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
 impl<D: Downstream> Stream<'_, D> {
     /// Makes the filters' instances for the stream's route.
     pub(super) fn build_chain(&mut self) {
@@ -272,6 +278,7 @@ impl<D: Downstream> Stream<'_, D> {
         if self.cx.hcm.filters.is_empty() {
             return;
         }
+        self.chain.route = self.table.clone();
         self.add_filters(0, true);
         if !self.chain.is_empty() {
             self.note_cluster();
@@ -282,7 +289,7 @@ impl<D: Downstream> Stream<'_, D> {
     fn add_filters(&mut self, first: usize, begins: bool) {
         let hcm = &self.cx.hcm;
         for (i, entry) in hcm.filters.iter().enumerate().skip(first) {
-            let levels = levels(self.table.as_ref(), i);
+            let levels = levels(self.chain.route.as_ref(), i);
             if levels.disabled.filter(|_| begins).unwrap_or(entry.disabled) {
                 continue;
             }
@@ -295,7 +302,6 @@ impl<D: Downstream> Stream<'_, D> {
                 entry: i,
                 filter,
                 phases,
-                configs: levels.configs.to_vec(),
                 request: Station::default(),
                 response: Station::default(),
             });
@@ -313,7 +319,7 @@ impl<D: Downstream> Stream<'_, D> {
         if !had_route && self.table.is_some() {
             let entry = self.chain.slots[step].entry;
             self.chain.slots.truncate(step + 1);
-            self.chain.slots[step].configs = levels(self.table.as_ref(), entry).configs.to_vec();
+            self.chain.route = self.table.clone();
             self.add_filters(entry + 1, false);
         }
         self.note_cluster();
@@ -343,8 +349,8 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     async fn decode_what_came(&mut self) -> Result<(), Stopped> {
-        // A request that was redirected internally comes with its body.
-        let pieces = std::mem::take(&mut self.heads.kept);
+        // A request that was redirected internally comes with its body. The list stays, for what passes the filters.
+        let pieces: Vec<Bytes> = self.heads.kept.drain(..).collect();
         self.kept_bytes = 0;
         let (complete, trailers) = (self.request_complete, self.request_has_trailers);
         self.begin(Way::Request, complete && pieces.is_empty() && !trailers)?;
@@ -704,15 +710,19 @@ impl<D: Downstream> Stream<'_, D> {
         request: Option<&Headers>,
         call: impl FnOnce(&mut dyn HttpFilter, &mut StreamCx<'_>) -> Flow,
     ) -> Flow {
-        let resume = self.chain.station(way, step).resume();
         let place = self.chain.place(way, step);
         let mut clear_route = false;
         let slot = &mut self.chain.slots[place];
+        let station = match way {
+            Way::Request => &slot.request,
+            Way::Response => &slot.response,
+        };
+        station.forget_verdict();
+        let configs = levels(self.chain.route.as_ref(), slot.entry).configs;
         let info = &mut self.info;
         let on_demand = Demand { cx: self.cx, table: self.table.as_ref(), random: self.random };
         let flow = self.cx.worker.with_random(|random| {
-            let mut cx =
-                StreamCx::new(info, request, &slot.configs, random, &on_demand, &resume, &mut clear_route);
+            let mut cx = StreamCx::new(info, request, configs, random, &on_demand, station, &mut clear_route);
             call(&mut *slot.filter, &mut cx)
         });
         self.route_cleared |= clear_route;
@@ -730,7 +740,7 @@ impl<D: Downstream> Stream<'_, D> {
     }
 }
 
-/// What the stream's route says about the filter in this place.
+/// What a route says about the filter in this place.
 fn levels(table: Option<&(Rc<Table>, u32)>, entry: usize) -> FilterLevels<'_> {
     table
         .and_then(|(table, index)| {
