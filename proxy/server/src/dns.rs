@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use waystation_stats::Counter;
 use waystation_upstream::cluster::{Cluster, Discovery};
 use waystation_upstream::discovery::{HickoryResolver, drive};
 
@@ -27,13 +28,15 @@ pub struct DnsTasks {
     receiver: mpsc::Receiver<DnsEvent>,
     /// An event found the queue full.
     missed: Arc<AtomicBool>,
+    /// `cluster_manager.cluster_updated`.
+    updated: Counter,
 }
 
 impl DnsTasks {
-    /// No tasks.
-    pub fn new() -> Self {
+    /// No tasks. `updated` counts the changes after a cluster's first endpoints.
+    pub fn new(updated: Counter) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { tasks: HashMap::new(), sender, receiver, missed: Arc::default() }
+        Self { tasks: HashMap::new(), sender, receiver, missed: Arc::default(), updated }
     }
 
     /// Looks after the cluster's endpoints until [`Self::stop`].
@@ -51,11 +54,15 @@ impl DnsTasks {
                 };
                 let cluster = Arc::clone(cluster);
                 let (sender, missed) = (self.sender.clone(), Arc::clone(&self.missed));
-                let name: Arc<str> = cluster.name().into();
+                let (name, updated): (Arc<str>, _) = (cluster.name().into(), self.updated.clone());
+                let mut has_endpoints = false;
                 tokio::spawn(async move {
                     // The cluster is changed already; the main thread only learns that it may be warm. When its queue
                     // is full it is told to look at all of them.
-                    drive(&cluster, &resolver, |_| {
+                    drive(&cluster, &resolver, |applied| {
+                        if std::mem::replace(&mut has_endpoints, true) && applied.rebuilt {
+                            updated.inc();
+                        }
                         if sender.try_send(DnsEvent { cluster: Arc::clone(&name) }).is_err() {
                             missed.store(true, Ordering::Relaxed);
                         }
@@ -95,11 +102,5 @@ impl DnsTasks {
     /// The next cluster that got endpoints.
     pub async fn next(&mut self) -> Option<DnsEvent> {
         self.receiver.recv().await
-    }
-}
-
-impl Default for DnsTasks {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -1,7 +1,9 @@
 //! The layers of `layered_runtime`: static, disk, admin, RTDS.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use envoy_types::pb::envoy::config::bootstrap::v3 as pb;
@@ -36,6 +38,8 @@ enum Source {
 #[derive(Debug)]
 pub struct RuntimeLayers {
     layers: Vec<(String, Source)>,
+    /// How many disk layers could not be read when they were put in force.
+    failed: Cell<u64>,
     stats: RuntimeStats,
 }
 
@@ -49,7 +53,7 @@ impl RuntimeLayers {
         use pb::runtime_layer::LayerSpecifier;
         let stats = root.scope("runtime").group();
         let Some(proto) = proto else {
-            return Ok(Self { layers: Vec::new(), stats });
+            return Ok(Self { layers: Vec::new(), failed: Cell::default(), stats });
         };
         let mut layers: Vec<(String, Source)> = Vec::with_capacity(proto.layers.len());
         for (i, layer) in proto.layers.iter().enumerate() {
@@ -92,7 +96,7 @@ impl RuntimeLayers {
             let source = compile().at(|| format!("layers[{i}]")).at(|| "layered_runtime")?;
             layers.push((layer.name.clone(), source));
         }
-        Ok(Self { layers, stats })
+        Ok(Self { layers, failed: Cell::default(), stats })
     }
 
     /// Puts the layers in force; disk layers are read anew.
@@ -100,20 +104,32 @@ impl RuntimeLayers {
         self.put(runtime, self.read());
     }
 
-    fn read(&self) -> Vec<Layer> {
-        let layers = self.layers.iter().map(|(name, source)| Layer {
-            name: name.clone(),
-            values: match source {
+    /// The layers that can be read, and how many cannot. As in Envoy a disk layer is there as a whole or not at all, and
+    /// one without a folder is no error.
+    fn read(&self) -> (Vec<Layer>, u64) {
+        let mut failed = 0;
+        let layers = self.layers.iter().filter_map(|(name, source)| {
+            let values = match source {
                 Source::Static(values) | Source::Admin(values) | Source::Rtds { values, .. } => {
                     values.clone()
                 }
-                Source::Disk(path) => read_disk(path),
-            },
+                Source::Disk(path) if !path.exists() => return None,
+                Source::Disk(path) => match read_disk(path) {
+                    Ok(values) => values,
+                    Err(error) => {
+                        tracing::debug!(target: "runtime", "error loading layer '{name}' from disk: {error}");
+                        failed += 1;
+                        return None;
+                    }
+                },
+            };
+            Some(Layer { name: name.clone(), values })
         });
-        layers.collect()
+        (layers.collect(), failed)
     }
 
-    fn put(&self, runtime: &Runtime, layers: Vec<Layer>) {
+    fn put(&self, runtime: &Runtime, (layers, failed): (Vec<Layer>, u64)) {
+        self.failed.set(failed);
         let count = |of: fn(&Source) -> bool| self.layers.iter().filter(|(_, source)| of(source)).count();
         let stats = &self.stats;
         let overrides = count(|source| matches!(source, Source::Admin(values) if !values.is_empty()));
@@ -121,7 +137,10 @@ impl RuntimeLayers {
         stats.num_layers().set(layers.len() as u64);
         let keys: BTreeSet<&String> = layers.iter().flat_map(|layer| layer.values.keys()).collect();
         stats.num_keys().set(keys.len() as u64);
-        stats.load_success().inc();
+        match failed {
+            0 => stats.load_success().inc(),
+            _ => stats.load_error().inc(),
+        }
         // A second disk layer is what an override directory once was.
         match count(|source| matches!(source, Source::Disk(_))) {
             0 | 1 => stats.override_dir_not_exists().inc(),
@@ -179,12 +198,18 @@ impl RuntimeLayers {
         true
     }
 
+    /// A configuration sets so many deprecated fields.
+    pub fn deprecated_features_used(&self, count: u64) {
+        self.stats.deprecated_feature_use().add(count);
+        self.stats.deprecated_feature_seen_since_process_start().add(count);
+    }
+
     /// Reads disk layers again, if there are any: a layer is replaced by moving a symbolic link.
     pub fn refresh(&self, runtime: &Runtime) {
         if self.layers.iter().any(|(_, source)| matches!(source, Source::Disk(_))) {
-            let layers = self.read();
-            if layers != runtime.layers() {
-                self.put(runtime, layers);
+            let (layers, failed) = self.read();
+            if layers != runtime.layers() || failed != self.failed.get() {
+                self.put(runtime, (layers, failed));
             }
         }
     }
@@ -217,33 +242,34 @@ fn flatten(proto: &wkt::Struct) -> Result<BTreeMap<String, Value>, ConfigError> 
     Ok(out)
 }
 
-/// One file per key, folders are dots; `#` starts a comment line. A layer that cannot be read is empty, as in Envoy.
-fn read_disk(root: &Path) -> BTreeMap<String, Value> {
+/// One file per key, folders are dots; `#` starts a comment line.
+///
+/// # Errors
+/// Whatever of it cannot be read.
+fn read_disk(root: &Path) -> io::Result<BTreeMap<String, Value>> {
     /// Envoy's bound, against links that lead in circles.
     const MAX_DEPTH: usize = 16;
-    fn walk(folder: &Path, prefix: &str, depth: usize, out: &mut BTreeMap<String, Value>) {
-        let Ok(entries) = fs::read_dir(folder) else {
-            return;
-        };
-        for entry in entries.flatten() {
+    fn walk(folder: &Path, prefix: &str, depth: usize, out: &mut BTreeMap<String, Value>) -> io::Result<()> {
+        if depth > MAX_DEPTH {
+            return Err(io::Error::other("folders are too deep"));
+        }
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let path = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
-            let Ok(metadata) = fs::metadata(entry.path()) else {
-                continue;
-            };
-            if metadata.is_dir() {
-                if depth < MAX_DEPTH {
-                    walk(&entry.path(), &path, depth + 1, out);
-                }
-            } else if let Ok(text) = fs::read_to_string(entry.path()) {
+            if fs::metadata(entry.path())?.is_dir() {
+                walk(&entry.path(), &path, depth + 1, out)?;
+            } else {
+                let text = fs::read_to_string(entry.path())?;
                 let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
                 out.insert(path, Value::String(lines.join("\n").trim_end().into()));
             }
         }
+        Ok(())
     }
     let mut out = BTreeMap::new();
-    walk(root, "", 1, &mut out);
-    out
+    walk(root, "", 1, &mut out)?;
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -327,5 +353,38 @@ mod tests {
         let proto = pb::LayeredRuntime { layers: vec![admin("a"), admin("b")] };
         let error = RuntimeLayers::compile(Some(&proto), "", &root()).unwrap_err();
         assert_eq!(error.path(), "layered_runtime.layers[1]");
+    }
+
+    #[test]
+    fn a_disk_layer_that_cannot_be_read_is_left_out_and_counted() {
+        use pb::runtime_layer::LayerSpecifier;
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let disk = pb::runtime_layer::DiskLayer {
+            symlink_root: path("now").to_string_lossy().into_owned(),
+            ..Default::default()
+        };
+        let proto = pb::LayeredRuntime { layers: vec![layer("d", LayerSpecifier::DiskLayer(disk))] };
+        let layers = RuntimeLayers::compile(Some(&proto), "", &root()).unwrap();
+        let runtime = Runtime::new();
+        let counts = || {
+            (layers.stats.load_success().value(), layers.stats.load_error().value(), runtime.layers().len())
+        };
+        layers.apply(&runtime);
+        assert_eq!(counts(), (1, 0, 0), "no folder is no error");
+        std::fs::create_dir(path("now")).unwrap();
+        std::fs::write(path("now/min"), "5").unwrap();
+        layers.refresh(&runtime);
+        assert_eq!(counts(), (2, 0, 1));
+        std::os::unix::fs::symlink(path("nowhere"), path("now/dangling")).unwrap();
+        for _ in 0..2 {
+            layers.refresh(&runtime);
+            assert_eq!(counts(), (2, 1, 0), "counted once");
+        }
+        std::fs::remove_file(path("now/dangling")).unwrap();
+        let deep: std::path::PathBuf = std::iter::repeat_n("d", 20).collect();
+        std::fs::create_dir_all(path("now").join(deep)).unwrap();
+        layers.apply(&runtime);
+        assert_eq!(counts(), (2, 2, 0));
     }
 }

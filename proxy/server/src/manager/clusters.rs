@@ -32,6 +32,10 @@ use crate::upstream_socket;
 
 stats_group! {
     /// `cluster_manager.`
+    ///
+    /// Envoy merges the updates that come of health checks and outlier detection alone; there are neither, and all others
+    /// are in force at once there too. So `cluster_updated_via_merge`, `update_merge_cancelled` and
+    /// `update_out_of_merge_window` are 0.
     pub struct ClusterManagerStats {
         counters {
             cluster_added,
@@ -115,8 +119,10 @@ impl Clusters {
             bind: bind.at(|| "cluster_manager.upstream_bind_config")?,
             resolver,
         });
+        let stats: ClusterManagerStats = shared.stats.root().scope("cluster_manager").group();
         Ok(Self {
-            stats: shared.stats.root().scope("cluster_manager").group(),
+            dns: DnsTasks::new(stats.cluster_updated().to_owned()),
+            stats,
             shared: Arc::clone(shared),
             environment,
             local_cluster,
@@ -129,7 +135,6 @@ impl Clusters {
             ended: Vec::new(),
             activated: Vec::new(),
             stale: BTreeMap::new(),
-            dns: DnsTasks::new(),
         })
     }
 
@@ -369,6 +374,7 @@ impl Clusters {
         };
         let mut stale_after = None;
         let cluster = Arc::clone(&live.cluster);
+        let is_active = self.is_active(&cluster);
         for resource in &update.resources {
             let mut apply = || {
                 const ASSIGNMENT: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
@@ -386,7 +392,10 @@ impl Clusters {
                 Ok::<_, ConfigError>(applied)
             };
             match apply() {
-                Ok(_) => {
+                Ok(applied) => {
+                    if is_active && applied.rebuilt {
+                        self.stats.cluster_updated().inc();
+                    }
                     let dumped = Dumped::accepted(resource.body.clone(), Arc::clone(&resource.version));
                     self.assignments.insert(cluster.name().to_owned(), dumped);
                 }
@@ -436,7 +445,9 @@ impl Clusters {
                 }
                 None => {
                     tracing::debug!(target: "upstream", "endpoints of cluster '{}' are stale", cluster.name());
-                    cluster.assignment_stale(now);
+                    if cluster.assignment_stale(now).rebuilt && self.is_active(&cluster) {
+                        self.stats.cluster_updated().inc();
+                    }
                 }
             }
         }
@@ -458,6 +469,12 @@ impl Clusters {
             cluster.assignment_timed_out();
             self.warming.touch(cluster.name());
         }
+    }
+
+    /// Whether it is this cluster that serves: what one gets while it warms is not counted as an update.
+    fn is_active(&self, cluster: &Arc<Cluster>) -> bool {
+        let active = self.entries.get(cluster.name()).and_then(|entry| entry.active.as_ref());
+        active.is_some_and(|live| Arc::ptr_eq(&live.cluster, cluster))
     }
 
     fn live(&self, sub: SubId) -> Option<&Live> {

@@ -114,8 +114,9 @@ impl Configuration {
         node: core::Node,
         stats: Arc<ServerStats>,
     ) -> Result<Self, StartError> {
-        let Bootstrap { mut proto, wire, clusters: static_clusters, listeners: static_listeners, .. } =
-            bootstrap;
+        let Bootstrap {
+            mut proto, wire, clusters: static_clusters, listeners: static_listeners, report, ..
+        } = bootstrap;
         let text = |error: ConfigError| error.to_string();
         let layers = RuntimeLayers::compile(
             proto.layered_runtime.as_ref(),
@@ -123,6 +124,9 @@ impl Configuration {
             &shared.stats.root(),
         )
         .map_err(text)?;
+        // As in Envoy the walk of the bootstrap's other resources, before there is a runtime, does not count.
+        let of_listeners = |line: &&String| line.starts_with("static_resources.listeners");
+        layers.deprecated_features_used(report.deprecated.iter().filter(of_listeners).count() as u64);
         layers.apply(&shared.runtime);
         if !matches!(proto.header_prefix.as_str(), "" | "x-envoy") {
             return Err(text(ConfigError::field(

@@ -293,6 +293,7 @@ impl Configuration {
                 tracing::warn!(target: "config", "{} '{}': {unknown}", message.name(), resource.name);
             }
         }
+        self.layers.deprecated_features_used(report.deprecated.len() as u64);
         if !self.options.skip_deprecated_logs {
             for deprecated in &report.deprecated {
                 tracing::warn!(target: "config", "{} '{}': {deprecated}", message.name(), resource.name);
