@@ -3,25 +3,27 @@
 //! A message goes through the filters of one direction as head, data and end or trailers. Each filter has a [`Station`]
 //! in each direction: what it holds back, and what has come up behind that. Data never overtake the head, nor the end
 //! the data. While a filter pauses, its body phase is shown everything it holds whenever more has come, so that it may
-//! let go by itself; what it does not want to see waits for the [`Resume`]. While a phase waits for a future, what
+//! let go by itself; what it does not want to see waits for its resume handle. While a phase waits for a future, what
 //! arrives is kept and shown to it afterwards.
 
-use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use waystation_filter_api::http::{
-    BodyData, Flow, Hold, HttpFilter, LocalFuture, LocalReply, Pause, Paused, Phases, Resume, StreamCx,
-};
+use waystation_filter_api::http::{BodyData, Flow, Hold, HttpFilter, LocalReply, Phases, StreamCx};
 use waystation_http::Headers;
-use waystation_route::FilterLevels;
 
 use super::Stream;
 use super::demand::Demand;
 use crate::http::Table;
 use crate::http::downstream::{Downstream, Piece};
 use crate::http::end::StreamEnd;
+
+mod build;
+mod station;
+
+use build::levels;
+use station::{Station, Stop, Tail};
 
 /// The filters that this stream goes through, in the order of the configuration.
 #[derive(Default)]
@@ -67,42 +69,6 @@ struct Slot {
     phases: Phases,
     request: Station,
     response: Station,
-}
-
-/// What one filter holds in one direction.
-#[derive(Default)]
-struct Station {
-    stop: Stop,
-    /// Data that the filter has seen, or does not want to see.
-    held: Vec<Bytes>,
-    /// Data that it has yet to see.
-    unseen: Vec<Bytes>,
-    bytes: usize,
-    tail: Option<Tail>,
-    /// Made for the filter that asks for its handle.
-    resume: OnceCell<Rc<Resumed>>,
-}
-
-#[derive(Default)]
-enum Stop {
-    #[default]
-    Open,
-    Paused(Hold),
-    Waiting(LocalFuture<Flow>),
-}
-
-/// What ends a message.
-#[derive(Clone, Copy, Debug)]
-struct Tail {
-    trailers: bool,
-    seen: bool,
-}
-
-/// Where a [`Resume`] handle leaves its verdict.
-#[derive(Default)]
-struct Resumed {
-    verdict: RefCell<Option<Flow>>,
-    waker: RefCell<Option<Waker>>,
 }
 
 /// Why a message does not go on.
@@ -222,116 +188,7 @@ impl Chain {
     }
 }
 
-impl Station {
-    /// A verdict over an earlier pause says nothing about the next.
-    fn forget_verdict(&self) {
-        if matches!(self.stop, Stop::Open)
-            && let Some(resumed) = self.resume.get()
-        {
-            resumed.verdict.take();
-        }
-    }
-
-    fn poll(&mut self, task: &mut Context<'_>) -> Poll<Flow> {
-        match &mut self.stop {
-            Stop::Open => Poll::Pending,
-            Stop::Waiting(future) => future.as_mut().poll(task),
-            Stop::Paused(_) => {
-                let Some(resumed) = self.resume.get() else { return Poll::Pending };
-                if let Some(flow) = resumed.verdict.borrow_mut().take() {
-                    return Poll::Ready(flow);
-                }
-                *resumed.waker.borrow_mut() = Some(task.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
-
-    fn hold(&mut self, data: Bytes) {
-        self.bytes += data.len();
-        if !data.is_empty() {
-            self.held.push(data);
-        }
-    }
-}
-
-impl Pause for Station {
-    fn handle(&self) -> Resume {
-        Resume::new(Rc::<Resumed>::clone(self.resume.get_or_init(Rc::default)))
-    }
-}
-
-impl Paused for Resumed {
-    fn resume(&self, flow: Flow) {
-        *self.verdict.borrow_mut() = Some(flow);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-}
-
 impl<D: Downstream> Stream<'_, D> {
-    /// Makes the filters' instances for the stream's route.
-    pub(super) fn build_chain(&mut self) {
-        self.complete_chain();
-        self.chain = Chain::default();
-        if self.cx.hcm.filters.is_empty() {
-            return;
-        }
-        self.chain.route = self.table.clone();
-        self.add_filters(0, true);
-        if !self.chain.is_empty() {
-            self.note_cluster();
-        }
-    }
-
-    /// Adds the filters from `first` on. The route may disable them, if it is one that the stream began with.
-    fn add_filters(&mut self, first: usize, begins: bool) {
-        let hcm = &self.cx.hcm;
-        for (i, entry) in hcm.filters.iter().enumerate().skip(first) {
-            let levels = levels(self.chain.route.as_ref(), i);
-            if levels.disabled.filter(|_| begins).unwrap_or(entry.disabled) {
-                continue;
-            }
-            let factory = &entry.factory;
-            let Some(filter) = factory.create(levels.configs) else { continue };
-            let phases = factory.phases();
-            let all = &mut self.chain.phases;
-            all.response_body |= phases.response_body;
-            self.chain.slots.push(Slot {
-                entry: i,
-                filter,
-                phases,
-                request: Station::default(),
-                response: Station::default(),
-            });
-        }
-    }
-
-    /// Selects the route anew for the filter that has waited for that, and shows it the head once more. The filters behind
-    /// it, which have not seen the stream yet, are made for a route that has now been found.
-    fn look_again(&mut self, step: usize) -> Result<Flow, StreamEnd> {
-        self.chain.station(Way::Request, step).stop = Stop::Open;
-        let had_route = self.table.is_some();
-        self.info.upstream.cluster = None;
-        self.select_route()?;
-        self.check_upgrade()?;
-        if !had_route && self.table.is_some() {
-            let entry = self.chain.slots[step].entry;
-            self.chain.slots.truncate(step + 1);
-            self.chain.route = self.table.clone();
-            self.add_filters(entry + 1, false);
-        }
-        self.note_cluster();
-        let end = self.chain.request.head_is_all;
-        let mut request = std::mem::take(&mut self.heads.request);
-        let flow =
-            self.phase(Way::Request, step, None, |filter, cx| filter.decode_headers(cx, &mut request, end));
-        self.heads.request = request;
-        self.select_anew();
-        Ok(flow)
-    }
-
     /// Takes the request head through the filters, and what has come of the body. `true` when one of them has answered.
     pub(super) async fn decode_head(&mut self) -> Result<bool, StreamEnd> {
         match self.decode_what_came().await {
@@ -689,19 +546,6 @@ impl<D: Downstream> Stream<'_, D> {
         }
     }
 
-    pub(super) fn complete_chain(&mut self) {
-        for step in 0..self.chain.slots.len() {
-            if self.chain.slots[step].phases.complete {
-                let request = std::mem::take(&mut self.heads.request);
-                self.phase(Way::Request, step, Some(&request), |filter, cx| {
-                    filter.on_complete(cx);
-                    Flow::Continue
-                });
-                self.heads.request = request;
-            }
-        }
-    }
-
     /// Calls one phase of one filter with its context.
     fn phase(
         &mut self,
@@ -738,16 +582,6 @@ impl<D: Downstream> Stream<'_, D> {
             self.note_cluster();
         }
     }
-}
-
-/// What a route says about the filter in this place.
-fn levels(table: Option<&(Rc<Table>, u32)>, entry: usize) -> FilterLevels<'_> {
-    table
-        .and_then(|(table, index)| {
-            let route = table.held.route(*index)?;
-            Some(route.filter_config(None, (*table.slots.get(entry)?)?))
-        })
-        .unwrap_or_default()
 }
 
 impl From<Box<LocalReply>> for Stopped {
