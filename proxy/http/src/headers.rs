@@ -6,6 +6,18 @@ use std::fmt;
 use crate::known::Known;
 use crate::name::Name;
 
+mod iter;
+mod set;
+mod spelling;
+mod value;
+
+pub use iter::{GetAll, Iter};
+pub use set::KnownSet;
+use spelling::Spelling;
+pub use value::is_valid_value;
+pub(crate) use value::parse_decimal;
+use value::safe_value;
+
 /// An ordered multimap of lower-case names to byte values: a request head, a response head, or trailers.
 ///
 /// All text lives in one arena beside a list of 16-byte entries, so a map costs two allocations, and none once it has
@@ -27,17 +39,6 @@ pub struct Headers {
     spelling: Option<Box<Spelling>>,
 }
 
-/// How a message was written, and is to be written again, beyond the case of its names.
-#[derive(Clone, Default)]
-struct Spelling {
-    /// Names that the peer did not spell are written `Like-This`.
-    proper_added: bool,
-    /// The reason phrase; empty for the standard one.
-    reason: Box<[u8]>,
-    /// `transfer-encoding` as the peer spelled it, which is no entry of the map; empty when it was not there.
-    transfer_encoding: Box<[u8]>,
-}
-
 #[derive(Clone, Copy)]
 struct Entry {
     name_off: u32,
@@ -57,12 +58,6 @@ const ORIGINAL_CASE: u8 = 1;
 
 /// Below this an arena is not worth compacting.
 const MIN_WASTE: usize = 512;
-
-/// Whether `value` may stand in a header: no NUL, CR or LF, the bytes that could split a message.
-#[inline]
-pub fn is_valid_value(value: &[u8]) -> bool {
-    memchr::memchr3(0, b'\r', b'\n', value).is_none()
-}
 
 impl Headers {
     /// An empty map, without allocating.
@@ -150,7 +145,7 @@ impl Headers {
     #[inline]
     pub fn contains<'n>(&self, name: impl Into<Name<'n>>) -> bool {
         match name.into() {
-            Name::Known(known) => self.has(known.id()),
+            Name::Known(known) => self.present.has(known),
             name @ Name::Other(_) => self.find(name, 0).is_some(),
         }
     }
@@ -219,7 +214,7 @@ impl Headers {
             }
         }
         if let Name::Known(known) = name {
-            self.unmark(known.id());
+            self.present.remove(known.id());
         }
         self.compact_if_wasteful();
         true
@@ -228,7 +223,7 @@ impl Headers {
     /// Whether any of `names` is present.
     #[inline]
     pub fn contains_any(&self, names: &KnownSet) -> bool {
-        self.present.0.iter().zip(names.0).any(|(ours, theirs)| ours & theirs != 0)
+        self.present.meets(names)
     }
 
     /// Removes all entries of all `names`.
@@ -253,7 +248,7 @@ impl Headers {
         self.entries = entries;
         self.present = KnownSet::default();
         for index in 0..self.entries.len() {
-            self.mark(self.entries[index].id);
+            self.present.insert(self.entries[index].id);
         }
         self.compact_if_wasteful();
     }
@@ -342,7 +337,7 @@ impl Headers {
         let value_off = self.arena.len() as u32;
         self.arena.extend_from_slice(value);
         let id = known.map_or(0, Known::id);
-        self.mark(id);
+        self.present.insert(id);
         self.entries.push(Entry {
             name_off: name_off as u32,
             value_off,
@@ -361,65 +356,6 @@ impl Headers {
         self.push_raw(name, value);
     }
 
-    /// Adds `:authority` from a `host` header, keeping how the peer spelled that name if `keep_case`.
-    pub(crate) fn append_authority(&mut self, spelled: &[u8], value: &[u8], keep_case: bool) {
-        // As it was read: whether it is one is the caller's next question.
-        self.push_raw(Name::Known(Known::Authority), value);
-        if keep_case
-            && (spelled != b"host" || self.spells_added())
-            && let Some(index) = self.find(Name::Known(Known::Authority), 0)
-        {
-            let name_off = self.arena.len() as u32;
-            self.arena.extend_from_slice(spelled);
-            let entry = &mut self.entries[index];
-            (entry.name_off, entry.name_len, entry.flags) = (name_off, spelled.len() as u16, ORIGINAL_CASE);
-        }
-    }
-
-    /// How the peer spelled the `host` header that became `:authority`.
-    pub(crate) fn authority_name(&self) -> &[u8] {
-        match self.find(Name::Known(Known::Authority), 0).map(|index| self.entries[index]) {
-            Some(entry) if entry.flags & ORIGINAL_CASE != 0 => {
-                let start = entry.name_off as usize;
-                &self.arena[start..start + usize::from(entry.name_len)]
-            }
-            _ if self.spells_added() => b"Host",
-            _ => b"host",
-        }
-    }
-
-    /// Says how the message is to be written: the phrase that stood behind its status, and whether names that are added
-    /// to it are spelled in proper case. To be called before anything is added.
-    pub(crate) fn set_spelling(&mut self, proper_added: bool, reason: &[u8]) {
-        self.spelling =
-            Some(Box::new(Spelling { proper_added, reason: reason.into(), ..Spelling::default() }));
-    }
-
-    /// Keeps how the peer spelled `transfer-encoding`.
-    pub(crate) fn spell_transfer_encoding(&mut self, spelled: &[u8]) {
-        if spelled != b"transfer-encoding" || self.spells_added() {
-            self.spelling.get_or_insert_default().transfer_encoding = spelled.into();
-        }
-    }
-
-    /// How the peer spelled `transfer-encoding`, where that was kept.
-    pub(crate) fn transfer_encoding_name(&self) -> Option<&[u8]> {
-        let spelled = self.spelling.as_ref().map(|spelling| &*spelling.transfer_encoding);
-        spelled.filter(|spelled| !spelled.is_empty())
-    }
-
-    /// Whether names that the peer did not spell are written in proper case.
-    #[inline]
-    pub(crate) fn spells_added(&self) -> bool {
-        self.spelling.as_ref().is_some_and(|spelling| spelling.proper_added)
-    }
-
-    /// The reason phrase to write in place of the standard one.
-    #[inline]
-    pub(crate) fn reason(&self) -> Option<&[u8]> {
-        self.spelling.as_ref().map(|spelling| &*spelling.reason).filter(|reason| !reason.is_empty())
-    }
-
     /// The known names present now.
     #[inline]
     pub(crate) fn bits(&self) -> KnownSet {
@@ -433,7 +369,7 @@ impl Headers {
         let end = self.arena.len() - stored_len(&entry);
         self.arena.truncate(end);
         if !self.entries.iter().any(|other| other.id == entry.id) {
-            self.unmark(entry.id);
+            self.present.remove(entry.id);
         }
     }
 
@@ -441,21 +377,6 @@ impl Headers {
     #[inline]
     pub(crate) fn arena_len(&self) -> usize {
         self.arena.len()
-    }
-
-    /// The regular entries with their names as the peer spelled them, where that was kept, and whether it was.
-    pub(crate) fn iter_original_case(&self) -> impl Iterator<Item = (&[u8], bool)> {
-        self.entries[self.pseudo_count()..].iter().map(|entry| {
-            let kept = entry.flags & ORIGINAL_CASE != 0;
-            let name = if kept {
-                let lower = if entry.id == 0 { usize::from(entry.name_len) } else { 0 };
-                let start = entry.name_off as usize + lower;
-                &self.arena[start..start + usize::from(entry.name_len)]
-            } else {
-                self.name(entry).as_bytes()
-            };
-            (name, kept)
-        })
     }
 
     /// The arena, and each entry's name and the place of its value in it.
@@ -486,26 +407,11 @@ impl Headers {
         &self.arena[start..start + entry.value_len as usize]
     }
 
-    #[inline]
-    fn has(&self, id: u8) -> bool {
-        self.present.0[usize::from(id >> 6)] & (1 << (id & 63)) != 0
-    }
-
-    #[inline]
-    fn mark(&mut self, id: u8) {
-        self.present.0[usize::from(id >> 6)] |= 1 << (id & 63);
-    }
-
-    #[inline]
-    fn unmark(&mut self, id: u8) {
-        self.present.0[usize::from(id >> 6)] &= !(1 << (id & 63));
-    }
-
     /// A bit test for the many names that are absent, at the place that asks; the scan is a call.
     #[inline(always)]
     fn find(&self, name: Name<'_>, from: usize) -> Option<usize> {
         match name {
-            Name::Known(known) if !self.has(known.id()) => None,
+            Name::Known(known) if !self.present.has(known) => None,
             Name::Known(known) => self.scan_known(known.id(), from),
             Name::Other(bytes) => self.scan_other(bytes, from),
         }
@@ -551,7 +457,7 @@ impl Headers {
         let value_off = self.arena.len() as u32;
         self.arena.extend_from_slice(value);
         let id = name.known().map_or(0, Known::id);
-        self.mark(id);
+        self.present.insert(id);
         let name_len = name.as_bytes().len() as u16;
         let entry = Entry { name_off, value_off, value_len: value.len() as u32, name_len, id, flags: 0 };
         if name.is_pseudo() {
@@ -612,46 +518,10 @@ impl Headers {
     }
 }
 
-/// A set of known names: one bit for each id.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct KnownSet([u64; 4]);
-
-impl KnownSet {
-    /// The set of `names`.
-    pub const fn of(names: &[Known]) -> Self {
-        let mut bits = [0; 4];
-        let mut next = 0;
-        while next < names.len() {
-            let id = names[next].id();
-            bits[(id >> 6) as usize] |= 1 << (id & 63);
-            next += 1;
-        }
-        Self(bits)
-    }
-
-    /// Whether `known` is one of them.
-    #[inline]
-    pub fn has(&self, known: Known) -> bool {
-        let id = known.id();
-        self.0[usize::from(id >> 6)] & (1 << (id & 63)) != 0
-    }
-}
-
 /// The bytes of the arena that belong to an entry.
 fn stored_len(entry: &Entry) -> usize {
     let copies = usize::from(entry.id == 0) + usize::from(entry.flags & ORIGINAL_CASE != 0);
     copies * usize::from(entry.name_len) + entry.value_len as usize
-}
-
-/// A plain decimal number: digits only, no sign, no space, no overflow.
-pub(crate) fn parse_decimal(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0u64, |number, byte| match byte {
-        b'0'..=b'9' => number.checked_mul(10)?.checked_add(u64::from(byte - b'0')),
-        _ => None,
-    })
 }
 
 impl fmt::Debug for Headers {
@@ -670,115 +540,6 @@ impl PartialEq for Headers {
 }
 
 impl Eq for Headers {}
-
-impl<'n, N: Into<Name<'n>>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
-    fn from_iter<I: IntoIterator<Item = (N, V)>>(entries: I) -> Self {
-        let mut headers = Headers::new();
-        headers.extend(entries);
-        headers
-    }
-}
-
-impl<'n, N: Into<Name<'n>>, V: AsRef<[u8]>> Extend<(N, V)> for Headers {
-    fn extend<I: IntoIterator<Item = (N, V)>>(&mut self, entries: I) {
-        for (name, value) in entries {
-            self.append(name, value);
-        }
-    }
-}
-
-impl<'a> IntoIterator for &'a Headers {
-    type Item = (Name<'a>, &'a [u8]);
-    type IntoIter = Iter<'a>;
-
-    fn into_iter(self) -> Iter<'a> {
-        self.iter()
-    }
-}
-
-/// The entries of a [`Headers`], in order.
-#[derive(Clone)]
-pub struct Iter<'a> {
-    headers: &'a Headers,
-    entries: std::slice::Iter<'a, Entry>,
-}
-
-impl<'a> Iterator for Iter<'a> {
-    type Item = (Name<'a>, &'a [u8]);
-
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        let entry = self.entries.next()?;
-        Some((self.headers.name(entry), self.headers.value(entry)))
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.entries.size_hint()
-    }
-}
-
-impl DoubleEndedIterator for Iter<'_> {
-    fn next_back(&mut self) -> Option<Self::Item> {
-        let entry = self.entries.next_back()?;
-        Some((self.headers.name(entry), self.headers.value(entry)))
-    }
-}
-
-impl ExactSizeIterator for Iter<'_> {}
-
-impl fmt::Debug for Iter<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.clone()).finish()
-    }
-}
-
-/// The values of one name, in order.
-#[derive(Clone, Debug)]
-pub struct GetAll<'a, 'n> {
-    headers: &'a Headers,
-    name: Name<'n>,
-    next: usize,
-}
-
-impl<'a> Iterator for GetAll<'a, '_> {
-    type Item = &'a [u8];
-
-    #[inline]
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let index = self.headers.find(self.name, self.next)?;
-        self.next = index + 1;
-        Some(self.headers.value(&self.headers.entries[index]))
-    }
-}
-
-/// The value as it may stand in a head. What formatters, rewrites and filters make of peers' bytes ends up here: a line end or
-/// a NUL would begin another header, and in a pseudo-header a blank would end the request target (request and response
-/// splitting). Line ends become blanks; in pseudo-headers
-/// such bytes are percent-encoded.
-fn safe_value<'v>(name: Name<'_>, value: &'v [u8]) -> Cow<'v, [u8]> {
-    let ends_target = |byte: &u8| *byte <= b' ' || *byte == 0x7f;
-    match name {
-        Name::Known(known) if known.is_pseudo() => {
-            if !value.iter().any(ends_target) {
-                return Cow::Borrowed(value);
-            }
-            let mut encoded = Vec::with_capacity(value.len() + 16);
-            for byte in value {
-                if ends_target(byte) {
-                    encoded.extend_from_slice(format!("%{byte:02X}").as_bytes());
-                } else {
-                    encoded.push(*byte);
-                }
-            }
-            encoded.into()
-        }
-        _ if is_valid_value(value) => Cow::Borrowed(value),
-        _ => {
-            let blank = |byte: &u8| if matches!(byte, 0 | b'\r' | b'\n') { b' ' } else { *byte };
-            value.iter().map(blank).collect::<Vec<u8>>().into()
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests;
