@@ -10,17 +10,13 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::google::protobuf as wkt;
 use pb::http_connection_manager as hcm;
-use pb::scoped_routes::ConfigSpecifier;
 use prost::Message as _;
-use waystation_filter_api::cell::{Cell, CellTable};
-use waystation_filter_api::data_source;
 use waystation_filter_api::http::HttpFilterFactory;
 use waystation_filter_api::wire::{self, bool_value};
-use waystation_format::{AccessLog, HeaderMutationList, HeaderMutations, SubstitutionFormat};
+use waystation_format::{AccessLog, HeaderMutationList};
 use waystation_http::h2::FrameLimits;
 use waystation_http::{EscapedSlashes, PathOptions, h1};
-use waystation_matchers::{CidrList, Matcher, StringMatcher};
-use waystation_route::{Action, RouteTable, ScopeKeyBuilder, VirtualHost};
+use waystation_matchers::{CidrList, Matcher};
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
 use waystation_upstream::jitter::spread;
@@ -33,12 +29,16 @@ use super::stats::Stats;
 use super::timer::after;
 use crate::context::CompileContext;
 use crate::http::downstream::http2::PrematureResets;
-use crate::manager::routes;
-use crate::manager::scopes::{self, ScopeMap};
 use crate::on_demand::Places;
 
 mod extensions;
+mod local_reply;
 mod protocol;
+mod route_source;
+
+pub(crate) use local_reply::LocalReplies;
+use route_source::inline_scopes;
+pub(crate) use route_source::{Routes, refuse_unsupported};
 
 /// How the codec is chosen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -123,23 +123,6 @@ pub(crate) struct RequestId {
     pub(crate) always_in_response: bool,
 }
 
-/// `local_reply_config`.
-#[derive(Debug)]
-pub(crate) struct LocalReplies {
-    pub(crate) mappers: Vec<Mapper>,
-    pub(crate) format: Option<SubstitutionFormat>,
-}
-
-/// `ResponseMapper`.
-#[derive(Debug)]
-pub(crate) struct Mapper {
-    pub(crate) filter: waystation_format::AccessLogFilter,
-    pub(crate) status: Option<u16>,
-    pub(crate) body: Option<Vec<u8>>,
-    pub(crate) format: Option<SubstitutionFormat>,
-    pub(crate) headers: HeaderMutations,
-}
-
 /// A compiled `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
 #[derive(Debug)]
 pub struct Hcm {
@@ -187,15 +170,6 @@ pub struct Hcm {
     inline_routes: Option<(String, Bytes)>,
     /// The inline scopes, encoded, and their name.
     inline_scopes: Option<(String, Vec<Bytes>)>,
-}
-
-/// Where the routes of a request come from.
-#[derive(Debug)]
-pub(crate) enum Routes {
-    /// One route configuration.
-    Table(Arc<Cell<RouteTable>>),
-    /// The route configuration of the request's scope.
-    Scoped { key: ScopeKeyBuilder, scopes: Arc<Cell<ScopeMap>> },
 }
 
 impl Hcm {
@@ -371,30 +345,7 @@ impl Hcm {
                 })
             }),
         };
-        let routes = match route_specifier {
-            None => return Err(ConfigError::field("route_specifier", "is required")),
-            Some(hcm::RouteSpecifier::RouteConfig(config)) => {
-                if config.vhds.is_some() {
-                    let reason = "only a route configuration by RDS can have virtual hosts by VHDS";
-                    return Err(ConfigError::field("vhds", reason).at("route_config"));
-                }
-                let table = routes::compile(config, true, shared).at(|| "route_config")?;
-                // Nobody else knows the name: the cell is this connection manager's own.
-                let cell = CellTable::new().cell(&config.name);
-                cell.set(Some(Arc::new(table)));
-                Routes::Table(cell)
-            }
-            Some(hcm::RouteSpecifier::Rds(rds)) => {
-                let source = rds
-                    .config_source
-                    .as_ref()
-                    .ok_or_else(|| ConfigError::field("rds.config_source", "is required"))?;
-                Routes::Table(cx.route_cell(source, &rds.route_config_name, &http))
-            }
-            Some(hcm::RouteSpecifier::ScopedRoutes(scoped)) => {
-                scoped_routes(scoped, &http, cx).at(|| "scoped_routes")?
-            }
-        };
+        let routes = Routes::compile(route_specifier.as_ref(), &http, cx)?;
         let access_logs = access_log.iter().enumerate().map(|(index, proto)| {
             AccessLog::compile(proto, &shared.access_logs, &shared.runtime)
                 .at(|| format!("access_log[{index}]"))
@@ -483,7 +434,7 @@ impl Hcm {
             strip_dot: *strip_trailing_host_dot,
             local_reply: local_reply_config
                 .as_ref()
-                .map(|config| local_replies(config, cx).at(|| "local_reply_config").map(Box::new))
+                .map(|config| local_reply::compile(config, cx).at(|| "local_reply_config").map(Box::new))
                 .transpose()?,
             early_mutations: extensions::early_mutations(early_header_mutation_extensions)?,
             buffer_limit: cx.buffer_limit(),
@@ -517,69 +468,6 @@ impl Hcm {
     }
 }
 
-fn scoped_routes(
-    proto: &pb::ScopedRoutes,
-    http: &Scope,
-    cx: &CompileContext<'_>,
-) -> Result<Routes, ConfigError> {
-    let pb::ScopedRoutes { name, scope_key_builder, rds_config_source, config_specifier } = proto;
-    let key = scope_key_builder.as_ref();
-    let key = key.ok_or_else(|| ConfigError::field("scope_key_builder", "is required"))?;
-    let key = ScopeKeyBuilder::compile(key).at(|| "scope_key_builder")?;
-    let scopes = match config_specifier {
-        None => return Err(ConfigError::field("config_specifier", "is required")),
-        Some(ConfigSpecifier::ScopedRouteConfigurationsList(list)) => {
-            scopes::compile_list(&list.scoped_route_configurations, cx.shared)
-                .at(|| "scoped_route_configurations_list")?
-        }
-        Some(ConfigSpecifier::ScopedRds(srds)) => {
-            let pb::ScopedRds { scoped_rds_config_source, srds_resources_locator } = srds;
-            if !srds_resources_locator.is_empty() {
-                let field = "scoped_rds.srds_resources_locator";
-                return Err(ConfigError::field(field, "xdstp resource names are not supported"));
-            }
-            let source = scoped_rds_config_source.as_ref();
-            let source = source
-                .ok_or_else(|| ConfigError::field("scoped_rds.scoped_rds_config_source", "is required"))?;
-            cx.scopes_cell(source, rds_config_source.as_ref(), name, http)
-        }
-    };
-    Ok(Routes::Scoped { key, scopes })
-}
-
-fn inline_scopes(proto: &pb::ScopedRoutes) -> Option<(String, Vec<Bytes>)> {
-    let Some(ConfigSpecifier::ScopedRouteConfigurationsList(list)) = &proto.config_specifier else {
-        return None;
-    };
-    let scopes = list.scoped_route_configurations.iter();
-    Some((proto.name.clone(), scopes.map(|scope| scope.encode_to_vec().into()).collect()))
-}
-
-/// Refuses what the routes' crate compiles and this router does not do: it must not be dropped in silence.
-pub(crate) fn refuse_unsupported(host: &VirtualHost) -> Result<(), ConfigError> {
-    for route in host.routes() {
-        let Action::Route(action) = &route.action else { continue };
-        let unsupported = [
-            ("hedge_policy.hedge_on_per_try_timeout", action.hedge.on_per_try_timeout),
-            (
-                "upgrade_configs.connect_config",
-                action.upgrades.iter().any(|upgrade| {
-                    upgrade.terminate_connect && (upgrade.allow_post || &*upgrade.protocol != "connect")
-                }),
-            ),
-        ];
-        for (field, set) in unsupported {
-            if set {
-                return Err(ConfigError::field(field, "is not supported in this version")
-                    .at("route")
-                    .at(format!("routes[{}]", route.name))
-                    .at(format!("virtual_hosts[{}]", host.name)));
-            }
-        }
-    }
-    Ok(())
-}
-
 fn scheme(proto: Option<&core::SchemeHeaderTransformation>) -> Result<Option<&'static str>, ConfigError> {
     use core::scheme_header_transformation::Transformation;
     let Some(proto) = proto else { return Ok(None) };
@@ -602,51 +490,4 @@ fn upgrade(proto: &hcm::UpgradeConfig) -> Result<(Box<str>, bool), ConfigError> 
         return Err(ConfigError::field("filters", "upgrades go through the connection manager's filters"));
     }
     Ok((upgrade_type.to_ascii_lowercase().into(), bool_value(enabled.as_ref(), true)))
-}
-
-fn local_replies(proto: &pb::LocalReplyConfig, cx: &CompileContext<'_>) -> Result<LocalReplies, ConfigError> {
-    let pb::LocalReplyConfig { mappers, body_format } = proto;
-    let format = |proto: Option<&core::SubstitutionFormatString>, field: &'static str| {
-        proto.map(|proto| SubstitutionFormat::compile(proto).at(|| field)).transpose()
-    };
-    let mapper = |proto: &pb::ResponseMapper| {
-        let pb::ResponseMapper { filter, status_code, body, body_format_override, headers_to_add } = proto;
-        let filter = filter.as_ref().ok_or_else(|| ConfigError::field("filter", "is required"))?;
-        let status = status_code.as_ref().map(|code| {
-            u16::try_from(code.value)
-                .ok()
-                .filter(|code| (200..600).contains(code))
-                .ok_or_else(|| ConfigError::field("status_code", "must be between 200 and 599"))
-        });
-        Ok(Mapper {
-            filter: waystation_format::AccessLogFilter::compile(filter, &cx.shared.runtime)
-                .at(|| "filter")?,
-            status: status.transpose()?,
-            body: data_source::read(body.as_ref()).at(|| "body")?.map(|data| data.bytes),
-            format: format(body_format_override.as_ref(), "body_format_override")?,
-            headers: HeaderMutations::compile(headers_to_add, &[]).at(|| "headers_to_add")?,
-        })
-    };
-    Ok(LocalReplies {
-        mappers: mappers
-            .iter()
-            .enumerate()
-            .map(|(index, proto)| mapper(proto).at(|| format!("mappers[{index}]")))
-            .collect::<Result<_, ConfigError>>()?,
-        format: format(body_format.as_ref(), "body_format")?,
-    })
-}
-
-/// `upgrade` tokens that HTTP/1 requests lose on arrival.
-pub(super) fn ignored_upgrades(
-    protos: &[envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher],
-) -> Result<Option<h1::UpgradeMatcher>, ConfigError> {
-    if protos.is_empty() {
-        return Ok(None);
-    }
-    let matchers = protos.iter().enumerate().map(|(index, proto)| {
-        StringMatcher::compile(proto).at(|| format!("ignore_http_11_upgrade[{index}]"))
-    });
-    let matchers: Vec<StringMatcher> = matchers.collect::<Result<_, _>>()?;
-    Ok(Some(Arc::new(move |token: &[u8]| matchers.iter().any(|matcher| matcher.is_match(token)))))
 }

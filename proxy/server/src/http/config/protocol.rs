@@ -1,14 +1,17 @@
 //! Protocol options of the downstream side.
 
+use std::sync::Arc;
+
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf as wkt;
 use waystation_filter_api::wire::{self, bool_value, u32_value};
 use waystation_http::h1;
 use waystation_http::h2::FrameLimits;
+use waystation_matchers::StringMatcher;
 use waystation_schema::{At, ConfigError};
 use waystation_upstream::cluster::{header_case, underscores};
 
-use super::{Http2Options, ignored_upgrades};
+use super::Http2Options;
 
 pub(super) fn http1(
     proto: Option<&core::Http1ProtocolOptions>,
@@ -139,4 +142,18 @@ pub(super) fn http2(proto: Option<&core::Http2ProtocolOptions>) -> Result<Http2O
             *stream_error_on_invalid_http_messaging,
         ),
     })
+}
+
+/// `upgrade` tokens that HTTP/1 requests lose on arrival.
+fn ignored_upgrades(
+    protos: &[envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher],
+) -> Result<Option<h1::UpgradeMatcher>, ConfigError> {
+    if protos.is_empty() {
+        return Ok(None);
+    }
+    let matchers = protos.iter().enumerate().map(|(index, proto)| {
+        StringMatcher::compile(proto).at(|| format!("ignore_http_11_upgrade[{index}]"))
+    });
+    let matchers: Vec<StringMatcher> = matchers.collect::<Result<_, _>>()?;
+    Ok(Some(Arc::new(move |token: &[u8]| matchers.iter().any(|matcher| matcher.is_match(token)))))
 }
