@@ -38,13 +38,26 @@ pub enum End {
     Upstream(io::Error),
 }
 
-/// Bytes that went through so far.
+/// What a step did: the bytes that went through, and who is read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Moved {
     /// From downstream to upstream.
     pub upstream: u64,
     /// From upstream to downstream.
     pub downstream: u64,
+    /// Whether downstream is read, since upstream takes what it says.
+    pub reading_downstream: Flow,
+    /// Whether upstream is read, since downstream takes what it says.
+    pub reading_upstream: Flow,
+}
+
+/// How the reading of one side has changed: a step may resume it and then pause it again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flow {
+    /// It is not read any more: the other side takes no bytes.
+    pub paused: bool,
+    /// It is read again.
+    pub resumed: bool,
 }
 
 /// A session between two transports. It can be left and entered again: what is buffered stays.
@@ -95,10 +108,13 @@ impl Session {
         U: AsyncRead + AsyncWrite + Unpin,
     {
         let mut step = Moved::default();
-        let upstream_done = self.to_up.poll(cx, down, up, &mut step.upstream);
-        let downstream_done = self.to_down.poll(cx, up, down, &mut step.downstream);
+        let upstream_done = self.to_up.poll(cx, down, up, &mut step.upstream, &mut step.reading_downstream);
+        let downstream_done =
+            self.to_down.poll(cx, up, down, &mut step.downstream, &mut step.reading_upstream);
         if step.upstream + step.downstream > 0 {
             self.last = Instant::now();
+            moved(step);
+        } else if step.reading_downstream.paused || step.reading_upstream.paused {
             moved(step);
         }
         match (upstream_done, downstream_done) {
@@ -140,6 +156,8 @@ enum Failed {
 struct Direction {
     buffer: BytesMut,
     state: State,
+    /// The reader waits for the writer.
+    paused: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -158,6 +176,7 @@ impl Direction {
         from: &mut R,
         to: &mut W,
         moved: &mut u64,
+        flow: &mut Flow,
     ) -> Poll<Result<(), Failed>>
     where
         R: AsyncRead + Unpin,
@@ -165,7 +184,11 @@ impl Direction {
     {
         loop {
             if !self.buffer.is_empty() {
-                match ready!(Pin::new(&mut *to).poll_write(cx, &self.buffer)) {
+                let Poll::Ready(written) = Pin::new(&mut *to).poll_write(cx, &self.buffer) else {
+                    flow.paused |= !std::mem::replace(&mut self.paused, true);
+                    return Poll::Pending;
+                };
+                match written {
                     Ok(0) => return Poll::Ready(Err(Failed::Write(io::ErrorKind::WriteZero.into()))),
                     Ok(count) => {
                         self.buffer.advance(count);
@@ -182,6 +205,7 @@ impl Direction {
                     self.state = State::Closed;
                 }
                 State::Open => {
+                    flow.resumed |= std::mem::take(&mut self.paused);
                     self.buffer.clear();
                     self.buffer.reserve(BUFFER);
                     match poll_read_buf(Pin::new(&mut *from), cx, &mut self.buffer) {
@@ -235,6 +259,34 @@ mod tests {
         assert!(matches!(end, End::Closed), "{end:?}");
         assert_eq!((seen, answer), (b"ping".to_vec(), b"pong!".to_vec()));
         assert_eq!(total, (4, 5));
+    }
+
+    #[tokio::test]
+    async fn a_side_that_takes_nothing_pauses_the_other() {
+        let (mut client, mut down) = duplex(64);
+        let (mut up, mut server) = duplex(64);
+        let counts = std::cell::Cell::new([0; 4]);
+        let session = run(&mut down, &mut up, Limits::default(), |moved| {
+            let flows = [moved.reading_downstream, moved.reading_upstream];
+            let seen = [flows[0].paused, flows[0].resumed, flows[1].paused, flows[1].resumed];
+            counts.set(std::array::from_fn(|i| counts.get()[i] + u32::from(seen[i])));
+        });
+        let peers = async {
+            // Less than both pipes and the session hold, more than the one pipe that nobody reads.
+            client.write_all(&[b'x'; 160]).await.unwrap();
+            while counts.get()[0] == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(counts.get(), [1, 0, 0, 0]);
+            client.shutdown().await.unwrap();
+            server.read_to_end(&mut Vec::new()).await.unwrap();
+            server.shutdown().await.unwrap();
+        };
+        let (end, ()) = tokio::join!(session, peers);
+        assert!(matches!(end, End::Closed), "{end:?}");
+        let [paused, resumed, other_paused, other_resumed] = counts.get();
+        assert!(paused > 0 && paused == resumed, "{paused} {resumed}");
+        assert_eq!((other_paused, other_resumed), (0, 0));
     }
 
     #[tokio::test]

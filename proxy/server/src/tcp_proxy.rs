@@ -21,7 +21,7 @@ use waystation_schema::{At as _, ConfigError};
 use waystation_stats::stats_group;
 use waystation_upstream::jitter::{back_off, spread};
 use waystation_upstream::load_balancer::OriginalDestination;
-use waystation_upstream::{Cluster, MetadataMatch, PickContext};
+use waystation_upstream::{Cluster, ClusterStats, MetadataMatch, PickContext};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config_source;
@@ -39,6 +39,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 stats_group! {
     /// `tcp.<stat_prefix>.`
+    ///
+    /// Nothing writes `*_bytes_buffered`: the buffer between the two sides is one, of 16 KiB, and empty unless a side is
+    /// paused, which the flow control counters tell. Nothing is flushed to upstream after downstream is gone
+    /// (`upstream_flush_*`): both are closed together.
     pub struct TcpStats {
         counters {
             downstream_cx_drain_close,
@@ -507,6 +511,7 @@ async fn pump(
                 guard.sent(moved.upstream);
                 guard.received(usize::try_from(moved.downstream).unwrap_or(usize::MAX));
                 guard.flush();
+                count_flow(&moved, stats, &guard.cluster().stats);
             });
             tokio::select! {
                 end = run => Some(end),
@@ -517,6 +522,24 @@ async fn pump(
             Some(end) => return end,
             None => proxy.log(info, AccessLogType::TcpPeriodic, worker.random()),
         }
+    }
+}
+
+/// Counts pauses of either side; Envoy does not count here that upstream is backed up.
+#[inline]
+fn count_flow(moved: &duplex::Moved, tcp: &TcpStats, cluster: &ClusterStats) {
+    let duplex::Moved { reading_downstream, reading_upstream, .. } = moved;
+    if reading_downstream.resumed {
+        tcp.downstream_flow_control_resumed_reading_total().inc();
+    }
+    if reading_downstream.paused {
+        tcp.downstream_flow_control_paused_reading_total().inc();
+    }
+    if reading_upstream.resumed {
+        cluster.upstream_flow_control_resumed_reading_total().inc();
+    }
+    if reading_upstream.paused {
+        cluster.upstream_flow_control_paused_reading_total().inc();
     }
 }
 

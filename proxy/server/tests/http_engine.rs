@@ -87,6 +87,47 @@ fn bodies_pass_both_ways() {
 }
 
 #[test]
+fn pauses_in_reading_are_counted() {
+    run(async {
+        // More than the kernel holds for two sockets.
+        let body = "z".repeat(32 << 20);
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+        let upstream = Upstream::answering(format!("{head}{body}").leak()).await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let stat = |name: &str| proxy.shared.stats.find(name).unwrap();
+        let mut client = proxy.connect().await;
+        client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        while stat("cluster.up.upstream_flow_control_paused_reading_total") == 0 {
+            tokio::task::yield_now().await;
+        }
+        client.read_to_end(&mut Vec::new()).await.unwrap();
+        assert_eq!(
+            stat("cluster.up.upstream_flow_control_paused_reading_total"),
+            stat("cluster.up.upstream_flow_control_resumed_reading_total")
+        );
+        proxy.stat("http.in.downstream_flow_control_paused_reading_total", 0);
+
+        let upstream = Upstream::silent().await;
+        let proxy = Proxy::start(&upstream, "").await;
+        let (_read, mut write) = proxy.connect().await.into_split();
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+        tokio::task::spawn_local(async move {
+            write.write_all(head.as_bytes()).await.unwrap();
+            let _ = write.write_all(body.as_bytes()).await;
+        });
+        for name in [
+            "http.in.downstream_flow_control_paused_reading_total",
+            "cluster.up.upstream_flow_control_backed_up_total",
+        ] {
+            while proxy.shared.stats.find(name) == Some(0) {
+                tokio::task::yield_now().await;
+            }
+        }
+        proxy.stat("cluster.up.upstream_flow_control_paused_reading_total", 0);
+    });
+}
+
+#[test]
 fn local_replies() {
     run(async {
         let upstream = Upstream::answering(OK).await;

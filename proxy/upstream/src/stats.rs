@@ -6,6 +6,9 @@ use waystation_stats::{ResponseStats, Scope, stats_group};
 
 stats_group! {
     /// What every cluster counts. The groups that only some clusters have are made on first use.
+    ///
+    /// Nothing writes `upstream_cx_{rx,tx}_bytes_buffered`, as of `http.<stat_prefix>.`: the flow control counters tell
+    /// that a side is behind.
     pub struct ClusterStats {
         counters {
             assignment_stale, assignment_timeout_received, assignment_use_cached, bind_errors,

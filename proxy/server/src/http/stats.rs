@@ -4,6 +4,10 @@ use waystation_stats::{Scope, stats_group};
 
 stats_group! {
     /// `http.<stat_prefix>.` of the connection manager.
+    ///
+    /// Nothing writes `downstream_cx_{rx,tx}_bytes_buffered`: what is buffered lies in several places (the codec's input,
+    /// the queue of the response, the HTTP/2 library), and to follow it would cost each read and write two changes of a
+    /// gauge. That a side is behind is told by the flow control counters.
     pub struct HcmStats {
         counters {
             downstream_cx_delayed_close_timeout, downstream_cx_destroy, downstream_cx_destroy_active_rq,

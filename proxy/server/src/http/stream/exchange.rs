@@ -1,16 +1,19 @@
 //! Request out, response in: the loop that moves both ways of one attempt at once, with back-pressure.
 
+use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use waystation_filter_api::http::LocalReply;
+use waystation_upstream::cluster::ClusterRef;
 
 use super::Stream;
 use super::chain::Stopped;
 use super::upstream::{Event, Upstream};
 use crate::http::downstream::Downstream;
 use crate::http::end::{ResetReason, StreamEnd};
+use crate::http::stats::HcmStats;
 use crate::http::timer::{after, earliest};
-use std::time::Duration;
-use waystation_filter_api::http::LocalReply;
 
 /// One attempt to have the request answered.
 pub(super) struct Attempt {
@@ -29,6 +32,49 @@ pub(super) struct Attempt {
     /// Bytes kept beyond this end the possibility of a further attempt.
     pub(super) keep_limit: usize,
     pub(super) limits: Limits,
+    pub(super) flow: Flow,
+}
+
+/// Who of an attempt is not read because the other one takes nothing; each change is counted.
+pub(super) struct Flow {
+    cluster: Rc<ClusterRef>,
+    downstream_paused: bool,
+    upstream_paused: bool,
+}
+
+impl Flow {
+    pub(super) fn new(cluster: &Rc<ClusterRef>) -> Self {
+        Self { cluster: Rc::clone(cluster), downstream_paused: false, upstream_paused: false }
+    }
+
+    /// Upstream takes no more of the request, or does again.
+    #[inline]
+    fn pause_downstream(&mut self, paused: bool, hcm: &HcmStats) {
+        if self.downstream_paused == paused {
+            return;
+        }
+        self.downstream_paused = paused;
+        if paused {
+            self.cluster.stats.upstream_flow_control_backed_up_total().inc();
+            hcm.downstream_flow_control_paused_reading_total().inc();
+        } else {
+            self.cluster.stats.upstream_flow_control_drained_total().inc();
+            hcm.downstream_flow_control_resumed_reading_total().inc();
+        }
+    }
+
+    /// Downstream takes no more of the response, or does again.
+    #[inline]
+    fn pause_upstream(&mut self, paused: bool) {
+        if self.upstream_paused == paused {
+            return;
+        }
+        self.upstream_paused = paused;
+        match paused {
+            true => self.cluster.stats.upstream_flow_control_paused_reading_total().inc(),
+            false => self.cluster.stats.upstream_flow_control_resumed_reading_total().inc(),
+        }
+    }
 }
 
 /// The deadlines of one attempt.
@@ -113,8 +159,10 @@ impl<D: Downstream> Stream<'_, D> {
             if !attempt.upstream.has_room()
                 && !matches!(attempt.upstream.poll_flush(task), Poll::Ready(Ok(())))
             {
+                attempt.flow.pause_downstream(true, &self.cx.hcm.stats.hcm);
                 return None;
             }
+            attempt.flow.pause_downstream(false, &self.cx.hcm.stats.hcm);
             if let Some(data) = self.heads.kept.get(attempt.replayed) {
                 attempt.replayed += 1;
                 let data = data.clone();
@@ -165,9 +213,13 @@ impl<D: Downstream> Stream<'_, D> {
                 match self.down.poll_flush(task) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(end)) => return Some(Step::End(end)),
-                    Poll::Pending => return None,
+                    Poll::Pending => {
+                        attempt.flow.pause_upstream(true);
+                        return None;
+                    }
                 }
             }
+            attempt.flow.pause_upstream(false);
             if attempt.head_seen {
                 // Who lets go may hold the next piece at once: it is asked until it has taken our waker.
                 loop {

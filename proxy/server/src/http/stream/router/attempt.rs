@@ -19,7 +19,7 @@ use crate::http::millis;
 use crate::http::retry::{Decision, Outcome, Retries};
 use crate::http::stream::Stream;
 use crate::http::stream::chain::Stopped;
-use crate::http::stream::exchange::{Attempt, Limits, Step};
+use crate::http::stream::exchange::{Attempt, Flow, Limits, Step};
 use crate::http::stream::upstream::{self, Carried, NoStream, RequestPermit, Upstream};
 use crate::http::timer::after;
 use crate::pool::{HostPool, TlsName};
@@ -142,6 +142,7 @@ impl<D: Downstream> Stream<'_, D> {
                 max_duration: after(now, cluster.http.max_stream_duration),
                 alternative: routing.alternative,
             },
+            flow: Flow::new(&cluster),
         };
         // The body is measured for each attempt, the wire for all of them.
         (self.info.upstream.bytes.body_sent, self.info.upstream.bytes.body_received) = (0, 0);
