@@ -521,7 +521,9 @@ impl<D: Downstream> Stream<'_, D> {
     /// Asks those who hold something; `true` when somebody let go.
     fn poll_stations(&mut self, way: Way, task: &mut Context<'_>) -> Result<bool, Stopped> {
         let mut still = false;
-        for step in 0..self.chain.steps(way) {
+        let mut step = 0;
+        // One that looks again may have fewer filters behind it than before.
+        while step < self.chain.steps(way) {
             while let Poll::Ready(mut flow) = self.chain.station(way, step).poll(task) {
                 if matches!(flow, Flow::Anew) && way == Way::Request {
                     flow = self.look_again(step).map_err(Stopped::End)?;
@@ -532,6 +534,7 @@ impl<D: Downstream> Stream<'_, D> {
                 }
             }
             still |= !matches!(self.chain.station(way, step).stop, Stop::Open);
+            step += 1;
         }
         self.chain.lane(way).held = still;
         Ok(false)
