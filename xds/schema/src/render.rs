@@ -126,6 +126,9 @@ impl Renderer<'_> {
         secret: bool,
         members: &mut Members,
     ) -> Result<(), RenderError> {
+        if self.style.redact && message.kind() == Kind::TypedStruct {
+            return self.redacted_typed_struct(bytes, depth, secret, members);
+        }
         let records = Records::read(message, bytes)?;
         let mut next = 0;
         for (ordinal, field) in message.fields().enumerate() {

@@ -326,6 +326,28 @@ fn config_dumps_look_like_envoys() {
 }
 
 #[test]
+fn typed_structs_hide_their_secrets() {
+    let dump = |url: &str| {
+        let text = format!(
+            r#"{{"typed_config":{{"@type":"type.googleapis.com/xds.type.v3.TypedStruct","type_url":"{url}","value":
+            {{"name":"s","tls_certificate":{{"private_key":{{"inline_string":"secret"}},"password":
+            {{"inline_string":"secret"}},"certificate_chain":{{"inline_string":"chain"}}}}}}}}}}"#
+        );
+        let socket = message("envoy.config.core.v3.TransportSocket");
+        let encoded = json_to_wire(socket, &text, TextOptions::default()).unwrap();
+        let mut out = String::new();
+        wire_to_json(socket, &encoded.wire, &mut out, JsonStyle::CONFIG_DUMP).unwrap();
+        assert!(out.contains(url), "{out}");
+        (out.matches("secret").count(), out.matches("chain\"").count())
+    };
+    let known = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+    // The name of the field and the value that is no secret stay.
+    assert_eq!(dump(known), (0, 2));
+    // Of what is not known any text may be one.
+    assert_eq!(dump("type.googleapis.com/of.nobody.Knows"), (0, 1));
+}
+
+#[test]
 fn defaults_can_be_written() {
     let options = message("envoy.admin.v3.ServerInfo");
     let mut out = String::new();

@@ -7,9 +7,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::scalar::{write_double, write_string};
-use super::{Records, RenderError, Renderer, bytes_of, merged};
+use super::{Members, Records, RenderError, Renderer, bytes_of, merged};
 use crate::encode::{format_duration, format_timestamp};
 use crate::message::{Kind, Message, Type};
+use crate::typed_struct::typed_struct_to_wire;
 use crate::wire::{DEPTH_LIMIT, Raw, Reader, WireError};
 
 impl Renderer<'_> {
@@ -40,6 +41,32 @@ impl Renderer<'_> {
             }
         }
         self.close(&members, '}')
+    }
+
+    /// A `TypedStruct` by the message that it stands for, which tells what in it is a secret.
+    pub(super) fn redacted_typed_struct(
+        &mut self,
+        bytes: &[u8],
+        depth: usize,
+        secret: bool,
+        members: &mut Members,
+    ) -> Result<(), RenderError> {
+        if depth >= DEPTH_LIMIT {
+            return Err(WireError::Depth.into());
+        }
+        // It has the field numbers of an `Any`.
+        let (url, value) = any_parts(bytes)?;
+        if !url.is_empty() {
+            self.member(members, if self.style.proto_names { "type_url" } else { "typeUrl" })?;
+            write_string(url, self.out)?;
+        }
+        self.member(members, "value")?;
+        let inner = Message::find_by_url(url);
+        match inner.and_then(|inner| Some((inner, typed_struct_to_wire(value, inner).ok()?))) {
+            Some((inner, wire)) => self.message(inner, &wire, depth + 1, secret),
+            // Nothing tells which of its texts are secrets.
+            None => self.structure(value, depth + 1, true),
+        }
     }
 
     pub(super) fn duration(&mut self, bytes: &[u8]) -> Result<(), RenderError> {
