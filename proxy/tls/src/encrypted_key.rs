@@ -24,8 +24,8 @@ const DIGESTS: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x02";
 /// 2.16.840.1.101.3.4.1: AES in all its modes is below it.
 const AES: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x01";
 
-/// More rounds than this would hold up the start for a minute; tools use a few thousand up to a million.
-const MAX_ITERATIONS: u32 = 100_000_000;
+/// More rounds than this would hold up the main thread for more than a second; tools use a few thousand up to a million.
+const MAX_ITERATIONS: u32 = 2_000_000;
 
 /// The key in a PEM file that holds an encrypted one; nothing when it holds none.
 ///
