@@ -126,11 +126,6 @@ impl Needs {
         }
     }
 
-    /// Whether all of them have arrived, or are not waited for any longer.
-    pub fn settled(&self, needs: &[Need]) -> bool {
-        needs.iter().filter(|need| need.is_awaited()).all(|need| self.has_settled(need))
-    }
-
     /// The keys of those of `needs` that are still waited for; [`Self::take_settled`] tells of their arrival.
     pub fn unsettled_keys<'a>(&'a self, needs: &'a [Need]) -> impl Iterator<Item = String> + 'a {
         needs.iter().filter(|need| need.is_awaited() && !self.has_settled(need)).map(key)

@@ -16,14 +16,14 @@ pub(super) struct Waits {
 impl Waits {
     /// From now on `name` waits for these needs.
     pub(super) fn wait(&mut self, name: &str, needs: impl IntoIterator<Item = String>) {
-        let mut count = 0;
+        // Two filter chains may need the same: it comes once.
+        let needs: HashSet<String> = needs.into_iter().collect();
+        match needs.len() {
+            0 => self.forget(name),
+            count => drop(self.left.insert(name.to_owned(), count)),
+        }
         for need in needs {
             self.by_need.entry(need).or_default().insert(name.to_owned());
-            count += 1;
-        }
-        match count {
-            0 => self.forget(name),
-            _ => drop(self.left.insert(name.to_owned(), count)),
         }
     }
 
@@ -139,6 +139,14 @@ mod tests {
         told.sort();
         assert_eq!(told, ["l", "m"]);
         assert!(waits.settled("b").is_empty() && !waits.is_waiting("l"));
+    }
+
+    #[test]
+    fn what_is_needed_twice_comes_once() {
+        let mut waits = Waits::default();
+        waits.wait("l", needs(&["a", "b", "a"]));
+        assert!(waits.settled("a").is_empty());
+        assert_eq!(waits.settled("b"), ["l"]);
     }
 
     #[test]

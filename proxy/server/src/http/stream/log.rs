@@ -34,7 +34,7 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// The same while the stream goes on.
     pub(super) fn log_midway(&mut self, log_type: AccessLogType) {
-        self.info.bytes = self.down.bytes();
+        self.info.bytes = self.bytes();
         self.log(log_type, self.timer.now());
     }
 

@@ -79,6 +79,7 @@ impl<D: Downstream> Stream<'_, D> {
             self.log_redirected(status);
             // As if the client had sent it now; what was read of the request counts again for what it has become.
             self.deadlines = Deadlines::new(&self.cx.hcm, self.info.start);
+            self.last_activity = self.info.start;
             self.limit_duration();
             self.resent += self.kept_bytes as u64;
             self.redirected_from.extend(previous_route.as_ref().map(|(_, index)| *index));

@@ -126,6 +126,17 @@ async fn a_listener_is_looked_at_when_the_last_of_its_needs_has_come() {
 }
 
 #[tokio::test]
+async fn filter_chains_may_share_their_routes() {
+    let mut main = Main::new();
+    main.add(&Main::listener(1, &[rds("a"), rds("a"), rds("b")]));
+    assert_eq!(main.active(), 0);
+    for (sub, active) in main.subs().into_iter().zip([0, 1]) {
+        main.needs.settle(sub);
+        assert_eq!((main.active(), main.listeners.all_settled(&main.needs)), (active, active == 1));
+    }
+}
+
+#[tokio::test]
 async fn scopes_are_there_with_the_last_of_their_route_configurations() {
     const COUNT: usize = 1_000;
     let mut main = Main::new();
