@@ -305,6 +305,13 @@ impl HostPool {
     }
 }
 
+impl Drop for HostPool {
+    fn drop(&mut self) {
+        // What is idle over HTTP/1 goes with the pool. An HTTP/2 connection is its task's, which has to be told.
+        self.http2.get_mut().iter().for_each(|connection| connection.retire());
+    }
+}
+
 impl Waiting<'_> {
     /// The connection that was given, or nothing when the caller should look again.
     pub(crate) async fn done(&mut self) -> Option<Box<Http1>> {

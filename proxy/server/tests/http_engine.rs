@@ -327,6 +327,28 @@ fn requests_that_wait_for_a_stream_get_it() {
 }
 
 #[test]
+fn an_http2_connection_ends_with_its_pool() {
+    run(async {
+        let upstream = Upstream::http2_echo().await;
+        let cluster = r#"circuit_breakers: {thresholds: [{max_connection_pools: 1}]}
+typed_extension_protocol_options:
+  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+    "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    upstream_http_protocol_options: {auto_sni: true}
+    explicit_http_config: {http2_protocol_options: {}}"#;
+        let proxy = Proxy::start_cluster(&upstream, cluster).await;
+        // Each name has a pool of its own, and the one before makes way.
+        for (host, ended) in [("a", 0), ("b", 1), ("c", 2)] {
+            let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            let answer = proxy.exchange(&request).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            proxy.stat("cluster.up.upstream_cx_active", 1);
+            proxy.stat("cluster.up.upstream_cx_destroy_local", ended);
+        }
+    });
+}
+
+#[test]
 fn a_connection_that_said_goaway_takes_no_request() {
     run(async {
         let (upstream, left) = Upstream::http2_leaving().await;

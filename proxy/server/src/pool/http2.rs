@@ -116,21 +116,18 @@ impl Http2 {
             lenient: options.stream_error_on_invalid_message,
             watch,
         });
-        let (weak, pool) = (Rc::clone(&this), Rc::downgrade(pool));
+        let (state, pool) = (Rc::clone(&this), Rc::downgrade(pool));
         tokio::task::spawn_local(async move {
             let mut guard = guard;
             let mut connection = std::pin::pin!(connection);
             let connection = std::future::poll_fn(|cx| {
                 let ended = connection.as_mut().poll(cx);
-                if ended.is_pending() && weak.watch.flood().is_some() {
+                if ended.is_pending() && state.watch.flood().is_some() {
                     return Poll::Ready(Err(h2::Reason::ENHANCE_YOUR_CALM.into()));
                 }
-                if ended.is_pending() && !weak.closing.get() && weak.refuses() {
-                    weak.closing.set(true);
-                    leave(&pool, &weak);
-                    if weak.active.get() == 0 {
-                        weak.close.notify_one();
-                    }
+                if ended.is_pending() && !state.closing.get() && state.refuses() {
+                    leave(&pool, &state);
+                    state.retire();
                 }
                 ended
             });
@@ -142,24 +139,24 @@ impl Http2 {
             };
             tokio::select! {
                 result = connection => match result {
-                    Err(error) if !(error.is_remote() || error.is_io()) => weak.broken.set(true),
+                    Err(error) if !(error.is_remote() || error.is_io()) => state.broken.set(true),
                     _ => guard.remote = true,
                 },
-                () = weak.close.notified() => {}
+                () = state.close.notified() => {}
                 () = keepalive => {
-                    weak.watch.stats.keepalive_timeout().inc();
+                    state.watch.stats.keepalive_timeout().inc();
                 }
             }
-            if weak.broken.get() {
+            if state.broken.get() {
                 guard.cluster().stats.upstream_cx_protocol_error().inc();
             }
-            if weak.watch.peer_goes_away() {
+            if state.watch.peer_goes_away() {
                 guard.cluster().stats.upstream_cx_close_notify().inc();
             }
-            guard.active = weak.active.get() > 0;
-            guard.requests = weak.begun.get();
-            weak.closing.set(true);
-            leave(&pool, &weak);
+            guard.active = state.active.get() > 0;
+            guard.requests = state.begun.get();
+            state.closing.set(true);
+            leave(&pool, &state);
         });
         Ok(this)
     }
@@ -188,6 +185,14 @@ impl Http2 {
         self.close.notify_one();
     }
 
+    /// Takes no further stream, and ends once the last has.
+    pub(crate) fn retire(&self) {
+        self.closing.set(true);
+        if self.active.get() == 0 {
+            self.close.notify_one();
+        }
+    }
+
     pub(crate) fn active(&self) -> u32 {
         self.active.get()
     }
@@ -207,8 +212,7 @@ impl Http2 {
             Some(Some(timeout)) => now.saturating_duration_since(self.idle_since.get()) >= timeout,
         };
         if self.active.get() == 0 && (idle || self.closing.get()) {
-            self.closing.set(true);
-            self.close.notify_one();
+            self.retire();
         }
     }
 }
