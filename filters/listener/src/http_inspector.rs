@@ -51,7 +51,8 @@ const METHODS: &[&[u8]] = &[
 ];
 
 stats_group! {
-    /// `http_inspector.`
+    /// `http_inspector.` It is the listener that reads: a read that fails counts as its
+    /// `downstream_listener_filter_remote_close`, and nothing writes `read_error`.
     pub(crate) struct Stats {
         counters { http10_found, http11_found, http2_found, http_not_found, read_error }
         gauges {}

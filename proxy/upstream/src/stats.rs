@@ -106,7 +106,8 @@ stats_group! {
 }
 
 stats_group! {
-    /// `http1.*`, of all listeners or of one cluster.
+    /// `http1.*`, of all listeners or of one cluster. Answers to pipelined requests do not pile up: the next request is
+    /// taken when the answer to the one before is on its way, so there is no `response_flood`.
     pub struct Http1CodecStats {
         counters {
             dropped_headers_with_underscores, metadata_not_supported_error,

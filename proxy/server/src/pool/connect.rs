@@ -11,6 +11,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use waystation_filter_api::address::Address;
 use waystation_filter_api::connection::{ConnectionInfo, TlsInfo};
 use waystation_tls::{ClientContext, ClientOptions};
+use waystation_upstream::ClusterStats;
 use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::{ClusterRef, ConnectionOptions, HappyEyeballs, SocketState};
 use waystation_upstream::host::ActiveConnection;
@@ -242,7 +243,7 @@ async fn establish(
 ) -> Result<(Transport, UpstreamConnInfo), ConnectError> {
     let connection = cluster.connection.as_deref();
     let ((socket, local_address), address) = match host.additional_addresses() {
-        [] => (open(host.address(), connection).await?, host.address()),
+        [] => (open(host.address(), connection, &cluster.stats).await?, host.address()),
         more => {
             let all: Vec<&Address> = std::iter::once(host.address()).chain(more).collect();
             let order = connection.map_or_else(HappyEyeballs::default, |options| options.happy_eyeballs);
@@ -251,7 +252,7 @@ async fn establish(
                 if index > 0 {
                     cluster.stats.upstream_cx_total().inc();
                 }
-                open(address, connection).await.map(|opened| (opened, address))
+                open(address, connection, &cluster.stats).await.map(|opened| (opened, address))
             });
             let none = ConnectError::Failed { local: true, reason: "no address".into() };
             happy_eyeballs::first(attempts, happy_eyeballs::attempt_delay, none).await?
@@ -270,11 +271,17 @@ async fn establish(
 async fn open(
     address: &Address,
     options: Option<&ConnectionOptions>,
+    stats: &ClusterStats,
 ) -> Result<(Socket, Option<Address>), ConnectError> {
     match address {
         Address::Ip(address) => {
-            let stream =
-                tcp(*address, options).await.map_err(|error| failed("delayed connect error", &error))?;
+            let stream = tcp(*address, options).await.map_err(|error| match error {
+                Unopened::Bind(source, error) => {
+                    stats.bind_errors().inc();
+                    failed(&format!("failed to bind to {source}"), &error)
+                }
+                Unopened::Other(error) => failed("delayed connect error", &error),
+            })?;
             let local = stream.local_addr().ok().map(Address::Ip);
             Ok((Socket::tcp(stream), local))
         }
@@ -301,8 +308,21 @@ fn abstract_socket(name: &str) -> io::Result<UnixStream> {
     UnixStream::from_std(stream)
 }
 
-async fn tcp(address: SocketAddr, options: Option<&ConnectionOptions>) -> io::Result<TcpStream> {
-    let Some(options) = options else { return TcpStream::connect(address).await };
+/// Why there is no TCP connection.
+enum Unopened {
+    /// The source address cannot be taken.
+    Bind(SocketAddr, io::Error),
+    Other(io::Error),
+}
+
+impl From<io::Error> for Unopened {
+    fn from(error: io::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+async fn tcp(address: SocketAddr, options: Option<&ConnectionOptions>) -> Result<TcpStream, Unopened> {
+    let Some(options) = options else { return Ok(TcpStream::connect(address).await?) };
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     let view = socket2::SockRef::from(&socket);
     if let Some(keepalive) = &options.keepalive {
@@ -326,13 +346,13 @@ async fn tcp(address: SocketAddr, options: Option<&ConnectionOptions>) -> io::Re
             view.set_freebind_v4(true)?;
         }
         if let Some(source) = bind.source_for(address.ip()) {
-            socket.bind(source)?;
+            socket.bind(source).map_err(|error| Unopened::Bind(source, error))?;
         }
         for option in bind.options.iter().filter(|option| option.state == SocketState::Bound) {
             set_option(&socket, option.level, option.name, &option.value)?;
         }
     }
-    socket.connect(address).await
+    Ok(socket.connect(address).await?)
 }
 
 async fn secure(
