@@ -423,4 +423,44 @@ pub(crate) mod tests {
             _ => panic!("the command line is valid"),
         }
     }
+    /// A cluster of one host.
+    pub(crate) fn cluster(shared: &Arc<Shared>) -> waystation_upstream::Cluster {
+        use envoy_types::pb::envoy::config::{core::v3 as core, endpoint::v3 as endpoint};
+        use waystation_upstream::cluster::Environment;
+
+        let socket = core::SocketAddress {
+            address: "127.0.0.1".into(),
+            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(1)),
+            ..Default::default()
+        };
+        let address = core::Address { address: Some(core::address::Address::SocketAddress(socket)) };
+        let host = endpoint::Endpoint { address: Some(address), ..Default::default() };
+        let host = endpoint::LbEndpoint {
+            host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)),
+            ..Default::default()
+        };
+        let locality = endpoint::LocalityLbEndpoints { lb_endpoints: vec![host], ..Default::default() };
+        let assignment = endpoint::ClusterLoadAssignment {
+            cluster_name: "one".into(),
+            endpoints: vec![locality],
+            ..Default::default()
+        };
+        let proto = envoy_types::pb::envoy::config::cluster::v3::Cluster {
+            name: "one".into(),
+            load_assignment: Some(assignment),
+            ..Default::default()
+        };
+        let scope = shared.stats.root().scope("cluster").scope("one");
+        let context = waystation_upstream::CompileContext {
+            environment: &Environment::new(shared.runtime.clone()),
+            stats: &shared.stats.root(),
+            transport: &|socket| {
+                crate::upstream_socket::compile(socket, &scope, &CompileContext::new(shared))
+            },
+            route_policies: &|_| Ok(None),
+            added_via_api: false,
+            now: Instant::now(),
+        };
+        waystation_upstream::Cluster::compile(&proto, &context).unwrap()
+    }
 }

@@ -34,7 +34,7 @@ use crate::worker::{Sharing, Worker};
 use http1::Http1;
 use http2::Http2;
 
-/// What a request that waits can use.
+/// What a request that waits can use; nothing of it when it wants a connection of its own, for the payload of a CONNECT.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Takes {
     pub(crate) http1: bool,
@@ -175,16 +175,11 @@ impl HostPool {
     /// An HTTP/1 connection was dropped.
     fn closed_http1(&self) {
         self.http1_open.set(self.http1_open.get().saturating_sub(1));
-        self.wake_one();
+        self.vacated();
     }
 
     fn opened_http1(&self) {
         self.http1_open.set(self.http1_open.get() + 1);
-    }
-
-    /// Whether this worker has an HTTP/1 connection to the host that will come back.
-    pub(crate) fn has_http1(&self) -> bool {
-        self.http1_open.get() > 0
     }
 
     /// A connection for the payload of a CONNECT was made.
@@ -195,11 +190,26 @@ impl HostPool {
     /// It was dropped.
     fn closed_raw(&self) {
         self.raw_open.set(self.raw_open.get().saturating_sub(1));
-        self.wake_one();
+        self.vacated();
     }
 
-    pub(crate) fn has_raw(&self) -> bool {
-        self.raw_open.get() > 0
+    /// Whether there are connections of a kind that such a request may wait for; to Envoy each kind is a pool of its own.
+    pub(crate) fn has(&self, takes: Takes) -> bool {
+        let Takes { http1, http2 } = takes;
+        let raw = !(http1 || http2);
+        (http1 && self.http1_open.get() > 0)
+            || (http2 && self.http2.borrow().iter().any(|connection| connection.is_open()))
+            || (raw && self.raw_open.get() > 0)
+    }
+
+    /// There is room for another connection: for the first of those with none to wait for any more, whom nobody else would
+    /// wake, or else for the first of all. Those who wait for one that is being made hear of it then.
+    pub(crate) fn vacated(&self) {
+        let connecting = self.http2_connecting.get();
+        let looks = |takes: Takes| !(takes.http2 && connecting);
+        if !self.wake_first(|takes| looks(takes) && !self.has(takes)) {
+            self.wake_first(looks);
+        }
     }
 
     fn first_waiting(&self, wanted: impl Fn(Takes) -> bool) -> Option<Rc<Waiter>> {
@@ -208,27 +218,19 @@ impl HostPool {
         waiting.remove(place)
     }
 
-    /// Lets one who waits look again.
-    pub(crate) fn wake_one(&self) {
-        self.wake_first(|_| true);
-    }
-
-    /// The same for one who can use what has become free.
-    fn wake_first(&self, wanted: impl Fn(Takes) -> bool) {
-        if let Some(waiter) = self.first_waiting(wanted) {
-            waiter.woken.set(true);
-            if let Some(waker) = waiter.waker.borrow_mut().take() {
-                waker.wake();
-            }
+    /// Lets the first look again who can use what has become free; whether there is one.
+    pub(crate) fn wake_first(&self, wanted: impl Fn(Takes) -> bool) -> bool {
+        let Some(waiter) = self.first_waiting(wanted) else { return false };
+        waiter.woken.set(true);
+        if let Some(waker) = waiter.waker.borrow_mut().take() {
+            waker.wake();
         }
+        true
     }
 
     /// Lets all who wait look again.
     pub(crate) fn wake_all(&self) {
-        let all = self.waiting.borrow().len();
-        for _ in 0..all {
-            self.wake_one();
-        }
+        while self.wake_first(|_| true) {}
     }
 
     /// The least loaded HTTP/2 connection that takes another stream.
@@ -236,11 +238,6 @@ impl HostPool {
     pub(crate) fn least_loaded(&self) -> Option<Rc<Http2>> {
         let connections = self.http2.borrow();
         connections.iter().filter(|c| c.has_room()).min_by_key(|c| c.active()).cloned()
-    }
-
-    /// Whether an HTTP/2 connection is open, with room or not.
-    pub(crate) fn has_http2(&self) -> bool {
-        self.http2.borrow().iter().any(|connection| connection.is_open())
     }
 
     pub(crate) fn add_http2(&self, connection: Rc<Http2>) {
@@ -336,10 +333,16 @@ impl Drop for Waiting<'_> {
             self.pool.idle.borrow_mut().push(connection);
             self.pool.wake_first(|takes| takes.http1);
         } else if !self.done {
-            // Woken while the request was going away: what it was woken for is another's who can use the same.
+            // Woken while the request was going away, for an idle connection, a stream, or room for a connection: whichever
+            // it was is another's. A look in vain costs little, one that nobody takes can hold others up for ever.
             let Takes { http1, http2 } = self.waiter.takes;
-            let of_use = |takes: Takes| takes.http1 == http1 && takes.http2 == http2;
-            self.pool.wake_first(of_use);
+            if http1 {
+                self.pool.wake_first(|takes| takes.http1);
+            }
+            if http2 {
+                self.pool.wake_first(|takes| takes.http2);
+            }
+            self.pool.vacated();
         }
     }
 }
@@ -351,5 +354,107 @@ impl fmt::Debug for HostPool {
             .field("http1", &self.http1_open)
             .field("http2", &self.http2.borrow().len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::tests::{cluster, shared};
+
+    const HTTP1: Takes = Takes { http1: true, http2: false };
+    const HTTP2: Takes = Takes { http1: false, http2: true };
+    const EITHER: Takes = Takes { http1: true, http2: true };
+    const RAW: Takes = Takes { http1: false, http2: false };
+
+    fn pool() -> HostPool {
+        let snapshot = cluster(&shared()).endpoints().snapshot();
+        let host = snapshot.hosts().next().unwrap();
+        HostPool::new(host, None, Sharing::default())
+    }
+
+    fn woken(waiting: &[Waiting<'_>]) -> Vec<bool> {
+        waiting.iter().map(|waiting| waiting.waiter.woken.get()).collect()
+    }
+
+    #[test]
+    fn each_kind_waits_for_its_own_connections() {
+        let pool = pool();
+        let has = || [HTTP1, HTTP2, EITHER, RAW].map(|takes| pool.has(takes));
+        assert_eq!(has(), [false; 4]);
+        pool.opened_raw();
+        assert_eq!(has(), [false, false, false, true]);
+        pool.opened_http1();
+        assert_eq!(has(), [true, false, true, true]);
+        pool.closed_raw();
+        assert_eq!(has(), [true, false, true, false]);
+    }
+
+    #[test]
+    fn room_for_a_connection_is_for_who_has_none_to_wait_for() {
+        let pool = pool();
+        pool.opened_http1();
+        pool.opened_raw();
+        pool.opened_raw();
+        let waiting = [HTTP1, RAW, HTTP1, RAW].map(|takes| pool.wait(takes));
+        pool.closed_raw();
+        assert_eq!(woken(&waiting), [true, false, false, false], "another raw one is there");
+        pool.closed_raw();
+        assert_eq!(woken(&waiting), [true, true, false, false], "only one may come of the room of one");
+        // The second could not be made.
+        pool.vacated();
+        assert_eq!(woken(&waiting), [true, true, false, true]);
+        pool.vacated();
+        assert_eq!(woken(&waiting), [true; 4]);
+    }
+
+    #[test]
+    fn who_waits_for_one_that_is_being_made_is_left_alone() {
+        let pool = pool();
+        pool.opened_http1();
+        pool.http2_connecting.set(true);
+        let waiting = [HTTP2, EITHER, HTTP1].map(|takes| pool.wait(takes));
+        pool.vacated();
+        assert_eq!(woken(&waiting), [false, false, true]);
+        pool.vacated();
+        assert_eq!(woken(&waiting), [false, false, true]);
+        pool.wake_all();
+        assert_eq!(woken(&waiting), [true; 3]);
+    }
+
+    #[test]
+    fn what_was_meant_for_a_request_that_goes_away_is_not_lost() {
+        // Room for a connection is of use to any kind.
+        for gone in [HTTP1, HTTP2, EITHER, RAW] {
+            for next in [HTTP1, HTTP2, EITHER, RAW] {
+                let pool = pool();
+                let first = pool.wait(gone);
+                let waiting = [pool.wait(next)];
+                pool.vacated();
+                assert_eq!(woken(&waiting), [false]);
+                drop(first);
+                assert_eq!(woken(&waiting), [true], "{gone:?} {next:?}");
+            }
+        }
+        // A stream is so only to the one behind that takes it.
+        let pool = pool();
+        pool.opened_http1();
+        let first = pool.wait(EITHER);
+        let waiting = [HTTP1, HTTP1, HTTP2].map(|takes| pool.wait(takes));
+        pool.wake_first(|takes| takes.http2);
+        drop(first);
+        assert!(waiting[2].waiter.woken.get());
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_at_or_not_meant_for_anyone_is_not_passed_on() {
+        let pool = pool();
+        let [mut first, second, third] = [HTTP1; 3].map(|takes| pool.wait(takes));
+        pool.vacated();
+        assert!(first.done().await.is_none());
+        drop(first);
+        drop(second);
+        assert_eq!(woken(&[third]), [false]);
+        assert!(pool.waiting.borrow().is_empty());
     }
 }

@@ -162,7 +162,7 @@ pub(super) async fn acquire(
         let options = ConnectOptions {
             priority,
             // One that nobody else's will come back for.
-            past_limit: !wanted.has_some(&pool),
+            past_limit: !pool.has(wanted.takes()),
             downstream: downstream.as_deref(),
             tls: ClientOptions {
                 server_name: pool.tls_name().and_then(TlsName::server_name),
@@ -170,11 +170,14 @@ pub(super) async fn acquire(
                 alpn,
             },
         };
-        let _connecting = wanted.is_shared().then(|| Connecting::new(&pool));
+        let connecting = Connecting::new(&pool, wanted.is_shared());
         let host = pool.host();
         let made = connect(&worker, &cluster, &host, options).await;
         match made {
             Ok((transport, info, guard)) => {
+                if !wanted.is_shared() {
+                    connecting.settle();
+                }
                 let http2 = match wanted {
                     Wanted::Raw => {
                         return Ok(Upstream::Tcp(Box::new(Tcp::new(transport, info, guard, &pool))));
@@ -217,7 +220,8 @@ pub(super) async fn acquire(
                 }
             }
             // One of ours will come back.
-            Err(ConnectError::Overflow) if wanted.has_some(&pool) => {
+            Err(ConnectError::Overflow) if pool.has(wanted.takes()) => {
+                connecting.settle();
                 if let Some(connection) = pool.wait(wanted.takes()).done().await {
                     return Ok(Upstream::Http1(connection));
                 }
@@ -372,16 +376,6 @@ impl Wanted {
     fn takes(self) -> Takes {
         Takes { http1: matches!(self, Self::Http1 | Self::Either), http2: self.is_shared() }
     }
-
-    /// Whether the pool has connections of this kind; to Envoy each kind is a pool of its own.
-    fn has_some(self, pool: &HostPool) -> bool {
-        match self {
-            Self::Raw => pool.has_raw(),
-            Self::Http1 => pool.has_http1(),
-            Self::Http2 => pool.has_http2(),
-            Self::Either => pool.has_http1() || pool.has_http2(),
-        }
-    }
 }
 
 #[inline]
@@ -397,20 +391,38 @@ fn wanted(cluster: &ClusterRef, pool: &HostPool, carried: Carried) -> Wanted {
     }
 }
 
-/// Says that a connection which streams can share is being made, for as long as it is.
-struct Connecting(Rc<HostPool>);
+/// A connection is being made. One that streams can share is waited for by others as long as it is; of any that is not made,
+/// the room is for others.
+struct Connecting<'a> {
+    pool: &'a HostPool,
+    shared: bool,
+    settled: bool,
+}
 
-impl Connecting {
-    fn new(pool: &Rc<HostPool>) -> Self {
-        pool.http2_connecting.set(true);
-        Self(Rc::clone(pool))
+impl<'a> Connecting<'a> {
+    fn new(pool: &'a HostPool, shared: bool) -> Self {
+        if shared {
+            pool.http2_connecting.set(true);
+        }
+        Self { pool, shared, settled: false }
+    }
+
+    /// Ends it where nobody has anything to look for: nobody waited for it, and it has its room, or had none.
+    fn settle(mut self) {
+        self.settled = true;
     }
 }
 
-impl Drop for Connecting {
+impl Drop for Connecting<'_> {
     fn drop(&mut self) {
-        self.0.http2_connecting.set(false);
-        self.0.wake_all();
+        if self.shared {
+            self.pool.http2_connecting.set(false);
+        }
+        match (self.settled, self.shared) {
+            (true, _) => {}
+            (false, true) => self.pool.wake_all(),
+            (false, false) => self.pool.vacated(),
+        }
     }
 }
 
