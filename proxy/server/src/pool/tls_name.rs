@@ -29,8 +29,11 @@ impl<'a> TlsName<&'a str> {
         // What is not text is nobody's name, and so is the empty one: a certificate that must have it is refused.
         let host = host.and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
         let (name, is_address) = without_port(host);
-        // SNI has no addresses (RFC 6066 section 3).
-        let (sent, verified) = (http.auto_sni && !is_address, http.auto_san_validation);
+        let verified = http.auto_san_validation;
+        // SNI has no addresses (RFC 6066 section 3). As in Envoy, such a request, and one that names nobody, goes by the
+        // cluster's own SNI, which `auto_sni_san_validation` then demands of the certificate; where the cluster has none, that
+        // demands nothing. A name that must be verified is never exchanged for another: the empty one is nobody's.
+        let sent = http.auto_sni && !is_address && (verified || !name.is_empty());
         (sent || verified).then_some(Self { name, sent, verified })
     }
 
@@ -116,6 +119,8 @@ mod tests {
         assert_eq!(named(&overridden, Some(b"a"), Some(b"")), both("a"));
         assert_eq!(named(&options(true, false, None), Some(b"a"), None), Some((Some("a".to_owned()), None)));
         assert_eq!(named(&options(true, false, None), Some(b"10.0.0.1"), None), None);
+        assert_eq!(named(&options(true, false, None), Some(b""), None), None);
+        assert_eq!(named(&options(true, false, None), None, None), None);
         assert_eq!(named(&options(false, true, None), Some(b"a"), None), Some((None, Some("a".to_owned()))));
         assert_eq!(named(&options(false, false, None), Some(b"a"), None), None);
     }
