@@ -45,7 +45,7 @@ pub(crate) struct Takes {
 pub struct HostPool {
     host: RefCell<Rc<HostRef>>,
     /// Its place among the pools of the cluster.
-    _place: Option<Permit>,
+    _place: Permit,
     /// The downstream connection whose requests alone it serves; what is idle goes with it.
     downstream: Option<Weak<ConnectionInfo>>,
     /// Whether upstream is told of it.
@@ -89,7 +89,7 @@ pub(crate) struct Waiting<'a> {
 }
 
 impl HostPool {
-    pub(crate) fn new(host: &Arc<Host>, place: Option<Permit>, sharing: Sharing<'_>) -> Self {
+    pub(crate) fn new(host: &Arc<Host>, place: Permit, sharing: Sharing<'_>) -> Self {
         Self {
             host: RefCell::new(Rc::new(HostRef(Arc::clone(host)))),
             _place: place,
@@ -361,6 +361,8 @@ impl fmt::Debug for HostPool {
 mod tests {
     use super::*;
     use crate::context::tests::{cluster, shared};
+    use waystation_upstream::Priority;
+    use waystation_upstream::admission::Resource;
 
     const HTTP1: Takes = Takes { http1: true, http2: false };
     const HTTP2: Takes = Takes { http1: false, http2: true };
@@ -368,9 +370,11 @@ mod tests {
     const RAW: Takes = Takes { http1: false, http2: false };
 
     fn pool() -> HostPool {
-        let snapshot = cluster(&shared()).endpoints().snapshot();
+        let cluster = cluster(&shared());
+        let snapshot = cluster.endpoints().snapshot();
         let host = snapshot.hosts().next().unwrap();
-        HostPool::new(host, None, Sharing::default())
+        let place = cluster.admission.reserve_anyway(Priority::Default, Resource::Pools);
+        HostPool::new(host, place, Sharing::default())
     }
 
     fn woken(waiting: &[Waiting<'_>]) -> Vec<bool> {

@@ -32,7 +32,7 @@ use crate::manager::subscription_stats::SubscriptionStats;
 use crate::on_demand::{Answer, Places, Wanted};
 use crate::pool::connect::{ConnectError, ConnectOptions, ConnectionGuard, connect};
 use crate::transport::{Socket, Transport};
-use crate::worker::{Sharing, Worker};
+use crate::worker::Worker;
 
 /// Envoy's default idle timeout of a session.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -403,12 +403,11 @@ async fn establish(
             }),
             ..PickContext::default()
         };
-        let Ok(pool) = local.pick(worker, &cluster, &pick, Sharing::default(), Instant::now()) else {
+        let Ok(host) = local.pick_host(worker, &cluster, &pick, Instant::now()) else {
             cluster.stats.upstream_cx_none_healthy().inc();
             info.flags.set(ResponseFlag::NoHealthyUpstream);
             return None;
         };
-        let host = pool.host();
         let options = ConnectOptions { downstream: Some(&info.connection), ..ConnectOptions::default() };
         match connect(worker, &cluster, &host, options).await {
             Ok((transport, facts, guard)) => {

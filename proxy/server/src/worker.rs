@@ -17,7 +17,7 @@ use waystation_stats::{Gauge, ResponseStats, Scope};
 use waystation_upstream::admission::{Permit, Resource};
 use waystation_upstream::cluster::{ClusterRef, Discovery};
 use waystation_upstream::load_balancer::{LocalLb, PreviousPriorities, PriorityLoad};
-use waystation_upstream::{Cluster, Host, NoHost, PickContext, Priority, Snapshot};
+use waystation_upstream::{Cluster, Host, HostRef, NoHost, PickContext, Priority, Snapshot};
 
 use crate::context::Shared;
 use crate::http::stream::Scratch;
@@ -90,8 +90,8 @@ pub struct Sharing<'a> {
     pub downstream: Option<&'a Rc<ConnectionInfo>>,
     /// Whether upstream may be told of the downstream connection.
     pub stated: bool,
-    /// As what its pool counts among the cluster's `max_connection_pools`; those of TCP proxies do not, as in Envoy.
-    pub counted: Option<Priority>,
+    /// As what its pool counts among the cluster's `max_connection_pools`.
+    pub counted: Priority,
 }
 
 /// One worker's view of one cluster.
@@ -371,6 +371,20 @@ impl LocalCluster {
         }
     }
 
+    /// Picks a host for a connection that is nobody else's, as those of TCP proxies are: there is no pool of them, and none
+    /// that counts among the cluster's.
+    pub fn pick_host(
+        &self,
+        worker: &Worker,
+        cluster: &Cluster,
+        cx: &PickContext<'_>,
+        now: Instant,
+    ) -> Result<Rc<HostRef>, NoHost> {
+        let lb = &mut self.view.borrow_mut().lb;
+        let host = worker.with_random(|random| cluster.pick(lb, cx, random, now))?;
+        Ok(Rc::new(HostRef(Arc::clone(host))))
+    }
+
     /// Picks a host and gives the pool of those that may share its connections.
     pub fn pick(
         &self,
@@ -438,7 +452,7 @@ impl LocalCluster {
         &self,
         cluster: &Cluster,
         host: &Arc<Host>,
-        counted: Option<Priority>,
+        counted: Priority,
     ) -> Result<Rc<HostPool>, NoHost> {
         // The pool of another host does not make way, idle or not, as in Envoy.
         let place = place_for_pool(cluster, counted, || {})?;
@@ -486,19 +500,14 @@ impl LocalCluster {
     }
 }
 
-/// A place under `max_connection_pools`, for a pool that counts. At the bound `free` may make room.
-fn place_for_pool(
-    cluster: &Cluster,
-    counted: Option<Priority>,
-    free: impl FnOnce(),
-) -> Result<Option<Permit>, NoHost> {
-    let Some(priority) = counted else { return Ok(None) };
-    let reserve = || cluster.admission.reserve(priority, Resource::Pools);
+/// A place under `max_connection_pools`. At the bound `free` may make room.
+fn place_for_pool(cluster: &Cluster, counted: Priority, free: impl FnOnce()) -> Result<Permit, NoHost> {
+    let reserve = || cluster.admission.reserve(counted, Resource::Pools);
     let freed = || {
         free();
         reserve()
     };
-    reserve().or_else(freed).map(Some).ok_or_else(|| {
+    reserve().or_else(freed).ok_or_else(|| {
         cluster.stats.upstream_cx_pool_overflow().inc();
         NoHost::PoolOverflow
     })

@@ -211,7 +211,7 @@ async fn exchange(worker: &Rc<Worker>, local: &LocalCluster, request: Headers, b
     let now = Instant::now();
     let priority = Priority::Default;
     let tls_name = TlsName::of(&cluster.http, &request);
-    let sharing = Sharing { tls_name, counted: Some(priority), ..Sharing::default() };
+    let sharing = Sharing { tls_name, counted: priority, ..Sharing::default() };
     let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), sharing, now) else { return };
     let stream = match upstream::ready(&pool, &cluster, Carried::Http(Protocol::Http11), now) {
         Some(stream) => Ok(stream),

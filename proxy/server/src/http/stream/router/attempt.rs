@@ -371,7 +371,7 @@ impl<D: Downstream> Stream<'_, D> {
             tls_name: TlsName::of(&routing.cluster.http, &self.heads.request),
             downstream: Some(connection),
             stated: self.cx.hcm.add_proxy_protocol_state,
-            counted: Some(routing.action.priority),
+            counted: routing.action.priority,
         };
         routing.local.pick(&self.cx.worker, &routing.cluster, &cx, sharing, now)
     }
