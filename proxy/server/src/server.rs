@@ -25,6 +25,9 @@ use crate::workers::Workers;
 /// How often the server's own gauges are renewed and interval histograms merged, when the bootstrap says nothing.
 const STATS_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long after start-up its leavings are cleared away: the last frees and the first code of the workers come behind it.
+const TIDY_AFTER: Duration = Duration::from_millis(200);
+
 /// How far start-up has come.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Phase {
@@ -46,6 +49,8 @@ pub struct Server {
     configuration: Configuration,
     workers: Workers,
     phase: Phase,
+    /// When what only start-up needed is let go of.
+    tidy_at: Option<Instant>,
     stats: Arc<ServerStats>,
     exit: Option<Exit>,
     flush_interval: Duration,
@@ -95,6 +100,7 @@ impl Server {
             configuration,
             workers: Workers::new(),
             phase: Phase::Runtime,
+            tidy_at: None,
             stats,
             exit: None,
             flush_interval,
@@ -178,8 +184,12 @@ impl Server {
         }
         self.workers.send(configuration.take_orders());
         if self.phase != before && self.phase == Phase::Live {
+            self.tidy_at = Some(now + TIDY_AFTER);
+        }
+        if self.tidy_at.is_some_and(|at| at <= now) {
+            self.tidy_at = None;
             memory::give_back();
-            memory::let_go_of_code();
+            memory::let_go_of_program();
         }
     }
 
@@ -189,7 +199,7 @@ impl Server {
             Some(Exit::Draining(until)) => Some(until.min(Instant::now() + Duration::from_millis(50))),
             _ => None,
         };
-        [exit, self.configuration.next_due()].into_iter().flatten().min()
+        [exit, self.tidy_at, self.configuration.next_due()].into_iter().flatten().min()
     }
 
     fn should_exit(&self) -> bool {
