@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use waystation_http::h2::{Frame, FrameGuard, FrameLimits};
 
-fn watch(pieces: [&[u8]; 2], server: bool) -> (Vec<Frame>, String, usize) {
+fn watch(pieces: [&[u8]; 2], server: bool) -> (Vec<Frame>, String, Vec<u32>) {
     let limits = FrameLimits::default();
     let mut guard = if server { FrameGuard::server(limits) } else { FrameGuard::client(limits) };
     let mut seen = Vec::new();
@@ -20,7 +20,7 @@ fn watch(pieces: [&[u8]; 2], server: bool) -> (Vec<Frame>, String, usize) {
         }
     }
     guard.would_refuse(pieces, 1);
-    (seen, ended, guard.untaken())
+    (seen, ended, guard.untaken().collect())
 }
 
 fuzz_target!(|input: (u16, bool, &[u8])| {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use waystation_http::Headers;
-use waystation_http::h1::{After, Config, HeaderCase, Received, ServerConn};
+use waystation_http::h1::{After, Config, HeaderCase, Preserve, Received, ServerConn};
 
 fn read(config: &Arc<Config>, pieces: [&[u8]; 2]) -> (usize, Vec<u8>, String) {
     let mut conn = ServerConn::new(config.clone());
@@ -48,7 +48,7 @@ fuzz_target!(|input: (u16, bool, &[u8])| {
         allow_chunked_length: relaxed,
         allow_custom_methods: relaxed,
         enable_trailers: relaxed,
-        header_case: if relaxed { HeaderCase::Preserve } else { HeaderCase::Lower },
+        header_case: if relaxed { HeaderCase::Preserve(Preserve::default()) } else { HeaderCase::Lower },
         ..Config::default()
     });
     let (left, right) = bytes.split_at(usize::from(cut).min(bytes.len()));
