@@ -99,8 +99,6 @@ pub struct Cluster {
     pub http: Arc<HttpOptions>,
     /// The policies that go before those of a route.
     pub route_policies: Option<RoutePolicies>,
-    /// `TcpProtocolOptions.idle_timeout` of pooled TCP connections; `None` is never.
-    pub tcp_idle_timeout: Option<Duration>,
     /// Sockets of upstream connections.
     pub connection: Option<Box<ConnectionOptions>>,
     /// `common_lb_config.close_connections_on_host_set_change`.

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use waystation_http::{Headers, Known, KnownSet};
 use waystation_route::{RequestRetry, RetryOn, RetryPolicy};
+use waystation_upstream::jitter::back_off;
 
 use super::end::ResetReason;
 
@@ -50,7 +51,9 @@ pub(crate) struct Retries<'a> {
     policy: Option<&'a RetryPolicy>,
     request: RequestRetry<'a>,
     left: u32,
-    next: Duration,
+    /// Back-offs so far.
+    attempts: u32,
+    base: Duration,
     max: Duration,
 }
 
@@ -62,7 +65,7 @@ impl<'a> Retries<'a> {
         let back_off = policy.map(|policy| policy.back_off);
         let base = back_off.and_then(|back_off| back_off.base).unwrap_or(BASE);
         let max = back_off.and_then(|back_off| back_off.max).unwrap_or(base * 10);
-        Self { left: request.retries, policy, request, next: base, max }
+        Self { left: request.retries, policy, request, attempts: 0, base, max }
     }
 
     /// Whether anything is ever tried again: only then must the request be kept.
@@ -98,9 +101,9 @@ impl<'a> Retries<'a> {
         {
             return Decision::Again { after: jittered_by_half(after, random), rate_limited: true };
         }
-        let interval = u64::try_from(self.next.as_millis()).unwrap_or(u64::MAX).max(1);
-        self.next = (self.next * 2).min(self.max);
-        Decision::Again { after: Duration::from_millis(random % interval), rate_limited: false }
+        self.attempts += 1;
+        let after = back_off(self.base, self.max, self.attempts, random);
+        Decision::Again { after, rate_limited: false }
     }
 
     fn wanted(&self, outcome: Outcome<'_>) -> bool {

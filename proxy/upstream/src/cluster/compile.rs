@@ -47,7 +47,6 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
             Some(options) => (cx.route_policies)(options).at(http::typed_path)?,
             None => None,
         },
-        tcp_idle_timeout: options.tcp_idle_timeout,
         connection: connection::compile(
             proto.upstream_connection_options.as_ref(),
             proto.upstream_bind_config.as_ref(),
@@ -123,12 +122,11 @@ fn refuse_unsupported(proto: &pb::Cluster) -> Result<(), ConfigError> {
 /// `typed_extension_protocol_options`.
 struct ProtocolOptions {
     http: Option<upstreams::http::v3::HttpProtocolOptions>,
-    tcp_idle_timeout: Option<Duration>,
 }
 
 impl ProtocolOptions {
     fn compile(proto: &pb::Cluster) -> Result<Self, ConfigError> {
-        let mut options = Self { http: None, tcp_idle_timeout: Some(Duration::from_secs(600)) };
+        let mut options = Self { http: None };
         for (name, any) in &proto.typed_extension_protocol_options {
             let at = || format!("typed_extension_protocol_options[{name}]");
             match type_name(any) {
@@ -137,9 +135,8 @@ impl ProtocolOptions {
                 }
                 "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions" => {
                     let tcp: upstreams::tcp::v3::TcpProtocolOptions = unpack(any).at(at)?;
-                    if let Some(timeout) = duration("idle_timeout", tcp.idle_timeout.as_ref()).at(at)? {
-                        options.tcp_idle_timeout = (!timeout.is_zero()).then_some(timeout);
-                    }
+                    // Checked, and of no use: no TCP connection is kept idle.
+                    duration("idle_timeout", tcp.idle_timeout.as_ref()).at(at)?;
                 }
                 other => return Err(ConfigError::new(format!("not supported: {other}")).at(at())),
             }
