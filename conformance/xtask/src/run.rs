@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -29,6 +30,26 @@ pub(crate) fn step(command: &mut Command) -> Result<(), String> {
     let line = describe(command);
     let status = command.status().map_err(|error| format!("cannot run `{line}`: {error}"))?;
     if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}")) }
+}
+
+/// As [`step`] for a command that says `FAILED` in the lines of what failed: the error repeats them, so that they stand at the
+/// end of a long output as well.
+pub(crate) fn step_of_cases(command: &mut Command) -> Result<(), String> {
+    let line = describe(command);
+    let cannot = |error| format!("cannot run `{line}`: {error}");
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(cannot)?;
+    let mut failed = String::new();
+    for text in
+        child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()).map_while(Result::ok)
+    {
+        println!("{text}");
+        if text.contains("FAILED") {
+            failed.push_str("\n              ");
+            failed.push_str(&text);
+        }
+    }
+    let status = child.wait().map_err(cannot)?;
+    if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}{failed}")) }
 }
 
 /// The program and its arguments.

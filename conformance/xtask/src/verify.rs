@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::run::{cargo, find, root, step, succeeds, target};
+use crate::run::{cargo, find, root, step, step_of_cases, succeeds, target};
 use crate::support;
 
 /// What became of a check.
@@ -115,7 +115,7 @@ impl Checks {
         let envoy = find("envoy");
         match &envoy {
             Some(envoy) => {
-                self.run("differential", || done(step(rig(&["run"]).arg("--envoy").arg(envoy))));
+                self.run("differential", || done(step_of_cases(rig(&["run"]).arg("--envoy").arg(envoy))));
             }
             None => {
                 self.run("differential", || {
@@ -123,16 +123,16 @@ impl Checks {
                         "envoy is not installed: compared with its recorded answers only".to_owned(),
                     )
                 });
-                self.run("recorded answers", || done(step(rig(&["run"]).arg("--golden"))));
+                self.run("recorded answers", || done(step_of_cases(rig(&["run"]).arg("--golden"))));
             }
         }
-        self.run("launchers", || done(step(&mut rig(&["launchers"]))));
+        self.run("launchers", || done(step_of_cases(&mut rig(&["launchers"]))));
         self.run("bad input", || {
             let mut command = rig(&["abuse"]);
             if let Some(envoy) = &envoy {
                 command.arg("--envoy").arg(envoy);
             }
-            done(step(&mut command))
+            done(step_of_cases(&mut command))
         });
         self.run("h2spec", || {
             let Some(h2spec) = find("h2spec") else {
@@ -141,7 +141,7 @@ impl Checks {
             let Some(envoy) = &envoy else {
                 return Outcome::Skipped("envoy, whose result is the bar, is not installed".to_owned());
             };
-            done(step(rig(&["h2spec"]).arg("--h2spec").arg(h2spec).arg("--envoy").arg(envoy)))
+            done(step_of_cases(rig(&["h2spec"]).arg("--h2spec").arg(h2spec).arg("--envoy").arg(envoy)))
         });
         self.run("go-control-plane", || {
             if find("go").is_none() {
@@ -153,7 +153,7 @@ impl Checks {
             if let Err(text) = step(build.args(["build", "-o"]).arg(&server).arg(".")) {
                 return Outcome::Failed(text);
             }
-            done(step(rig(&["control-plane"]).arg("--go").arg(&server)))
+            done(step_of_cases(rig(&["control-plane"]).arg("--go").arg(&server)))
         });
     }
 

@@ -28,9 +28,10 @@ pub(super) async fn serve(
     active: Active,
     start: Instant,
     request: http::Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Bytes>,
 ) {
     let Active(streams) = &active;
+    let taken_back = std::future::poll_fn(|task| Poll::Ready(respond.poll_reset(task).is_ready())).await;
     let watch = &streams.watch;
     let cx = &*cx;
     let mut scratch = cx.worker.take_scratch();
@@ -86,6 +87,8 @@ pub(super) async fn serve(
     let mut timer = std::mem::take(&mut scratch.timer);
     let begin = Begin { start, facts, refused };
     let code = stream::serve(cx, &mut down, &mut timer, &mut scratch, begin).await;
+    // A client that has taken its request back before it was looked at is not excused by the response that was made for it.
+    let code = code.filter(|_| !taken_back);
     streams.ended(code, timer.now().saturating_duration_since(start), &cx.hcm.premature_resets);
     // If the client has not sent its request to the end, the library tells it not to once the response is out.
     scratch.timer = timer;
