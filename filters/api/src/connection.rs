@@ -1,11 +1,12 @@
 //! What is known of a downstream or upstream connection.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::address::Address;
 use crate::filter_state::FilterState;
+use crate::flags::ResponseFlags;
 use crate::value::Metadata;
 
 /// Facts about a connection that filters, matchers, routes and logs read. The transport itself travels beside it. `S` is `()`
@@ -46,6 +47,8 @@ pub struct ConnectionInfo<S = FilterState> {
     pub metadata: RefCell<Metadata>,
     /// Filter state with the life of the connection.
     pub filter_state: RefCell<S>,
+    /// Response flags that network filters set, for the logs of the connection.
+    pub flags: Cell<ResponseFlags>,
     /// Why the connection was ended, for `%CONNECTION_TERMINATION_DETAILS%`.
     pub termination_details: RefCell<Option<Box<str>>>,
     /// Why the transport failed, for `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
@@ -73,6 +76,7 @@ impl ConnectionInfo {
             proxy_protocol_tlvs: Vec::new(),
             metadata: RefCell::default(),
             filter_state: RefCell::default(),
+            flags: Cell::default(),
             termination_details: RefCell::default(),
             transport_failure_reason: RefCell::default(),
         }
@@ -100,6 +104,7 @@ impl<S> ConnectionInfo<S> {
             proxy_protocol_tlvs: self.proxy_protocol_tlvs,
             metadata: self.metadata,
             filter_state: RefCell::new(filter_state),
+            flags: self.flags,
             termination_details: self.termination_details,
             transport_failure_reason: self.transport_failure_reason,
         }

@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as Se
 use waystation_filter_api::cell::{Cell, CellTable};
 use waystation_filter_api::http::NodeInfo;
 use waystation_filter_api::runtime::Runtime;
+use waystation_filter_api::singletons::Singletons;
 use waystation_filter_api::wire;
 use waystation_format::AccessLogSinks;
 use waystation_route::RouteTable;
@@ -41,6 +42,8 @@ pub struct Shared {
     pub codecs: TrafficStats,
     /// Who this proxy is.
     pub node: NodeInfo,
+    /// What extensions share between their configurations.
+    pub singletons: Singletons,
     /// Clusters by name.
     pub clusters: CellTable<Cluster>,
     /// Route configurations by [`resource_key`].
@@ -122,6 +125,7 @@ impl Shared {
             stats,
             runtime,
             node,
+            singletons: Singletons::default(),
             clusters: CellTable::new(),
             routes: CellTable::new(),
             scopes: CellTable::new(),

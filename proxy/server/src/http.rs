@@ -167,6 +167,12 @@ pub async fn serve_connection(
     }
 }
 
+/// A connection that a network filter has ended before it came here: it is counted nevertheless.
+pub fn count_connection(worker: &Rc<Worker>, hcm: Held<Hcm>, info: Rc<ConnectionInfo>) {
+    let cx = ConnCx::new(Rc::clone(worker), hcm, info, DrainHandle::default());
+    drop(OpenConnection::new(&cx));
+}
+
 /// A connection in the statistics, until it is dropped: however that happens, it is not left counted as active.
 struct OpenConnection<'a>(&'a ConnCx);
 

@@ -1,7 +1,9 @@
-//! The small network filters: echo and direct response.
+//! Network filters: the driver of those that are not terminal, and two small terminal ones, echo and direct response.
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+pub mod filters;
 
 use crate::transport::Transport;
 

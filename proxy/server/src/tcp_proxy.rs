@@ -297,18 +297,25 @@ pub async fn serve(
     worker: Rc<Worker>,
     proxy: &TcpProxy,
     mut transport: Transport,
-    connection: ConnectionInfo,
+    connection: Rc<ConnectionInfo>,
 ) {
+    let mut logged = begin(&worker, proxy, connection);
+    if proxy.log_on_start {
+        proxy.log(&logged.info, AccessLogType::TcpConnectionStart, worker.random());
+    }
+    relay(&worker, proxy, &mut transport, &mut logged.info).await;
+}
+
+/// A connection that another network filter has ended before it came here: it is counted and logged.
+pub fn count_connection(worker: &Worker, proxy: &TcpProxy, connection: Rc<ConnectionInfo>) {
+    drop(begin(worker, proxy, connection));
+}
+
+fn begin<'a>(worker: &'a Worker, proxy: &'a TcpProxy, connection: Rc<ConnectionInfo>) -> Logged<'a> {
     proxy.stats.downstream_cx_total().inc();
     let start = connection.start;
-    let now = Instant::now();
-    let start_time = SystemTime::now() - now.saturating_duration_since(start);
-    let info = StreamInfo::new(connection.id, start, start_time, Rc::new(connection), None);
-    if proxy.log_on_start {
-        proxy.log(&info, AccessLogType::TcpConnectionStart, worker.random());
-    }
-    let mut logged = Logged { worker: &worker, proxy, info };
-    relay(&worker, proxy, &mut transport, &mut logged.info).await;
+    let start_time = SystemTime::now() - Instant::now().saturating_duration_since(start);
+    Logged { worker, proxy, info: StreamInfo::new(connection.id, start, start_time, connection, None) }
 }
 
 /// Writes the last line of a connection however it ends: its listener's removal drops it where it stands.
@@ -321,6 +328,9 @@ struct Logged<'a> {
 impl Drop for Logged<'_> {
     fn drop(&mut self) {
         self.info.timing.complete = Some(Instant::now());
+        for flag in self.info.connection.flags.get().iter() {
+            self.info.flags.set(flag);
+        }
         self.proxy.log(&self.info, AccessLogType::TcpConnectionEnd, self.worker.random());
     }
 }

@@ -10,6 +10,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::network::filters::Filtered;
+
 /// A plain socket, possibly with bytes that a listener filter has read ahead.
 #[derive(Debug)]
 pub struct Socket {
@@ -33,6 +35,8 @@ pub enum Transport {
     TlsServer(Box<tokio_rustls::server::TlsStream<Socket>>),
     /// TLS with us as the client.
     TlsClient(Box<tokio_rustls::client::TlsStream<Socket>>),
+    /// Any of them with network filters in its way.
+    Filtered(Box<Filtered>),
 }
 
 /// How an idle connection looks.
@@ -99,6 +103,14 @@ impl Socket {
         }
     }
 
+    /// Lets the kernel reset the connection when it is closed, dropping what is not yet sent.
+    pub fn reset_on_close(&self) {
+        if let Some(stream) = self.as_tcp() {
+            // Fails only on a socket that is already dead.
+            let _ = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+
     /// Waits until the connection is broken, reading nothing.
     pub async fn reset(&self) {
         // Either outcome says so.
@@ -128,6 +140,7 @@ impl Transport {
             Self::Plain(socket) => socket,
             Self::TlsServer(stream) => stream.get_ref().0,
             Self::TlsClient(stream) => stream.get_ref().0,
+            Self::Filtered(filtered) => filtered.inner().socket(),
         }
     }
 
@@ -148,18 +161,19 @@ impl Transport {
         if silent { Liveness::Idle } else { Liveness::Dead }
     }
 
-    /// Lets the kernel reset the connection when it is closed, dropping what is not yet sent.
+    /// As [`Socket::reset_on_close`].
     pub fn reset_on_close(&self) {
-        if let Some(stream) = self.socket().as_tcp() {
-            // Fails only on a socket that is already dead.
-            let _ = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
-        }
+        self.socket().reset_on_close();
     }
 
     /// Whether one `writev` takes several buffers.
     #[inline]
     pub fn gathers(&self) -> bool {
-        matches!(self, Self::Plain(_))
+        match self {
+            Self::Plain(_) => true,
+            Self::TlsServer(_) | Self::TlsClient(_) => false,
+            Self::Filtered(filtered) => filtered.writes_directly() && filtered.inner().gathers(),
+        }
     }
 }
 
@@ -232,6 +246,7 @@ impl AsyncRead for Transport {
             Self::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
             Self::TlsServer(stream) => Pin::new(&mut **stream).poll_read(cx, buffer),
             Self::TlsClient(stream) => Pin::new(&mut **stream).poll_read(cx, buffer),
+            Self::Filtered(filtered) => filtered.poll_read(cx, buffer),
         }
     }
 }
@@ -243,6 +258,7 @@ impl AsyncWrite for Transport {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, data),
             Self::TlsServer(stream) => Pin::new(&mut **stream).poll_write(cx, data),
             Self::TlsClient(stream) => Pin::new(&mut **stream).poll_write(cx, data),
+            Self::Filtered(filtered) => filtered.poll_write(cx, data),
         }
     }
 
@@ -256,6 +272,7 @@ impl AsyncWrite for Transport {
             Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
             Self::TlsServer(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, slices),
             Self::TlsClient(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, slices),
+            Self::Filtered(filtered) => filtered.poll_write_vectored(cx, slices),
         }
     }
 
@@ -268,6 +285,7 @@ impl AsyncWrite for Transport {
             Self::Plain(_) => Poll::Ready(Ok(())),
             Self::TlsServer(stream) => Pin::new(&mut **stream).poll_flush(cx),
             Self::TlsClient(stream) => Pin::new(&mut **stream).poll_flush(cx),
+            Self::Filtered(filtered) => filtered.poll_flush(cx),
         }
     }
 
@@ -276,6 +294,7 @@ impl AsyncWrite for Transport {
             Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::TlsServer(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
             Self::TlsClient(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+            Self::Filtered(filtered) => filtered.poll_shutdown(cx),
         }
     }
 }

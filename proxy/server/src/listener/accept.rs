@@ -19,6 +19,7 @@ use waystation_filter_api::cell::Held;
 use waystation_filter_api::connection::ConnectionInfo;
 use waystation_filter_api::filter_state::FilterState;
 use waystation_filter_api::flags::ResponseFlag;
+use waystation_filter_api::network::{Close, CloseKind};
 use waystation_filter_api::stream::StreamInfo;
 use waystation_format::{AccessLogType, FormatContext};
 use waystation_listener_filters::Verdict;
@@ -29,6 +30,7 @@ use super::load::Place;
 use super::sockets::Sockets;
 use crate::address;
 use crate::manager::listeners::Order;
+use crate::network::filters::{Filtered, Filters};
 use crate::transport::{Socket, Transport};
 use crate::worker::Worker;
 use crate::{http, network, overload, tcp_proxy};
@@ -318,30 +320,65 @@ impl Listeners {
     ) {
         let ChainState { chain, drain, .. } = state;
         info.filter_chain = Arc::clone(&chain.name);
+        let mut opening = Opening { filters: chain.before.start(&self.worker), info: Some(info) };
+        if let Opening { filters: Some(filters), info: Some(info) } = &mut opening
+            && let Err(close) = filters.new_connection(info, &socket).await
+        {
+            self.not_begun(chain, close, &socket, opening);
+            return;
+        }
+        let Some(info) = &mut opening.info else { return };
         let transport = match &chain.tls {
             None => Transport::Plain(socket),
-            Some(context) => {
-                match Box::pin(self.handshake(listener, chain, context, socket, &mut info)).await {
-                    Ok(transport) => transport,
-                    Err(reason) => {
-                        *info.transport_failure_reason.borrow_mut() = Some(reason.into());
+            Some(context) => match Box::pin(self.handshake(listener, chain, context, socket, info)).await {
+                Ok(transport) => transport,
+                Err(reason) => {
+                    *info.transport_failure_reason.borrow_mut() = Some(reason.into());
+                    if let (_, Some(info)) = opening.close() {
                         self.log_unserved(listener, *info, None, "");
-                        return;
                     }
+                    return;
                 }
-            }
+            },
         };
         let worker = Rc::clone(&self.worker);
+        let (filters, Some(info)) = opening.take() else { return };
+        let info: Rc<ConnectionInfo> = Rc::from(info);
+        let transport = match filters {
+            None => transport,
+            Some(filters) => {
+                Transport::Filtered(Box::new(Filtered::new(transport, filters, Rc::clone(&info))))
+            }
+        };
         match &chain.filters {
             NetworkFilter::Http(manager) => {
                 let manager = Held::new(Arc::clone(manager));
-                http::serve_connection(worker, manager, transport, Rc::from(info), drain.clone()).await;
+                http::serve_connection(worker, manager, transport, info, drain.clone()).await;
             }
             // Established TCP sessions outlive a drain: its end ends them.
-            NetworkFilter::Tcp(proxy) => Box::pin(tcp_proxy::serve(worker, proxy, transport, *info)).await,
+            NetworkFilter::Tcp(proxy) => Box::pin(tcp_proxy::serve(worker, proxy, transport, info)).await,
             NetworkFilter::Echo => network::echo(transport).await,
             NetworkFilter::DirectResponse(body) => network::direct_response(transport, body).await,
             NetworkFilter::None => {}
+        }
+    }
+
+    /// A connection that ends before its terminal filter begins, which has it in its figures nevertheless.
+    fn not_begun(&self, chain: &FilterChain, close: Option<Close>, socket: &Socket, opening: Opening) {
+        if let Some(Close { kind, reason }) = close {
+            tracing::debug!(target: "connection", "network filter closes a connection: {reason}");
+            if kind == CloseKind::Reset {
+                socket.reset_on_close();
+            }
+        }
+        let (_, Some(info)) = opening.close() else { return };
+        match &chain.filters {
+            NetworkFilter::Http(manager) => {
+                let manager = Held::new(Arc::clone(manager));
+                http::count_connection(&self.worker, manager, Rc::from(info));
+            }
+            NetworkFilter::Tcp(proxy) => tcp_proxy::count_connection(&self.worker, proxy, Rc::from(info)),
+            NetworkFilter::Echo | NetworkFilter::DirectResponse(_) | NetworkFilter::None => {}
         }
     }
 
@@ -529,6 +566,38 @@ impl Drop for Served {
         if let Some(worker) = self.listener.worker_stats.get(self.index) {
             worker.downstream_cx_active().dec();
         }
+    }
+}
+
+/// A connection on the way to its terminal filter: its network filters hear when it goes no further.
+#[derive(Debug)]
+struct Opening {
+    filters: Option<Box<Filters>>,
+    info: Option<Box<ConnectionInfo>>,
+}
+
+impl Opening {
+    /// It goes on.
+    fn take(&mut self) -> (Option<Box<Filters>>, Option<Box<ConnectionInfo>>) {
+        (self.filters.take(), self.info.take())
+    }
+
+    /// It is over.
+    fn close(mut self) -> (Option<Box<Filters>>, Option<Box<ConnectionInfo>>) {
+        self.tell();
+        self.take()
+    }
+
+    fn tell(&mut self) {
+        if let Self { filters: Some(filters), info: Some(info) } = self {
+            filters.close(info);
+        }
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.tell();
     }
 }
 

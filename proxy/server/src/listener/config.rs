@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use envoy_types::pb::google::protobuf::Any;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::data_source;
 use waystation_filter_api::runtime::RuntimeInteger;
@@ -27,6 +28,7 @@ use crate::address::{self, SocketOption};
 use crate::bootstrap::for_each_field;
 use crate::context::{CompileContext, Need, Shared};
 use crate::http::Hcm;
+use crate::network::filters::{self, Before};
 use crate::overload::Admission;
 use crate::tcp_proxy::TcpProxy;
 
@@ -114,6 +116,8 @@ pub struct FilterChain {
     pub tls: Option<ServerContext>,
     /// How long a handshake may take; `None` is for ever.
     pub connect_timeout: Option<Duration>,
+    /// What sees the connection first.
+    pub before: Before,
     /// What serves the connection.
     pub filters: NetworkFilter,
     /// The chain's metadata.
@@ -408,7 +412,7 @@ impl FilterChain {
                 transport_socket(socket, scope, &context).at(|| "typed_config").at(|| "transport_socket")?
             }
         };
-        let filters = network_filters(&proto.filters, scope, &context)?;
+        let (before, filters) = network_filters(&proto.filters, scope, &context)?;
         let connect_timeout = wire::duration(
             "transport_socket_connect_timeout",
             proto.transport_socket_connect_timeout.as_ref(),
@@ -418,6 +422,7 @@ impl FilterChain {
             hash,
             tls,
             connect_timeout: connect_timeout.filter(|timeout| !timeout.is_zero()),
+            before,
             filters,
             metadata: proto.metadata.as_ref().map(Metadata::from_proto).unwrap_or_default(),
             needs: context.into_needs(),
@@ -443,43 +448,78 @@ fn transport_socket(
     }
 }
 
+/// Terminal filters, the only ones that may come last, and must.
+const TERMINAL: [&str; 4] = [
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+    "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+    "envoy.extensions.filters.network.echo.v3.Echo",
+    "envoy.extensions.filters.network.direct_response.v3.Config",
+];
+
 fn network_filters(
     protos: &[pb::Filter],
     scope: &Scope,
     context: &CompileContext<'_>,
-) -> Result<NetworkFilter, ConfigError> {
-    let Some((terminal, before)) = protos.split_last() else {
-        return Ok(NetworkFilter::None);
-    };
-    // Every network filter of this version is terminal.
-    if let Some(first) = before.first() {
-        let path = named("filters", &first.name, 0);
-        return Err(ConfigError::field(path, "a terminal network filter must be the last in a filter chain"));
+) -> Result<(Before, NetworkFilter), ConfigError> {
+    let (mut before, mut terminal) = (Vec::new(), NetworkFilter::None);
+    for (i, proto) in protos.iter().enumerate() {
+        let mut compile = || {
+            let any = match &proto.config_type {
+                Some(pb::filter::ConfigType::TypedConfig(any)) => any,
+                Some(pb::filter::ConfigType::ConfigDiscovery(_)) => {
+                    return Err(ConfigError::field("config_discovery", "not supported for network filters"));
+                }
+                None => return Err(ConfigError::new("has no typed_config")),
+            };
+            let is_terminal = TERMINAL.contains(&type_name(any));
+            if !is_terminal {
+                let Some(compiled) = filters::compile(any, context) else {
+                    let reason = format!("unknown network filter type '{}'", type_name(any));
+                    return Err(ConfigError::new(reason).at("typed_config"));
+                };
+                before.push(compiled?);
+            }
+            let is_last = i + 1 == protos.len();
+            if is_terminal != is_last {
+                let (kind, place) = match is_terminal {
+                    true => ("terminal", "must be"),
+                    false => ("non-terminal", "is"),
+                };
+                let name = &proto.name;
+                return Err(ConfigError::new(format!(
+                    "Error: {kind} filter named {name} of type {name} {place} the last filter in a network filter chain."
+                )));
+            }
+            if is_terminal {
+                terminal = terminal_filter(any, scope, context).at(|| "typed_config")?;
+            }
+            Ok(())
+        };
+        compile().at(|| named("filters", &proto.name, i))?;
     }
-    let any = match &terminal.config_type {
-        Some(pb::filter::ConfigType::TypedConfig(any)) => any,
-        Some(pb::filter::ConfigType::ConfigDiscovery(_)) => {
-            let path = named("filters", &terminal.name, 0);
-            return Err(ConfigError::field("config_discovery", "not supported for network filters").at(path));
-        }
-        None => return Err(ConfigError::field(named("filters", &terminal.name, 0), "has no typed_config")),
-    };
-    let compile = || match type_name(any) {
+    let half_close = matches!(terminal, NetworkFilter::Tcp(_) | NetworkFilter::Echo);
+    Ok((Before::new(before, context.buffer_limit(), half_close), terminal))
+}
+
+fn terminal_filter(
+    any: &Any,
+    scope: &Scope,
+    context: &CompileContext<'_>,
+) -> Result<NetworkFilter, ConfigError> {
+    match type_name(any) {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
             Hcm::compile(&unpack(any)?, scope, context).map(|manager| NetworkFilter::Http(Arc::new(manager)))
         }
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
             TcpProxy::compile(&unpack(any)?, context).map(|proxy| NetworkFilter::Tcp(Arc::new(proxy)))
         }
-        "envoy.extensions.filters.network.echo.v3.Echo" => Ok(NetworkFilter::Echo),
         "envoy.extensions.filters.network.direct_response.v3.Config" => {
             let proto: network::direct_response::v3::Config = unpack(any)?;
             let body = data_source::read(proto.response.as_ref()).at(|| "response")?.unwrap_or_default();
             Ok(NetworkFilter::DirectResponse(body.bytes.into()))
         }
-        other => Err(ConfigError::new(format!("unknown network filter type '{other}'"))),
-    };
-    compile().at(|| "typed_config").at(|| named("filters", &terminal.name, 0))
+        _ => Ok(NetworkFilter::Echo),
+    }
 }
 
 fn named(list: &str, name: &str, index: usize) -> String {
