@@ -12,7 +12,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use waystation_http::Headers;
@@ -36,8 +36,13 @@ pub enum Flow {
     Pause(Hold),
     /// Answer the request here. Encode filters see the reply.
     Reply(Box<LocalReply>),
-    /// Wait for the future, then do as it says. For the rare phase that must ask somebody.
+    /// Hold as with [`Hold::Watermark`] and wait for the future, then do as it says. For the rare phase that must ask
+    /// somebody. A stream that ends meanwhile drops the future.
     Wait(LocalFuture<Flow>),
+    /// After a wait or a pause: show this filter once more what it holds: the head in `decode_headers`, all of the data in
+    /// `decode_data`, the trailers in `decode_trailers`, and likewise for a response. So a filter that has got its answer
+    /// may change what it held. From a phase itself it is [`Flow::Continue`].
+    Again,
     /// What the stream's route is taken from has changed: select the route anew, configure the filters behind this one
     /// for it, and show this filter the head once more. Only `decode_headers` waits for this; elsewhere it is
     /// [`Flow::Continue`].
@@ -51,6 +56,7 @@ impl fmt::Debug for Flow {
             Self::Pause(hold) => f.debug_tuple("Pause").field(hold).finish(),
             Self::Reply(reply) => f.debug_tuple("Reply").field(reply).finish(),
             Self::Wait(_) => f.write_str("Wait(..)"),
+            Self::Again => f.write_str("Again"),
             Self::Anew => f.write_str("Anew"),
         }
     }
@@ -109,7 +115,7 @@ pub struct Phases {
     pub request_body: bool,
     /// `decode_trailers`.
     pub request_trailers: bool,
-    /// `encode_headers`, of upstream's responses and of local replies.
+    /// `encode_informational` and `encode_headers`, of upstream's responses and of local replies.
     pub response_headers: bool,
     /// `encode_data`.
     pub response_body: bool,
@@ -119,62 +125,101 @@ pub struct Phases {
     pub complete: bool,
 }
 
-impl Phases {
-    /// The phases that either wants.
-    #[must_use]
-    pub fn union(self, other: Self) -> Self {
-        Self {
-            request_headers: self.request_headers | other.request_headers,
-            request_body: self.request_body | other.request_body,
-            request_trailers: self.request_trailers | other.request_trailers,
-            response_headers: self.response_headers | other.response_headers,
-            response_body: self.response_body | other.response_body,
-            response_trailers: self.response_trailers | other.response_trailers,
-            complete: self.complete | other.complete,
-        }
-    }
-}
-
 /// What a phase may look at and change besides the head or data it is given.
 pub struct StreamCx<'a> {
     /// Facts about the stream.
     pub info: &'a mut StreamInfo,
-    /// The request head, in encode phases and in body phases.
-    pub request: Option<&'a Headers>,
+    /// The request head, in every phase but `decode_headers`. A change has an effect upstream as long as this filter holds
+    /// the head, and on whoever looks at the request afterwards, such as access logs.
+    pub request: Option<&'a mut Headers>,
+    /// The response head, in `encode_data` and `encode_trailers`. A change has an effect as long as this filter holds the
+    /// head.
+    pub response: Option<&'a mut Headers>,
     /// The configuration of this filter on the stream's route, most specific level first; empty when no level
     /// has one.
     pub route_config: &'a [FilterConfig],
     /// Worker-local randomness.
     pub random: &'a mut fastrand::Rng,
-    /// Fetches what the stream's route lacks.
-    pub on_demand: &'a dyn OnDemand,
-    pause: &'a dyn Pause,
-    clear_route: &'a mut bool,
+    /// Time, waits and whatever else is outside the stream.
+    pub driver: &'a dyn Driver,
+    factory: &'a dyn HttpFilterFactory,
+    asked: &'a mut Asked,
+}
+
+/// What a phase has asked of the driver beside its [`Flow`].
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// The route is to be selected anew.
+    pub clear_route: bool,
+    /// Data that go on ahead of what the phase was shown.
+    pub ahead: Vec<Bytes>,
 }
 
 impl<'a> StreamCx<'a> {
-    /// Assembled by the driver for each phase.
+    /// Assembled by the driver for each phase of an instance that `factory` has made.
     pub fn new(
         info: &'a mut StreamInfo,
-        request: Option<&'a Headers>,
         route_config: &'a [FilterConfig],
+        factory: &'a dyn HttpFilterFactory,
         random: &'a mut fastrand::Rng,
-        on_demand: &'a dyn OnDemand,
-        pause: &'a dyn Pause,
-        clear_route: &'a mut bool,
+        driver: &'a dyn Driver,
+        asked: &'a mut Asked,
     ) -> Self {
-        Self { info, request, route_config, random, on_demand, pause, clear_route }
+        Self { info, request: None, response: None, route_config, random, driver, factory, asked }
     }
 
-    /// A handle that ends this filter's pause, made when it is first asked for.
+    /// The factory that has made this instance: what all streams share need not be copied to each.
+    ///
+    /// # Panics
+    /// When asked for another type than that of the factory.
+    #[inline]
+    pub fn config<T: HttpFilterFactory>(&self) -> &'a T {
+        let factory: &'a dyn Any = self.factory;
+        factory.downcast_ref().expect("a filter asks for the factory that has made it")
+    }
+
+    /// The configuration of the route's most specific level that has one of this type.
+    #[inline]
+    pub fn most_specific<T: Any>(&self) -> Option<&'a T> {
+        most_specific(self.route_config)
+    }
+
+    /// Calls a phase of an instance that `factory` has made in this one's place, as wrappers of filters do.
+    pub fn of<R>(&mut self, factory: &'a dyn HttpFilterFactory, phase: impl FnOnce(&mut Self) -> R) -> R {
+        let outer = std::mem::replace(&mut self.factory, factory);
+        let result = phase(self);
+        self.factory = outer;
+        result
+    }
+
+    /// A handle that ends this filter's pause.
     pub fn resume_handle(&self) -> Resume {
-        self.pause.handle()
+        self.driver.resume_handle()
+    }
+
+    /// The time.
+    pub fn now(&self) -> Instant {
+        self.driver.now()
     }
 
     /// Has the route selected anew, after a filter changed what it depends on.
     pub fn clear_route_cache(&mut self) {
-        *self.clear_route = true;
+        self.asked.clear_route = true;
     }
+
+    /// Sends data on ahead of what this phase was shown, whatever the phase returns: body of the filter's own before the
+    /// trailers, or the part of a body that may go while the rest is held. The head goes first if the filter holds it. In
+    /// `decode_headers` and `encode_headers`, which have nothing ahead of them, it is without effect.
+    pub fn pass_on(&mut self, data: Bytes) {
+        if !data.is_empty() {
+            self.asked.ahead.push(data);
+        }
+    }
+}
+
+/// The first configuration of this type: that of the most specific level.
+pub fn most_specific<T: Any>(route_config: &[FilterConfig]) -> Option<&T> {
+    route_config.iter().find_map(|config| config.downcast_ref())
 }
 
 impl fmt::Debug for StreamCx<'_> {
@@ -183,14 +228,22 @@ impl fmt::Debug for StreamCx<'_> {
     }
 }
 
-/// Configuration that is fetched for the request that needs it (`envoy.filters.http.on_demand`).
-///
-/// Each method gives nothing when there is nothing to fetch. Dropping the future gives up waiting.
-pub trait OnDemand {
-    /// Fetches the virtual host of `head` by VHDS, or the route configuration of its scope.
+/// What the data plane does for a filter. What it starts lives on the stream's worker, and ends when its future is dropped.
+pub trait Driver {
+    /// The time of this turn of the stream's task.
+    fn now(&self) -> Instant;
+
+    /// Ready after `duration`.
+    fn sleep(&self, duration: Duration) -> LocalFuture<()>;
+
+    /// A handle that ends the pause of the filter whose phase this is; the same handle each time.
+    fn resume_handle(&self) -> Resume;
+
+    /// Fetches the virtual host of `head` by VHDS, or the route configuration of its scope. Nothing when there is nothing to
+    /// fetch.
     fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<Fetched>>;
 
-    /// Fetches the cluster that the stream's route sends `head` to.
+    /// Fetches the cluster that the stream's route sends `head` to. Nothing when there is nothing to fetch.
     fn fetch_cluster(&self, source: &Arc<ClusterSource>, head: &Headers) -> Option<LocalFuture<Fetched>>;
 }
 
@@ -210,12 +263,6 @@ pub struct ClusterSource {
     pub config: Bytes,
     /// From the first request that asks for a name.
     pub timeout: Duration,
-}
-
-/// A filter's place in the driver, which makes the handle that ends its pause: few filters ever ask for one.
-pub trait Pause {
-    /// The same handle as before, if there is one.
-    fn handle(&self) -> Resume;
 }
 
 /// Where a handle leaves its verdict, in the driver.
@@ -246,7 +293,8 @@ impl fmt::Debug for Resume {
     }
 }
 
-/// One filter on one stream.
+/// One filter on one stream. What it shares with other streams is in its factory ([`StreamCx::config`]): an instance without
+/// state of its own takes no memory.
 pub trait HttpFilter {
     /// The request head.
     fn decode_headers(&mut self, _cx: &mut StreamCx<'_>, _head: &mut Headers, _end: bool) -> Flow {
@@ -262,6 +310,9 @@ pub trait HttpFilter {
     fn decode_trailers(&mut self, _cx: &mut StreamCx<'_>, _trailers: &mut Headers) -> Flow {
         Flow::Continue
     }
+
+    /// An informational response (1xx) of upstream's, on its way to the client. It is not held up.
+    fn encode_informational(&mut self, _cx: &mut StreamCx<'_>, _head: &mut Headers) {}
 
     /// The response head.
     fn encode_headers(&mut self, _cx: &mut StreamCx<'_>, _head: &mut Headers, _end: bool) -> Flow {
@@ -314,6 +365,17 @@ impl BodyData {
         }
     }
 
+    /// Takes the first `at` bytes.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn split_to(&mut self, at: usize) -> Bytes {
+        match self {
+            Self::Shared(bytes) => bytes.split_to(at),
+            Self::Owned(bytes) => bytes.split_to(at).freeze(),
+        }
+    }
+
     /// The bytes for sending.
     pub fn into_bytes(self) -> Bytes {
         match self {
@@ -327,9 +389,15 @@ impl BodyData {
 pub type FilterConfig = Arc<dyn Any + Send + Sync>;
 
 /// A compiled filter configuration: makes one instance for each stream.
-pub trait HttpFilterFactory: fmt::Debug + Send + Sync {
+pub trait HttpFilterFactory: Any + fmt::Debug + Send + Sync {
     /// The phases an instance wants.
     fn phases(&self) -> Phases;
+
+    /// The factory that makes the instances in place of this one, if this is a place that others fill. Asked once for each
+    /// stream.
+    fn in_force(&self) -> Option<Arc<dyn HttpFilterFactory>> {
+        None
+    }
 
     /// An instance for one stream, or `None` when this stream needs none (e.g. its route disables the filter).
     fn create(&self, route_config: &[FilterConfig]) -> Option<Box<dyn HttpFilter>>;

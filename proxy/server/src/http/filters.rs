@@ -19,11 +19,11 @@ use self::discovered::DiscoveredFilter;
 use crate::context::{CompileContext, Shared};
 
 pub(crate) mod discovered;
-mod header_mutation;
 mod on_demand;
 
 /// Every HTTP filter besides the router.
-pub const EXTENSIONS: &[&HttpFilterExtension] = &[&header_mutation::EXTENSION, &on_demand::EXTENSION];
+pub const EXTENSIONS: &[&HttpFilterExtension] =
+    &[&waystation_http_filters::header_mutation::EXTENSION, &on_demand::EXTENSION];
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 

@@ -21,7 +21,6 @@ use super::timer::Timer;
 use super::{ConnCx, Table, millis};
 
 mod chain;
-mod demand;
 mod exchange;
 mod local_reply;
 mod log;

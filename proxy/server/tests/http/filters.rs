@@ -127,6 +127,59 @@ fn waits(_: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
     }
 }
 
+/// Waits over every part of the message, and changes it when it is shown the part once more.
+fn changes_what_it_waited_over(cx: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
+    let wait = || {
+        Flow::Wait(Box::pin(async {
+            tokio::task::yield_now().await;
+            Flow::Again
+        }))
+    };
+    let marked = |data: &[u8]| data.contains(&b'~');
+    match ask {
+        Ask::Head { .. } => {
+            let first = cx.info.health_check;
+            cx.info.health_check = true;
+            if first { Flow::Continue } else { wait() }
+        }
+        Ask::Data { data, .. } if data.as_slice().is_empty() || marked(data.as_slice()) => Flow::Continue,
+        Ask::Data { data, .. } => {
+            data.to_mut().extend_from_slice(b"~");
+            wait()
+        }
+        Ask::Trailers => Flow::Continue,
+    }
+}
+
+/// Lets data go byte by byte, with a wait after each.
+fn trickles(cx: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
+    match ask {
+        Ask::Data { data, .. } if data.as_slice().len() > 1 => {
+            let first = data.split_to(1);
+            cx.pass_on(first);
+            let pause = cx.driver.sleep(std::time::Duration::ZERO);
+            Flow::Wait(Box::pin(async {
+                pause.await;
+                Flow::Again
+            }))
+        }
+        _ => Flow::Continue,
+    }
+}
+
+/// Holds the head until there is a body, and then says in it how long the first piece is.
+fn describes_the_body(cx: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
+    match ask {
+        Ask::Head { end: false } => Flow::Pause(Hold::Watermark),
+        Ask::Data { data, .. } => {
+            let head = cx.response.as_deref_mut().or(cx.request.as_deref_mut()).unwrap();
+            head.set("x-first", data.as_slice().len().to_string());
+            Flow::Continue
+        }
+        _ => Flow::Continue,
+    }
+}
+
 fn replies_at_the_end(_: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
     let ends = matches!(ask, Ask::Trailers | Ask::Data { end: true, .. });
     if ends { Flow::Reply(Box::new(LocalReply::new(418, "no", "short_and_stout"))) } else { Flow::Continue }
@@ -134,6 +187,9 @@ fn replies_at_the_end(_: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
 
 const CHUNKED: &str = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n\
                        3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n";
+
+const CHUNKED_ANSWER: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+                              3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n";
 
 async fn ask(filter: Arc<Scripted>, limit: usize, request: &str) -> (String, String) {
     let upstream = Upstream::echo().await;
@@ -157,10 +213,7 @@ fn a_request_is_held_until_its_end() {
 #[test]
 fn a_response_is_held_until_its_end() {
     run(async {
-        let upstream = Upstream::answering(
-            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n",
-        )
-        .await;
+        let upstream = Upstream::answering(CHUNKED_ANSWER).await;
         let get = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
         let proxy = Proxy::start_with(&upstream, Scripted::encode(buffers), 100).await;
         let answer = proxy.exchange(get).await;
@@ -184,6 +237,55 @@ fn data_wait_for_the_resume_handle_and_for_futures() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn what_was_waited_over_is_shown_once_more() {
+    run(async {
+        let letters = |c: &char| ('a'..='g').contains(c);
+        for limit in [1, 100] {
+            let (request, _) = ask(Scripted::decode(changes_what_it_waited_over), limit, CHUNKED).await;
+            let upstream = Upstream::answering(CHUNKED_ANSWER).await;
+            let proxy =
+                Proxy::start_with(&upstream, Scripted::encode(changes_what_it_waited_over), limit).await;
+            let response = proxy.exchange("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+            for answer in [request, response] {
+                assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+                let body = answer.split_once("\r\n\r\n").unwrap().1;
+                assert!(body.contains('~'), "{answer}");
+                assert_eq!(body.chars().filter(letters).collect::<String>(), "abcdefg", "{answer}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_part_of_the_data_goes_ahead_while_the_rest_is_held() {
+    run(async {
+        for filter in [Scripted::decode(trickles), Scripted::encode(trickles)] {
+            for limit in [1, 100] {
+                let length =
+                    "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 7\r\n\r\nabcdefg";
+                let (answer, _) = ask(Arc::clone(&filter), limit, length).await;
+                assert!(
+                    answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nabcdefg"),
+                    "{answer}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn a_head_that_is_held_may_be_changed_by_a_later_phase() {
+    run(async {
+        let upstream = Upstream::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let proxy = Proxy::start_with(&upstream, Scripted::decode(describes_the_body), 100).await;
+        proxy.exchange(CHUNKED).await;
+        assert!(upstream.seen().contains("x-first: "), "{}", upstream.seen());
+        let (answer, _) = ask(Scripted::encode(describes_the_body), 100, CHUNKED).await;
+        assert!(answer.contains("x-first: "), "{answer}");
     });
 }
 

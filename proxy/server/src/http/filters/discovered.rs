@@ -35,12 +35,7 @@ pub struct DiscoveredFilter {
 }
 
 #[derive(Debug)]
-struct InForce {
-    factory: Option<Arc<dyn HttpFilterFactory>>,
-    /// Those of this factory and of all before it: a stream asks for the instance first and for the phases afterwards,
-    /// when another factory may be in force.
-    phases: Phases,
-}
+struct InForce(Arc<dyn HttpFilterFactory>);
 
 impl DiscoveredFilter {
     /// Compiles the place of the filter `name`.
@@ -125,35 +120,39 @@ impl DiscoveredFilter {
 
     /// Makes `factory` the one for new streams; with nothing, the default is.
     pub fn set(&self, factory: Option<Arc<dyn HttpFilterFactory>>) {
-        let phases = factory.as_ref().map(|factory| factory.phases()).unwrap_or_default();
-        let phases = phases.union(self.phases());
-        self.in_force.set(Some(Arc::new(InForce { factory, phases })));
+        self.in_force.set(factory.map(|factory| Arc::new(InForce(factory))));
     }
 }
 
 impl HttpFilterFactory for DiscoveredFilter {
+    // A stream asks the factory in force.
     fn phases(&self) -> Phases {
-        self.in_force.with(|in_force| match (in_force, &self.default) {
-            (Some(in_force), _) => in_force.phases,
-            // Heads are seen even without a configuration: their streams are refused.
-            (None, None) => Phases { request_headers: true, ..Phases::default() },
-            (None, Some(default)) => default.phases(),
-        })
+        Phases::default()
     }
 
-    fn create(&self, route_config: &[FilterConfig]) -> Option<Box<dyn HttpFilter>> {
-        self.in_force.with(|in_force| {
-            let discovered = in_force.and_then(|in_force| in_force.factory.as_ref());
-            match discovered.or(self.default.as_ref()) {
-                Some(factory) => factory.create(route_config),
-                None => Some(Box::new(Missing) as Box<dyn HttpFilter>),
-            }
-        })
+    fn in_force(&self) -> Option<Arc<dyn HttpFilterFactory>> {
+        let discovered = self.in_force.get().map(|in_force| Arc::clone(&in_force.0));
+        Some(discovered.or_else(|| self.default.clone()).unwrap_or_else(|| Arc::new(Missing)))
+    }
+
+    fn create(&self, _: &[FilterConfig]) -> Option<Box<dyn HttpFilter>> {
+        None
     }
 }
 
 /// Stands in for a filter without a configuration: its streams are refused rather than let through without it.
+#[derive(Clone, Copy, Debug)]
 struct Missing;
+
+impl HttpFilterFactory for Missing {
+    fn phases(&self) -> Phases {
+        Phases { request_headers: true, ..Phases::default() }
+    }
+
+    fn create(&self, _: &[FilterConfig]) -> Option<Box<dyn HttpFilter>> {
+        Some(Box::new(*self))
+    }
+}
 
 impl HttpFilter for Missing {
     fn decode_headers(&mut self, _cx: &mut StreamCx<'_>, _head: &mut Headers, _end: bool) -> Flow {
@@ -186,15 +185,20 @@ mod tests {
         Any { type_url: url.into(), value: HeaderMutation::default().encode_to_vec() }
     }
 
+    /// Whether a stream gets an instance from the factory in force.
+    fn makes_any(place: &DiscoveredFilter) -> bool {
+        place.in_force().is_some_and(|factory| factory.create(&[]).is_some())
+    }
+
     #[test]
     fn without_a_configuration_streams_are_refused() {
         let place = place(&source()).unwrap();
-        assert!(place.warms() && place.phases().request_headers);
-        assert!(place.create(&[]).is_some(), "the one that refuses");
+        assert!(place.warms() && place.in_force().unwrap().phases().request_headers);
+        assert!(makes_any(&place), "the one that refuses");
         place.set(Some(place.factory(&config(HEADER_MUTATION)).unwrap()));
-        assert!(place.create(&[]).is_none(), "a mutation of nothing has no instance");
+        assert!(!makes_any(&place), "a mutation of nothing has no instance");
         place.set(None);
-        assert!(place.create(&[]).is_some());
+        assert!(makes_any(&place));
     }
 
     #[test]
@@ -206,16 +210,7 @@ mod tests {
         };
         let place = place(&with_default).unwrap();
         assert!(!place.warms());
-        assert!(place.create(&[]).is_none());
-    }
-
-    #[test]
-    fn phases_only_grow() {
-        let place = place(&source()).unwrap();
-        place.set(Some(place.factory(&config(HEADER_MUTATION)).unwrap()));
-        assert!(place.phases().response_headers);
-        place.set(None);
-        assert!(place.phases().response_headers, "a stream may have the old instance");
+        assert!(!makes_any(&place));
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl HttpFilter for Filter {
         if cx.info.route.is_none() {
             return match std::mem::replace(&mut self.asked_for_route, true) {
                 true => Flow::Continue,
-                false => wait(cx.on_demand.fetch_route(head)),
+                false => wait(cx.driver.fetch_route(head)),
             };
         }
         if cx.info.upstream.cluster.is_some() || self.asked_for_cluster {
@@ -109,7 +109,7 @@ impl HttpFilter for Filter {
             return Flow::Continue;
         };
         self.asked_for_cluster = true;
-        wait(cx.on_demand.fetch_cluster(source, head))
+        wait(cx.driver.fetch_cluster(source, head))
     }
 }
 

@@ -7,23 +7,26 @@
 //! arrives is kept and shown to it afterwards.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
-use waystation_filter_api::http::{BodyData, Flow, Hold, HttpFilter, LocalReply, Phases, StreamCx};
-use waystation_http::Headers;
+use bytes::Bytes;
+use waystation_filter_api::http::{
+    Asked, BodyData, Flow, Hold, HttpFilter, HttpFilterFactory, LocalReply, Phases, StreamCx,
+};
 
 use super::Stream;
-use super::demand::Demand;
 use crate::http::Table;
 use crate::http::downstream::{Downstream, Piece};
 use crate::http::end::StreamEnd;
 
 mod build;
+mod driver;
 mod station;
 
 use build::levels;
-use station::{Station, Stop, Tail};
+use driver::PhaseDriver;
+use station::{Part, Station, Stop, Tail};
 
 /// The filters that this stream goes through, in the order of the configuration.
 #[derive(Default)]
@@ -38,6 +41,8 @@ pub(super) struct Chain {
     pub(super) encoded: Vec<Bytes>,
     /// An encode filter has answered: its reply goes past the others.
     skip_encode: bool,
+    /// What a phase passes on ahead of what it was shown.
+    ahead: Vec<Bytes>,
 }
 
 /// A direction through the chain.
@@ -65,10 +70,22 @@ struct Lane {
 struct Slot {
     /// Which of the connection manager's filters it is.
     entry: usize,
+    /// What has made the filter, if not the connection manager's own factory.
+    factory: Option<Arc<dyn HttpFilterFactory>>,
     filter: Box<dyn HttpFilter>,
     phases: Phases,
     request: Station,
     response: Station,
+}
+
+/// What a phase is shown.
+enum Shown<'s> {
+    Head { end: bool },
+    Informational,
+    Data(&'s mut BodyData, bool),
+    Trailers,
+    LocalReply(&'s mut LocalReply),
+    Complete,
 }
 
 /// Why a message does not go on.
@@ -157,15 +174,16 @@ impl Chain {
     }
 
     /// Keeps what a flow other than `Continue` says; `true` when the filter holds.
-    fn stop(&mut self, way: Way, step: usize, flow: Flow) -> Result<bool, Box<LocalReply>> {
+    fn stop(&mut self, way: Way, step: usize, part: Part, flow: Flow) -> Result<bool, Box<LocalReply>> {
         let stop = match flow {
-            Flow::Continue | Flow::Anew => Stop::Open,
+            Flow::Continue | Flow::Again | Flow::Anew => Stop::Open,
             Flow::Reply(reply) => return Err(reply),
             Flow::Pause(hold) => Stop::Paused(hold),
             Flow::Wait(future) => Stop::Waiting(future),
         };
         let holds = !matches!(stop, Stop::Open);
-        self.station(way, step).stop = stop;
+        let station = self.station(way, step);
+        (station.stop, station.part) = (stop, part);
         self.lane(way).held |= holds;
         Ok(holds)
     }
@@ -337,23 +355,10 @@ impl<D: Downstream> Stream<'_, D> {
             if !self.chain.phases(way, step).0 {
                 continue;
             }
-            let mut request = std::mem::take(&mut self.heads.request);
-            let flow = match way {
-                Way::Request => {
-                    self.phase(way, step, None, |filter, cx| filter.decode_headers(cx, &mut request, end))
-                }
-                Way::Response => {
-                    let mut head = std::mem::take(&mut self.heads.response);
-                    let flow = self.phase(way, step, Some(&request), |filter, cx| {
-                        filter.encode_headers(cx, &mut head, end)
-                    });
-                    self.heads.response = head;
-                    flow
-                }
-            };
-            self.heads.request = request;
+            let flow = self.phase(way, step, Shown::Head { end });
             self.select_anew();
-            if self.chain.stop(way, step, flow)? {
+            self.chain.ahead.clear();
+            if self.chain.stop(way, step, Part::Head, flow)? {
                 self.chain.lane(way).head_at = step;
                 return Ok(());
             }
@@ -385,31 +390,23 @@ impl<D: Downstream> Stream<'_, D> {
                     return Ok(());
                 }
                 Stop::Paused(_) if !station.held.is_empty() => {
-                    let mut all = BytesMut::with_capacity(station.bytes + data.as_slice().len());
-                    for piece in station.held.drain(..) {
-                        all.extend_from_slice(&piece);
-                    }
+                    let mut all = station.take_held();
                     all.extend_from_slice(data.as_slice());
-                    station.bytes = 0;
                     data = BodyData::Owned(all);
                 }
                 Stop::Paused(_) => {}
             }
-            let held_head = !self.chain.lane(way).head_passed && self.chain.lane(way).head_at == step;
-            let request = std::mem::take(&mut self.heads.request);
-            let flow = self.phase(way, step, Some(&request), |filter, cx| match way {
-                Way::Request => filter.decode_data(cx, &mut data, end),
-                Way::Response => filter.encode_data(cx, &mut data, end),
-            });
-            self.heads.request = request;
+            let held_head = self.holds_head(way, step);
+            let flow = self.phase(way, step, Shown::Data(&mut data, end));
             self.select_anew();
-            if self.chain.stop(way, step, flow)? {
+            self.send_ahead(way, step)?;
+            if self.chain.stop(way, step, Part::Data, flow)? {
                 let station = self.chain.station(way, step);
                 station.hold(data.into_bytes());
                 station.tail = end.then_some(Tail { trailers: false, seen: true });
                 return Ok(());
             }
-            if held_head {
+            if held_head && self.holds_head(way, step) {
                 self.pass_head(way, step + 1)?;
             }
         }
@@ -449,28 +446,17 @@ impl<D: Downstream> Stream<'_, D> {
                 Stop::Open | Stop::Paused(_) => {}
             }
             let paused = matches!(station.stop, Stop::Paused(_));
-            let request = std::mem::take(&mut self.heads.request);
-            let flow = match way {
-                Way::Request => {
-                    let mut trailers = std::mem::take(&mut self.heads.request_trailers);
-                    let flow = self.phase(way, step, Some(&request), |filter, cx| {
-                        filter.decode_trailers(cx, &mut trailers)
-                    });
-                    self.heads.request_trailers = trailers;
-                    flow
-                }
-                Way::Response => {
-                    let mut trailers = std::mem::take(&mut self.heads.response_trailers);
-                    let flow = self.phase(way, step, Some(&request), |filter, cx| {
-                        filter.encode_trailers(cx, &mut trailers)
-                    });
-                    self.heads.response_trailers = trailers;
-                    flow
-                }
-            };
-            self.heads.request = request;
+            let flow = self.phase(way, step, Shown::Trailers);
             self.select_anew();
-            if self.chain.stop(way, step, flow)? {
+            // What goes ahead of the trailers goes behind the data that are held before them.
+            let ahead = std::mem::take(&mut self.chain.ahead);
+            for data in ahead {
+                match paused {
+                    true => self.chain.station(way, step).hold(data),
+                    false => self.pass_data(way, step + 1, data, false)?,
+                }
+            }
+            if self.chain.stop(way, step, Part::Trailers, flow)? {
                 self.chain.station(way, step).tail = Some(Tail { trailers: true, seen: true });
                 return Ok(());
             }
@@ -489,10 +475,74 @@ impl<D: Downstream> Stream<'_, D> {
         }
     }
 
+    fn holds_head(&mut self, way: Way, step: usize) -> bool {
+        let lane = self.chain.lane(way);
+        !lane.head_passed && lane.head_at == step
+    }
+
+    /// Sends on what a phase has passed on ahead of what it was shown.
+    fn send_ahead(&mut self, way: Way, step: usize) -> Progress {
+        if self.chain.ahead.is_empty() {
+            return Ok(());
+        }
+        let ahead = std::mem::take(&mut self.chain.ahead);
+        if self.holds_head(way, step) {
+            self.pass_head(way, step + 1)?;
+        }
+        for data in ahead {
+            self.pass_data(way, step + 1, data, false)?;
+        }
+        Ok(())
+    }
+
+    /// Shows a filter once more what it holds.
+    fn show_again(&mut self, way: Way, step: usize) -> Result<Flow, Box<LocalReply>> {
+        let station = self.chain.station(way, step);
+        station.stop = Stop::Open;
+        let flow = match station.part {
+            Part::Head => {
+                let end = self.chain.lane(way).head_is_all;
+                self.phase(way, step, Shown::Head { end })
+            }
+            Part::Data => {
+                let end = station.tail.is_some_and(|tail| tail.seen && !tail.trailers);
+                let mut data = BodyData::Owned(station.take_held());
+                let flow = self.phase(way, step, Shown::Data(&mut data, end));
+                self.chain.station(way, step).hold(data.into_bytes());
+                flow
+            }
+            Part::Trailers => self.phase(way, step, Shown::Trailers),
+        };
+        self.select_anew();
+        self.send_ahead(way, step)?;
+        Ok(flow)
+    }
+
+    /// Shows a filter that has waited and now pauses what came meanwhile.
+    fn show_unseen(&mut self, way: Way, step: usize) -> Progress {
+        let station = self.chain.station(way, step);
+        if !matches!(station.stop, Stop::Paused(_)) || station.unseen.is_empty() && !station.has_unseen_tail()
+        {
+            return Ok(());
+        }
+        let unseen = std::mem::take(&mut station.unseen);
+        station.bytes -= unseen.iter().map(Bytes::len).sum::<usize>();
+        let tail = station.has_unseen_tail().then(|| station.tail.take()).flatten();
+        let count = unseen.len();
+        for (index, data) in (1..).zip(unseen) {
+            let end = tail.is_some_and(|tail| !tail.trailers) && index == count;
+            self.pass_data(way, step, data, end)?;
+        }
+        match tail {
+            Some(Tail { trailers: true, .. }) => self.pass_trailers(way, step),
+            Some(_) if count == 0 => self.pass_data(way, step, Bytes::new(), true),
+            _ => Ok(()),
+        }
+    }
+
     /// Sends on what a filter held that holds no more.
     fn let_go(&mut self, way: Way, step: usize) -> Progress {
-        let lane = self.chain.lane(way);
-        let held_head = !lane.head_passed && lane.head_at == step;
+        let held_head = self.holds_head(way, step);
         let station = self.chain.station(way, step);
         let (held, unseen) = (std::mem::take(&mut station.held), std::mem::take(&mut station.unseen));
         let tail = station.tail.take();
@@ -527,11 +577,15 @@ impl<D: Downstream> Stream<'_, D> {
             while let Poll::Ready(mut flow) = self.chain.station(way, step).poll(task) {
                 if matches!(flow, Flow::Anew) && way == Way::Request {
                     flow = self.look_again(step).map_err(Stopped::End)?;
+                } else if matches!(flow, Flow::Again) {
+                    flow = self.show_again(way, step)?;
                 }
-                if !self.chain.stop(way, step, flow)? {
+                let part = self.chain.station(way, step).part;
+                if !self.chain.stop(way, step, part, flow)? {
                     self.let_go(way, step)?;
                     return Ok(true);
                 }
+                self.show_unseen(way, step)?;
             }
             still |= !matches!(self.chain.station(way, step).stop, Stop::Open);
             step += 1;
@@ -542,37 +596,70 @@ impl<D: Downstream> Stream<'_, D> {
 
     pub(super) fn chain_on_local_reply(&mut self, reply: &mut LocalReply) {
         for step in 0..self.chain.slots.len() {
-            self.phase(Way::Request, step, None, |filter, cx| {
-                filter.on_local_reply(cx, reply);
-                Flow::Continue
-            });
+            self.phase(Way::Request, step, Shown::LocalReply(reply));
         }
     }
 
-    /// Calls one phase of one filter with its context.
-    fn phase(
-        &mut self,
-        way: Way,
-        step: usize,
-        request: Option<&Headers>,
-        call: impl FnOnce(&mut dyn HttpFilter, &mut StreamCx<'_>) -> Flow,
-    ) -> Flow {
+    /// Shows an informational response to the filters.
+    pub(super) fn encode_informational(&mut self) {
+        for step in 0..self.chain.steps(Way::Response) {
+            if self.chain.phases(Way::Response, step).0 {
+                self.phase(Way::Response, step, Shown::Informational);
+            }
+        }
+    }
+
+    /// Calls one phase of one filter with its context. What it passes on is in `chain.ahead`.
+    fn phase(&mut self, way: Way, step: usize, shown: Shown<'_>) -> Flow {
         let place = self.chain.place(way, step);
-        let mut clear_route = false;
         let slot = &mut self.chain.slots[place];
         let station = match way {
             Way::Request => &slot.request,
             Way::Response => &slot.response,
         };
         station.forget_verdict();
+        let factory = slot.factory.as_deref().unwrap_or(&*self.cx.hcm.filters[slot.entry].factory);
         let configs = levels(self.chain.route.as_ref(), slot.entry).configs;
-        let info = &mut self.info;
-        let on_demand = Demand { cx: self.cx, table: self.table.as_ref(), random: self.random };
+        let driver = PhaseDriver {
+            cx: self.cx,
+            timer: self.timer,
+            station,
+            table: self.table.as_ref(),
+            random: self.random,
+        };
+        let mut asked = Asked::default();
+        let (filter, info, heads) = (&mut *slot.filter, &mut self.info, &mut *self.heads);
         let flow = self.cx.worker.with_random(|random| {
-            let mut cx = StreamCx::new(info, request, configs, random, &on_demand, station, &mut clear_route);
-            call(&mut *slot.filter, &mut cx)
+            let mut cx = StreamCx::new(info, configs, factory, random, &driver, &mut asked);
+            let shown = match (way, shown) {
+                (Way::Request, Shown::Head { end }) => {
+                    return filter.decode_headers(&mut cx, &mut heads.request, end);
+                }
+                (_, shown) => shown,
+            };
+            cx.request = Some(&mut heads.request);
+            match (way, shown) {
+                (_, Shown::Head { end }) => return filter.encode_headers(&mut cx, &mut heads.response, end),
+                (Way::Request, Shown::Data(data, end)) => return filter.decode_data(&mut cx, data, end),
+                (Way::Request, Shown::Trailers) => {
+                    return filter.decode_trailers(&mut cx, &mut heads.request_trailers);
+                }
+                (Way::Response, Shown::Data(data, end)) => {
+                    cx.response = Some(&mut heads.response);
+                    return filter.encode_data(&mut cx, data, end);
+                }
+                (Way::Response, Shown::Trailers) => {
+                    cx.response = Some(&mut heads.response);
+                    return filter.encode_trailers(&mut cx, &mut heads.response_trailers);
+                }
+                (_, Shown::Informational) => filter.encode_informational(&mut cx, &mut heads.response),
+                (_, Shown::LocalReply(reply)) => filter.on_local_reply(&mut cx, reply),
+                (_, Shown::Complete) => filter.on_complete(&mut cx),
+            }
+            Flow::Continue
         });
-        self.route_cleared |= clear_route;
+        self.route_cleared |= asked.clear_route;
+        self.chain.ahead = asked.ahead;
         flow
     }
 

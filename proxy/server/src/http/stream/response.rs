@@ -52,6 +52,7 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// Queues the 1xx head in `heads.response`, which counts as a response of its own.
     pub(super) fn send_informational(&mut self) {
+        self.encode_informational();
         let status = self.heads.response.status().unwrap_or(100);
         self.cx.hcm.stats.classes.record(status);
         self.cx.hcm.stats.listener_classes.record(status);

@@ -6,7 +6,7 @@ use waystation_filter_api::http::Flow;
 use waystation_route::FilterLevels;
 
 use super::station::{Station, Stop};
-use super::{Chain, Slot, Way};
+use super::{Chain, Shown, Slot, Way};
 use crate::http::Table;
 use crate::http::downstream::Downstream;
 use crate::http::end::StreamEnd;
@@ -35,13 +35,15 @@ impl<D: Downstream> Stream<'_, D> {
             if levels.disabled.filter(|_| begins).unwrap_or(entry.disabled) {
                 continue;
             }
-            let factory = &entry.factory;
+            let in_force = entry.factory.in_force();
+            let factory = in_force.as_deref().unwrap_or(&*entry.factory);
             let Some(filter) = factory.create(levels.configs) else { continue };
             let phases = factory.phases();
             let all = &mut self.chain.phases;
             all.response_body |= phases.response_body;
             self.chain.slots.push(Slot {
                 entry: i,
+                factory: in_force,
                 filter,
                 phases,
                 request: Station::default(),
@@ -66,10 +68,7 @@ impl<D: Downstream> Stream<'_, D> {
         }
         self.note_cluster();
         let end = self.chain.request.head_is_all;
-        let mut request = std::mem::take(&mut self.heads.request);
-        let flow =
-            self.phase(Way::Request, step, None, |filter, cx| filter.decode_headers(cx, &mut request, end));
-        self.heads.request = request;
+        let flow = self.phase(Way::Request, step, Shown::Head { end });
         self.select_anew();
         Ok(flow)
     }
@@ -77,12 +76,7 @@ impl<D: Downstream> Stream<'_, D> {
     pub(in crate::http::stream) fn complete_chain(&mut self) {
         for step in 0..self.chain.slots.len() {
             if self.chain.slots[step].phases.complete {
-                let request = std::mem::take(&mut self.heads.request);
-                self.phase(Way::Request, step, Some(&request), |filter, cx| {
-                    filter.on_complete(cx);
-                    Flow::Continue
-                });
-                self.heads.request = request;
+                self.phase(Way::Request, step, Shown::Complete);
             }
         }
     }

@@ -4,13 +4,15 @@ use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
-use waystation_filter_api::http::{Flow, Hold, LocalFuture, Pause, Paused, Resume};
+use bytes::{Bytes, BytesMut};
+use waystation_filter_api::http::{Flow, Hold, LocalFuture, Paused, Resume};
 
 /// What one filter holds in one direction.
 #[derive(Default)]
 pub(super) struct Station {
     pub(super) stop: Stop,
+    /// What it stopped at.
+    pub(super) part: Part,
     /// Data that the filter has seen, or does not want to see.
     pub(super) held: Vec<Bytes>,
     /// Data that it has yet to see.
@@ -27,6 +29,15 @@ pub(super) enum Stop {
     Open,
     Paused(Hold),
     Waiting(LocalFuture<Flow>),
+}
+
+/// A part of a message.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Part {
+    #[default]
+    Head,
+    Data,
+    Trailers,
 }
 
 /// What ends a message.
@@ -68,17 +79,32 @@ impl Station {
         }
     }
 
+    /// A handle that ends the filter's pause.
+    pub(super) fn resume_handle(&self) -> Resume {
+        Resume::new(Rc::<Resumed>::clone(self.resume.get_or_init(Rc::default)))
+    }
+
+    /// All that is held, in one piece: the piece that it was already, as a rule.
+    pub(super) fn take_held(&mut self) -> BytesMut {
+        let mut pieces = self.held.drain(..);
+        let mut all = pieces.next().map(|first| first.try_into_mut().unwrap_or_else(BytesMut::from));
+        for piece in pieces {
+            all.get_or_insert_default().extend_from_slice(&piece);
+        }
+        let all = all.unwrap_or_default();
+        self.bytes -= all.len();
+        all
+    }
+
+    pub(super) fn has_unseen_tail(&self) -> bool {
+        self.tail.is_some_and(|tail| !tail.seen)
+    }
+
     pub(super) fn hold(&mut self, data: Bytes) {
         self.bytes += data.len();
         if !data.is_empty() {
             self.held.push(data);
         }
-    }
-}
-
-impl Pause for Station {
-    fn handle(&self) -> Resume {
-        Resume::new(Rc::<Resumed>::clone(self.resume.get_or_init(Rc::default)))
     }
 }
 

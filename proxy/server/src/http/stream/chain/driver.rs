@@ -1,22 +1,27 @@
-//! What a stream's filters may have fetched for it.
+//! What a filter's phase may have done for its stream.
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use waystation_filter_api::http::{ClusterSource, Fetched, LocalFuture, OnDemand};
+use waystation_filter_api::http::{ClusterSource, Driver, Fetched, LocalFuture, Resume};
 use waystation_http::Headers;
 use waystation_route::{Action, ClusterRef};
 
+use super::station::Station;
+use crate::http::timer::Timer;
 use crate::http::{ConnCx, Table};
 use crate::on_demand::{Answer, Wanted};
 
-pub(super) struct Demand<'s> {
+pub(super) struct PhaseDriver<'s> {
     pub(super) cx: &'s ConnCx,
+    pub(super) timer: &'s Timer,
+    pub(super) station: &'s Station,
     pub(super) table: Option<&'s (Rc<Table>, u32)>,
     pub(super) random: u64,
 }
 
-impl Demand<'_> {
+impl PhaseDriver<'_> {
     fn ask(&self, wanted: Wanted) -> LocalFuture<Fetched> {
         let asked = self.cx.worker.shared.on_demand.ask(&self.cx.hcm.places, wanted);
         Box::pin(async {
@@ -30,7 +35,20 @@ impl Demand<'_> {
     }
 }
 
-impl OnDemand for Demand<'_> {
+impl Driver for PhaseDriver<'_> {
+    fn now(&self) -> Instant {
+        self.timer.now()
+    }
+
+    fn sleep(&self, duration: Duration) -> LocalFuture<()> {
+        // A time of its own: the stream's timer stays with the stream's deadlines, which seldom come.
+        Box::pin(tokio::time::sleep(duration))
+    }
+
+    fn resume_handle(&self) -> Resume {
+        self.station.resume_handle()
+    }
+
     fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<Fetched>> {
         Some(self.ask(self.cx.missing_route(head)?))
     }

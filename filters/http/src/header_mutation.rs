@@ -14,7 +14,7 @@ use waystation_http::Headers;
 use waystation_schema::{At, ConfigError};
 
 /// The filter.
-pub(super) static EXTENSION: HttpFilterExtension = HttpFilterExtension {
+pub static EXTENSION: HttpFilterExtension = HttpFilterExtension {
     name: "envoy.filters.http.header_mutation",
     type_name: "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
     route_type_name: Some("envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"),
@@ -111,21 +111,21 @@ impl HttpFilter for Filter {
 
     fn decode_trailers(&mut self, cx: &mut StreamCx<'_>, trailers: &mut Headers) -> Flow {
         for level in &self.levels {
-            level.request_trailers.apply(trailers, &context(cx.info, cx.request));
+            level.request_trailers.apply(trailers, &context(cx.info, cx.request.as_deref()));
         }
         Flow::Continue
     }
 
     fn encode_headers(&mut self, cx: &mut StreamCx<'_>, head: &mut Headers, _end: bool) -> Flow {
         for level in &self.levels {
-            level.response.apply_to_response(head, &context(cx.info, cx.request));
+            level.response.apply_to_response(head, &context(cx.info, cx.request.as_deref()));
         }
         Flow::Continue
     }
 
     fn encode_trailers(&mut self, cx: &mut StreamCx<'_>, trailers: &mut Headers) -> Flow {
         for level in &self.levels {
-            level.response_trailers.apply(trailers, &context(cx.info, cx.request));
+            level.response_trailers.apply(trailers, &context(cx.info, cx.request.as_deref()));
         }
         Flow::Continue
     }

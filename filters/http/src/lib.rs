@@ -1,0 +1,8 @@
+//! Envoy's native HTTP filters, one module each: a compiled configuration that makes an instance for each stream.
+//!
+//! What decides is free of I/O: it takes the time, a random source and the head or data, and returns a verdict. The binary's
+//! registry lists the extensions.
+
+#![forbid(unsafe_code)]
+
+pub mod header_mutation;
