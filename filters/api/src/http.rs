@@ -138,8 +138,6 @@ pub struct StreamCx<'a> {
     /// The configuration of this filter on the stream's route, most specific level first; empty when no level
     /// has one.
     pub route_config: &'a [FilterConfig],
-    /// Worker-local randomness.
-    pub random: &'a mut fastrand::Rng,
     /// Time, waits and whatever else is outside the stream.
     pub driver: &'a dyn Driver,
     factory: &'a dyn HttpFilterFactory,
@@ -161,11 +159,10 @@ impl<'a> StreamCx<'a> {
         info: &'a mut StreamInfo,
         route_config: &'a [FilterConfig],
         factory: &'a dyn HttpFilterFactory,
-        random: &'a mut fastrand::Rng,
         driver: &'a dyn Driver,
         asked: &'a mut Asked,
     ) -> Self {
-        Self { info, request: None, response: None, route_config, random, driver, factory, asked }
+        Self { info, request: None, response: None, route_config, driver, factory, asked }
     }
 
     /// The factory that has made this instance: what all streams share need not be copied to each.
@@ -202,6 +199,11 @@ impl<'a> StreamCx<'a> {
         self.driver.now()
     }
 
+    /// A random number of the worker's.
+    pub fn random(&self) -> u64 {
+        self.driver.random()
+    }
+
     /// Has the route selected anew, after a filter changed what it depends on.
     pub fn clear_route_cache(&mut self) {
         self.asked.clear_route = true;
@@ -232,6 +234,9 @@ impl fmt::Debug for StreamCx<'_> {
 pub trait Driver {
     /// The time of this turn of the stream's task.
     fn now(&self) -> Instant;
+
+    /// A random number of the worker's.
+    fn random(&self) -> u64;
 
     /// Ready after `duration`.
     fn sleep(&self, duration: Duration) -> LocalFuture<()>;

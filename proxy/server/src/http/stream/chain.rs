@@ -629,35 +629,40 @@ impl<D: Downstream> Stream<'_, D> {
         };
         let mut asked = Asked::default();
         let (filter, info, heads) = (&mut *slot.filter, &mut self.info, &mut *self.heads);
-        let flow = self.cx.worker.with_random(|random| {
-            let mut cx = StreamCx::new(info, configs, factory, random, &driver, &mut asked);
-            let shown = match (way, shown) {
-                (Way::Request, Shown::Head { end }) => {
-                    return filter.decode_headers(&mut cx, &mut heads.request, end);
+        let mut cx = StreamCx::new(info, configs, factory, &driver, &mut asked);
+        let flow = match (way, shown) {
+            (Way::Request, Shown::Head { end }) => filter.decode_headers(&mut cx, &mut heads.request, end),
+            (way, shown) => {
+                cx.request = Some(&mut heads.request);
+                match (way, shown) {
+                    (Way::Request, Shown::Data(data, end)) => filter.decode_data(&mut cx, data, end),
+                    (Way::Request, Shown::Trailers) => {
+                        filter.decode_trailers(&mut cx, &mut heads.request_trailers)
+                    }
+                    (Way::Response, Shown::Data(data, end)) => {
+                        cx.response = Some(&mut heads.response);
+                        filter.encode_data(&mut cx, data, end)
+                    }
+                    (Way::Response, Shown::Trailers) => {
+                        cx.response = Some(&mut heads.response);
+                        filter.encode_trailers(&mut cx, &mut heads.response_trailers)
+                    }
+                    (_, Shown::Head { end }) => filter.encode_headers(&mut cx, &mut heads.response, end),
+                    (_, Shown::Informational) => {
+                        filter.encode_informational(&mut cx, &mut heads.response);
+                        Flow::Continue
+                    }
+                    (_, Shown::LocalReply(reply)) => {
+                        filter.on_local_reply(&mut cx, reply);
+                        Flow::Continue
+                    }
+                    (_, Shown::Complete) => {
+                        filter.on_complete(&mut cx);
+                        Flow::Continue
+                    }
                 }
-                (_, shown) => shown,
-            };
-            cx.request = Some(&mut heads.request);
-            match (way, shown) {
-                (_, Shown::Head { end }) => return filter.encode_headers(&mut cx, &mut heads.response, end),
-                (Way::Request, Shown::Data(data, end)) => return filter.decode_data(&mut cx, data, end),
-                (Way::Request, Shown::Trailers) => {
-                    return filter.decode_trailers(&mut cx, &mut heads.request_trailers);
-                }
-                (Way::Response, Shown::Data(data, end)) => {
-                    cx.response = Some(&mut heads.response);
-                    return filter.encode_data(&mut cx, data, end);
-                }
-                (Way::Response, Shown::Trailers) => {
-                    cx.response = Some(&mut heads.response);
-                    return filter.encode_trailers(&mut cx, &mut heads.response_trailers);
-                }
-                (_, Shown::Informational) => filter.encode_informational(&mut cx, &mut heads.response),
-                (_, Shown::LocalReply(reply)) => filter.on_local_reply(&mut cx, reply),
-                (_, Shown::Complete) => filter.on_complete(&mut cx),
             }
-            Flow::Continue
-        });
+        };
         self.route_cleared |= asked.clear_route;
         self.chain.ahead = asked.ahead;
         flow

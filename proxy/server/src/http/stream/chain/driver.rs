@@ -40,6 +40,10 @@ impl Driver for PhaseDriver<'_> {
         self.timer.now()
     }
 
+    fn random(&self) -> u64 {
+        self.cx.worker.random()
+    }
+
     fn sleep(&self, duration: Duration) -> LocalFuture<()> {
         // A time of its own: the stream's timer stays with the stream's deadlines, which seldom come.
         Box::pin(tokio::time::sleep(duration))
