@@ -30,6 +30,8 @@ pub(crate) enum Outcome<'a> {
     Reset(ResetReason, bool),
     /// The per-try timeout, idle or not.
     PerTryTimeout,
+    /// The same with hedging: the attempt goes on, and whatever the conditions are, another may begin.
+    Slow,
 }
 
 /// What to do after an attempt.
@@ -73,6 +75,16 @@ impl<'a> Retries<'a> {
         !self.request.on.is_empty() && self.request.retries > 0
     }
 
+    /// Whether an outcome is one to try again for, be that possible or not.
+    pub(crate) fn wants(&self, outcome: Outcome<'_>) -> bool {
+        !self.request.on.is_empty() && self.wanted(outcome)
+    }
+
+    /// Whether there are conditions to retry on; retries may still be used up.
+    pub(crate) fn has_conditions(&self) -> bool {
+        !self.request.on.is_empty()
+    }
+
     /// Gives up further retries: the request can't be kept any longer.
     pub(crate) fn disable(&mut self) {
         self.request.on = RetryOn::NONE;
@@ -86,7 +98,7 @@ impl<'a> Retries<'a> {
         random: u64,
         admit: impl FnOnce() -> bool,
     ) -> Decision {
-        if self.request.on.is_empty() || !self.wanted(outcome) {
+        if !self.wants(outcome) {
             return Decision::Stand;
         }
         if self.left == 0 {
@@ -119,6 +131,7 @@ impl<'a> Retries<'a> {
                     || (on(RetryOn::CONNECT_FAILURE) && reason.is_connect_failure())
             }
             Outcome::PerTryTimeout => on(RetryOn::RESET.union(server_error)),
+            Outcome::Slow => true,
         }
     }
 

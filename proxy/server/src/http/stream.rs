@@ -98,6 +98,8 @@ struct Deadlines {
     request: Option<Instant>,
     /// `max_stream_duration`.
     max_duration: Option<Instant>,
+    /// `max_stream_duration` of the cluster, of attempts beside the current one.
+    parked: Option<Instant>,
     /// The stream idle timeout; counted from `last_activity`.
     idle: Option<Duration>,
     /// `access_log_flush_interval`.

@@ -100,15 +100,12 @@ pub(super) fn inline_scopes(proto: &pb::ScopedRoutes) -> Option<(String, Vec<Byt
 pub(crate) fn refuse_unsupported(host: &VirtualHost) -> Result<(), ConfigError> {
     for route in host.routes() {
         let Action::Route(action) = &route.action else { continue };
-        let unsupported = [
-            ("hedge_policy.hedge_on_per_try_timeout", action.hedge.on_per_try_timeout),
-            (
-                "upgrade_configs.connect_config",
-                action.upgrades.iter().any(|upgrade| {
-                    upgrade.terminate_connect && (upgrade.allow_post || &*upgrade.protocol != "connect")
-                }),
-            ),
-        ];
+        let unsupported = [(
+            "upgrade_configs.connect_config",
+            action.upgrades.iter().any(|upgrade| {
+                upgrade.terminate_connect && (upgrade.allow_post || &*upgrade.protocol != "connect")
+            }),
+        )];
         for (field, set) in unsupported {
             if set {
                 return Err(ConfigError::field(field, "is not supported in this version")

@@ -90,6 +90,13 @@ pub(super) struct Limits {
     pub(super) alternative: bool,
 }
 
+impl Limits {
+    /// The time of the try is over, and it goes on.
+    pub(super) fn end_tries(&mut self) {
+        (self.per_try, self.per_try_timeout, self.per_try_idle) = (None, None, None);
+    }
+}
+
 /// What the attempt has come to.
 pub(super) enum Step {
     /// A 1xx head in `heads.response`.
@@ -321,9 +328,11 @@ impl<D: Downstream> Stream<'_, D> {
         loop {
             let deadlines = &self.deadlines;
             let idle = after(self.last_activity, deadlines.idle);
-            let due = [own, deadlines.route, deadlines.request, deadlines.max_duration, self.log_due()]
-                .into_iter()
-                .fold(idle, earliest);
+            let others = deadlines.parked;
+            let due =
+                [own, deadlines.route, deadlines.request, deadlines.max_duration, others, self.log_due()]
+                    .into_iter()
+                    .fold(idle, earliest);
             if self.timer.poll(task, due).is_pending() {
                 return Poll::Pending;
             }
@@ -338,6 +347,9 @@ impl<D: Downstream> Stream<'_, D> {
             }
             if passed(deadlines.route) {
                 return Poll::Ready(StreamEnd::RouteTimeout { alternative: false });
+            }
+            if passed(others) {
+                return Poll::Ready(StreamEnd::UpstreamMaxStreamDuration);
             }
             if passed(own) {
                 return Poll::Ready(StreamEnd::PerTryTimeout { alternative: false });

@@ -25,10 +25,13 @@ use crate::http::timer::after;
 use crate::worker::LocalCluster;
 
 mod attempt;
+mod connect;
 mod counting;
+mod hedge;
 
 use attempt::Attempted;
 use counting::Counted;
+use hedge::{Abandoned, Answer, Parked};
 
 /// The conditions of `x-envoy-retry-on`.
 const RETRY_ON: [&str; 11] = [
@@ -76,6 +79,8 @@ struct Routing<'r> {
     /// Whether the last attempt ran into a per-try timeout.
     timed_out: bool,
     counted: Counted<'r>,
+    /// Attempts that hedging has left behind and that may still answer.
+    parked: Vec<Parked<'r>>,
 }
 
 /// A unit of `max_retries`, given back on drop.
@@ -182,7 +187,21 @@ impl<D: Downstream> Stream<'_, D> {
             timeout_header,
             timed_out: false,
             counted,
+            parked: Vec::new(),
         };
+        let ended = self.try_until_one_stands(&mut routing, &mut retries).await;
+        if !routing.parked.is_empty() {
+            self.abandon(&mut routing, &Abandoned::by(ended.as_ref().err()));
+        }
+        ended
+    }
+
+    /// One attempt after the other, or beside it. `false` when the answer was a redirect that is followed here.
+    async fn try_until_one_stands(
+        &mut self,
+        routing: &mut Routing<'_>,
+        retries: &mut Retries<'_>,
+    ) -> Result<bool, StreamEnd> {
         let mut permit = None;
         loop {
             routing.attempts += 1;
@@ -190,32 +209,46 @@ impl<D: Downstream> Stream<'_, D> {
             self.attempt_count = Some(routing.attempts).filter(|_| routing.response_count);
             self.info.upstream.attempts = routing.attempts;
             self.begin_attempt_log(self.timer.now());
-            let attempted = self.attempt(&mut routing, &mut retries, &mut permit).await;
-            self.end_attempt_log();
-            self.record_attempt(&mut routing);
-            match attempted {
-                Attempted::Answered => return Ok(true),
-                Attempted::Redirected => return Ok(false),
-                Attempted::Over(end) => return Err(end),
-                Attempted::Again(delay) => {
-                    self.pause(delay).await?;
-                    routing.cluster.stats.upstream_rq_retry().inc();
-                    routing.counted.each(|requests| requests.upstream_rq_retry().inc());
-                    let headers = &mut self.heads.request;
-                    if routing.request_count {
-                        headers.set_number(Known::XEnvoyAttemptCount, u64::from(routing.attempts) + 1);
-                    }
-                    if routing.timeout_header {
-                        let timed_out = if routing.timed_out { "true" } else { "false" };
-                        headers.set(Known::XEnvoyIsTimeoutRetry, timed_out);
-                    }
-                    let elapsed = self.timer.now().saturating_duration_since(self.info.start);
-                    timeouts::set_headers(&routing.timeouts, headers, elapsed, routing.options, false);
-                    self.heads.response.clear();
-                    self.info.upstream.forget_connection();
-                }
+            let mut attempted = self.attempt(routing, retries, &mut permit).await;
+            loop {
+                self.end_attempt_log();
+                self.record_attempt(routing);
+                let answer = match attempted {
+                    Attempted::Answered => return Ok(true),
+                    Attempted::Redirected => return Ok(false),
+                    Attempted::Over(end) => return Err(end),
+                    Attempted::Again(delay) => match self.pause(delay, routing, retries).await? {
+                        Some(answer) => answer,
+                        None => break,
+                    },
+                    Attempted::Overtaken(answer) => answer,
+                    Attempted::Left => Answer::awaited(routing),
+                };
+                let (flight, said) = self.unpark(routing, answer);
+                attempted = self.follow(flight, said, routing, retries, &mut permit).await;
             }
+            self.prepare_retry(routing);
         }
+    }
+
+    /// Tells upstream that this is a further attempt.
+    fn prepare_retry(&mut self, routing: &Routing<'_>) {
+        routing.cluster.stats.upstream_rq_retry().inc();
+        routing.counted.each(|requests| requests.upstream_rq_retry().inc());
+        let headers = &mut self.heads.request;
+        if routing.request_count {
+            headers.set_number(Known::XEnvoyAttemptCount, u64::from(routing.attempts) + 1);
+        }
+        if routing.timeout_header {
+            let timed_out = if routing.timed_out { "true" } else { "false" };
+            headers.set(Known::XEnvoyIsTimeoutRetry, timed_out);
+        }
+        // What a request takes that is still being sent is not upstream's.
+        let elapsed = self.info.timing.last_downstream_rx;
+        let elapsed = elapsed.map_or(Duration::ZERO, |rx| self.timer.now().saturating_duration_since(rx));
+        timeouts::set_headers(&routing.timeouts, headers, elapsed, routing.options, false);
+        self.heads.response.clear();
+        self.info.upstream.forget_connection();
     }
 
     fn hash(&self, policies: &[HashPolicy], cookies: &mut Vec<String>) -> Option<u64> {
@@ -266,10 +299,20 @@ impl<D: Downstream> Stream<'_, D> {
         self.info.upstream.cluster = cluster.map(|cluster| cluster as _);
     }
 
-    /// Waits out a back-off.
-    async fn pause(&mut self, delay: Duration) -> Result<(), StreamEnd> {
+    /// Waits out a back-off, unless an earlier attempt answers meanwhile.
+    async fn pause(
+        &mut self,
+        delay: Duration,
+        routing: &mut Routing<'_>,
+        retries: &Retries<'_>,
+    ) -> Result<Option<Answer>, StreamEnd> {
         let until = Some(self.timer.now() + delay);
+        let mut answer = None;
         let ended = std::future::poll_fn(|task| {
+            if let std::task::Poll::Ready(said) = self.poll_parked(task, routing, retries) {
+                answer = Some(said);
+                return std::task::Poll::Ready(StreamEnd::PerTryTimeout { alternative: false });
+            }
             if self.request_complete
                 && let std::task::Poll::Ready(end) = self.down.poll_gone(task)
             {
@@ -280,7 +323,7 @@ impl<D: Downstream> Stream<'_, D> {
         .await;
         match ended {
             // Our own deadline: the pause is over.
-            StreamEnd::PerTryTimeout { .. } => Ok(()),
+            StreamEnd::PerTryTimeout { .. } => Ok(answer),
             end => Err(end),
         }
     }
@@ -295,7 +338,7 @@ impl<D: Downstream> Stream<'_, D> {
     ) -> Decision {
         let (cluster, priority) = (&routing.cluster, routing.action.priority);
         let (stats, counted) = (&cluster.stats, &routing.counted);
-        let was_retry = permit.take().is_some();
+        *permit = None;
         // The request may have outgrown what is kept: then there is nothing to send again.
         if self.outgrown && retries.is_enabled() {
             stats.retry_or_shadow_abandoned().inc();
@@ -303,6 +346,7 @@ impl<D: Downstream> Stream<'_, D> {
         if self.outgrown {
             retries.disable();
         }
+        let was_retry = routing.attempts > 1 && retries.has_conditions();
         let outcome = outcome.unwrap_or(Outcome::Response(&self.heads.response));
         let mut admitted = None;
         let wall = self.cx.worker.wall_clock(self.timer.now());

@@ -1,17 +1,17 @@
 //! One attempt: a host, a connection, the request out, and what becomes of upstream's response.
 
-use std::future::Future as _;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use waystation_filter_api::flags::ResponseFlag;
 use waystation_http::{Headers, Known, sanitize_response};
-use waystation_route::{RetryHostPredicate, Route};
+use waystation_route::Route;
+use waystation_upstream::NoHost;
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::host::{ActiveRequest, Outcome as HostOutcome};
-use waystation_upstream::load_balancer::{OriginalDestination, PriorityLoad};
-use waystation_upstream::{NoHost, PickContext, Priority};
 
+use super::connect::Unmade;
+use super::hedge::{Abandoned, Answer};
 use super::{RetryPermit, Routing};
 use crate::http::downstream::Downstream;
 use crate::http::end::{ResetReason, StreamEnd};
@@ -20,10 +20,9 @@ use crate::http::retry::{Decision, Outcome, Retries};
 use crate::http::stream::Stream;
 use crate::http::stream::chain::Stopped;
 use crate::http::stream::exchange::{Attempt, Flow, Limits, Step};
-use crate::http::stream::upstream::{self, Carried, NoStream, RequestPermit, Upstream};
+use crate::http::stream::upstream::{self, NoStream, RequestPermit, Upstream};
 use crate::http::timer::after;
-use crate::pool::{HostPool, TlsName};
-use crate::worker::Sharing;
+use crate::pool::HostPool;
 
 /// What one attempt has come to.
 pub(super) enum Attempted {
@@ -33,8 +32,25 @@ pub(super) enum Attempted {
     Redirected,
     /// Try again after this.
     Again(Duration),
+    /// Others that are under way may still answer.
+    Left,
+    /// One of those answers, and the attempt that was being made is not wanted any more.
+    Overtaken(Answer),
     /// The stream is over.
     Over(StreamEnd),
+}
+
+/// An attempt that has its stream.
+pub(super) struct InFlight {
+    pub(super) attempt: Attempt,
+    pub(super) pool: Rc<HostPool>,
+    /// Until its outcome is told.
+    pub(super) active: Option<ActiveRequest>,
+    pub(super) _request: RequestPermit,
+    /// The request is only a head.
+    bodiless: bool,
+    /// Another was begun in its stead: there will be no second one.
+    pub(super) retried: bool,
 }
 
 impl<D: Downstream> Stream<'_, D> {
@@ -45,6 +61,19 @@ impl<D: Downstream> Stream<'_, D> {
         retries: &mut Retries<'_>,
         permit: &mut Option<RetryPermit>,
     ) -> Attempted {
+        match self.begin_attempt(routing, retries, permit).await {
+            Ok(flight) => self.follow(flight, None, routing, retries, permit).await,
+            Err(attempted) => attempted,
+        }
+    }
+
+    /// Sends the head of the request to one host.
+    async fn begin_attempt(
+        &mut self,
+        routing: &mut Routing<'_>,
+        retries: &mut Retries<'_>,
+        permit: &mut Option<RetryPermit>,
+    ) -> Result<InFlight, Attempted> {
         let now = self.timer.now();
         let cluster = Rc::clone(&routing.cluster);
         let load = routing.priorities.as_mut();
@@ -59,7 +88,7 @@ impl<D: Downstream> Stream<'_, D> {
                 // There was no attempt.
                 self.attempt_log = None;
                 self.count(routing, 503);
-                return Attempted::Over(StreamEnd::NoHealthyUpstream);
+                return Err(Attempted::Over(StreamEnd::NoHealthyUpstream));
             }
         };
         let host = pool.host();
@@ -75,17 +104,22 @@ impl<D: Downstream> Stream<'_, D> {
         let priority = routing.action.priority;
         let upstream = match upstream::ready(&pool, &cluster, routing.carried, now) {
             Some(upstream) => Ok(upstream),
-            None => match self.connect(&pool, &cluster, priority, routing.carried).await {
-                Ok(result) => result,
-                Err(end) => return Attempted::Over(end),
-            },
+            None => self.connect(&pool, &cluster, priority, routing, retries).await,
         };
         let asked = now;
         let now = self.timer.now();
         self.info.timing.pool_ready = Some(now.saturating_duration_since(asked));
         let upstream = match upstream {
             Ok(upstream) => upstream,
-            Err(NoStream { reason, transport }) => {
+            Err(Unmade::Over(end)) => {
+                // It counts as under way.
+                if let StreamEnd::RouteTimeout { .. } = end {
+                    self.count_timeout(routing);
+                }
+                return Err(Attempted::Over(end));
+            }
+            Err(Unmade::Overtaken(answer)) => return Err(Attempted::Overtaken(answer)),
+            Err(Unmade::Failed(NoStream { reason, transport })) => {
                 // An overflow is nobody's: no host was asked.
                 if reason == ResetReason::Overflow {
                     self.info.upstream.host = previous;
@@ -95,25 +129,18 @@ impl<D: Downstream> Stream<'_, D> {
                 self.info.upstream.transport_failure_reason =
                     transport.as_ref().map(|reason| reason.replace(' ', "_").into());
                 let outcome = Outcome::Reset(reason, false);
-                return self.after_failure(routing, retries, permit, outcome, reason, transport, None);
+                return Err(self.after_failure(routing, retries, permit, outcome, reason, transport, None));
             }
         };
         self.info.upstream.attempted.extend(previous);
-        let Some(_request) = RequestPermit::acquire(&cluster, priority) else {
+        let Some(request) = RequestPermit::acquire(&cluster, priority) else {
             // Nothing was sent on it: the next request can be.
             if let Upstream::Http1(connection) = upstream {
                 pool.put_idle(connection, &cluster, now);
             }
             let reason = ResetReason::Overflow;
-            return self.after_failure(
-                routing,
-                retries,
-                permit,
-                Outcome::Reset(reason, false),
-                reason,
-                None,
-                None,
-            );
+            let outcome = Outcome::Reset(reason, false);
+            return Err(self.after_failure(routing, retries, permit, outcome, reason, None, None));
         };
         let active = host.begin_request();
         let info = upstream.info();
@@ -152,27 +179,38 @@ impl<D: Downstream> Stream<'_, D> {
         let bodiless = self.request_passed() && self.heads.kept.is_empty() && !self.request_has_trailers;
         attempt.request_sent = bodiless;
         if let Err(reason) = attempt.upstream.send_head(&self.cx.worker, &self.heads.request, bodiless) {
-            return self.after_failure(
-                routing,
-                retries,
-                permit,
-                Outcome::Reset(reason, true),
-                reason,
-                None,
-                Some(active),
-            );
+            let outcome = Outcome::Reset(reason, true);
+            return Err(self.after_failure(routing, retries, permit, outcome, reason, None, Some(active)));
         }
-        let mut active = Some(active);
+        Ok(InFlight { attempt, pool, active: Some(active), _request: request, bodiless, retried: false })
+    }
+
+    /// Passes the response of an attempt on, unless that is not the answer; `said` is what it has said already.
+    pub(super) async fn follow(
+        &mut self,
+        mut flight: InFlight,
+        mut said: Option<Step>,
+        routing: &mut Routing<'_>,
+        retries: &mut Retries<'_>,
+        permit: &mut Option<RetryPermit>,
+    ) -> Attempted {
+        let cluster = Rc::clone(&routing.cluster);
         loop {
-            let step = std::future::poll_fn(|task| self.poll_step(task, &mut attempt)).await;
+            let step = match said.take() {
+                Some(step) => step,
+                None => {
+                    std::future::poll_fn(|task| self.poll_attempts(task, &mut flight, routing, retries)).await
+                }
+            };
             match step {
                 Step::Informational => {
                     let status = self.heads.response.status().unwrap_or(0);
                     self.count(routing, status);
                     // This attempt stands now, and takes its time.
                     retries.disable();
+                    self.abandon(routing, &Abandoned::Unwanted);
                     self.interim = true;
-                    (attempt.limits.per_try, attempt.limits.per_try_timeout) = (None, None);
+                    (flight.attempt.limits.per_try, flight.attempt.limits.per_try_timeout) = (None, None);
                     // Others than 100 are for the hop that sent them, as Envoy has it.
                     if self.cx.hcm.proxy_100_continue && status == 100 {
                         sanitize_response(&mut self.heads.response, false);
@@ -186,55 +224,70 @@ impl<D: Downstream> Stream<'_, D> {
                         log.status = status;
                     }
                     let mut details = "via_upstream";
-                    if self.is_handshake_failed(&attempt, status) {
+                    if self.is_handshake_failed(&flight.attempt, status) {
                         self.heads.response.remove(Known::ContentLength);
                         self.heads.response.remove(Known::ContentType);
-                        attempt.response_done = true;
+                        flight.attempt.response_done = true;
                         (end, details) = (true, "websocket_handshake_unsuccessful");
                     }
                     routing.counted.head(&self.heads.response, cluster.request_sizes.is_some());
-                    if let Some(active) = active.take() {
+                    if let Some(active) = flight.active.take() {
                         active.finish(if status >= 500 { HostOutcome::Error } else { HostOutcome::Success });
                     }
-                    let decision = self.decide(routing, retries, permit, None);
+                    let decision = match flight.retried {
+                        // Another is on its way; this one is only asked whether it would do.
+                        true if retries.wants(Outcome::Response(&self.heads.response)) => None,
+                        true => Some(Decision::Stand),
+                        false => Some(self.decide(routing, retries, permit, None)),
+                    };
+                    let refused = !matches!(decision, Some(Decision::Stand));
                     match decision {
-                        Decision::Again { after, .. } => {
+                        Some(Decision::Again { after, .. }) => {
                             if self.cx.hcm.router.dynamic_stats {
                                 routing.local.extras(&self.cx.worker, &cluster).retry().record(status);
                             }
-                            self.release(attempt.upstream, &pool, &cluster, end);
+                            self.release(flight.attempt.upstream, &flight.pool, &cluster, end);
                             return Attempted::Again(after);
                         }
-                        Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
-                        Decision::Overflow => self.flag(ResponseFlag::UpstreamOverflow),
-                        Decision::Stand => {}
+                        Some(Decision::LimitExceeded) => {
+                            self.flag(ResponseFlag::UpstreamRetryLimitExceeded);
+                        }
+                        Some(Decision::Overflow) => self.flag(ResponseFlag::UpstreamOverflow),
+                        Some(Decision::Stand) | None => {}
                     }
-                    *permit = None;
-                    // This response stands, even if it breaks off before anything of it went downstream.
-                    retries.disable();
                     if let Some(policy) =
                         routing.action.internal_redirect.as_deref().filter(|p| p.handles(status))
                     {
-                        let whole = self.request_complete && (attempt.keep || bodiless) && !self.facts.tunnel;
+                        let whole = self.request_complete
+                            && (flight.attempt.keep && !self.outgrown || flight.bodiless)
+                            && !self.facts.tunnel;
                         if whole && self.follow_redirect(policy, status) {
                             cluster.stats.upstream_internal_redirect_succeeded_total().inc();
                             self.count(routing, status);
-                            self.release(attempt.upstream, &pool, &cluster, end);
+                            self.release(flight.attempt.upstream, &flight.pool, &cluster, end);
                             self.heads.response.clear();
                             return Attempted::Redirected;
                         }
                         cluster.stats.upstream_internal_redirect_failed_total().inc();
                     }
+                    if refused && !routing.parked.is_empty() {
+                        self.release(flight.attempt.upstream, &flight.pool, &cluster, false);
+                        return Attempted::Left;
+                    }
+                    *permit = None;
+                    // This response stands, even if it breaks off before anything of it went downstream.
+                    retries.disable();
+                    self.abandon(routing, &Abandoned::Unwanted);
                     // Nothing is sent again; what has not been sent yet still is.
-                    self.heads.kept.drain(..attempt.replayed);
+                    self.heads.kept.drain(..flight.attempt.replayed);
                     self.kept_bytes = self.heads.kept.iter().map(bytes::Bytes::len).sum();
-                    attempt.replayed = 0;
-                    attempt.keep = false;
+                    flight.attempt.replayed = 0;
+                    flight.attempt.keep = false;
                     self.last_activity = self.timer.now();
                     match self.on_response_head(routing, end, details) {
                         Ok(()) => self.send_encoded(),
                         Err(stopped) => {
-                            self.release(attempt.upstream, &pool, &cluster, false);
+                            self.release(flight.attempt.upstream, &flight.pool, &cluster, false);
                             self.chain.skip_encode();
                             return self.stopped(stopped).await;
                         }
@@ -243,19 +296,24 @@ impl<D: Downstream> Stream<'_, D> {
                 Step::Finished => {
                     self.deadlines.route = None;
                     self.record_time(routing);
-                    self.release(attempt.upstream, &pool, &cluster, attempt.request_sent);
+                    self.release(
+                        flight.attempt.upstream,
+                        &flight.pool,
+                        &cluster,
+                        flight.attempt.request_sent,
+                    );
                     return Attempted::Answered;
                 }
                 Step::Reply(reply) => {
-                    self.release(attempt.upstream, &pool, &cluster, false);
-                    if attempt.head_seen {
+                    self.release(flight.attempt.upstream, &flight.pool, &cluster, false);
+                    if flight.attempt.head_seen {
                         self.chain.skip_encode();
                     }
                     return self.stopped(Stopped::Reply(reply)).await;
                 }
                 Step::Reset(reason) => {
                     self.flag_attempt(reason.flag());
-                    self.lose(attempt.upstream, &cluster, reason);
+                    self.lose(flight.attempt.upstream, &cluster, reason);
                     if self.response_started {
                         let transport = None;
                         return Attempted::Over(StreamEnd::UpstreamReset {
@@ -265,8 +323,30 @@ impl<D: Downstream> Stream<'_, D> {
                             transport,
                         });
                     }
+                    let active = flight.active.take();
+                    if flight.retried {
+                        return self.fail(routing, reason, None, active);
+                    }
                     let outcome = Outcome::Reset(reason, true);
                     return self.after_failure(routing, retries, permit, outcome, reason, None, active);
+                }
+                Step::PerTry { .. } if routing.timeouts.hedge_on_per_try_timeout => {
+                    flight.attempt.limits.end_tries();
+                    self.flag_attempt(ResponseFlag::UpstreamRequestTimeout);
+                    if flight.retried || flight.attempt.head_seen || self.interim || !self.may_hedge(retries)
+                    {
+                        continue;
+                    }
+                    match self.decide(routing, retries, permit, Some(Outcome::Slow)) {
+                        Decision::Again { after, .. } => {
+                            routing.timed_out = true;
+                            self.park(routing, flight);
+                            return Attempted::Again(after);
+                        }
+                        Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
+                        Decision::Overflow => self.flag(ResponseFlag::UpstreamOverflow),
+                        Decision::Stand => {}
+                    }
                 }
                 Step::PerTry { idle } => {
                     routing.timed_out = true;
@@ -276,8 +356,8 @@ impl<D: Downstream> Stream<'_, D> {
                     } else {
                         cluster.stats.upstream_rq_per_try_timeout().inc();
                     }
-                    self.release(attempt.upstream, &pool, &cluster, false);
-                    if let Some(active) = active.take() {
+                    self.release(flight.attempt.upstream, &flight.pool, &cluster, false);
+                    if let Some(active) = flight.active.take() {
                         active.finish(HostOutcome::Timeout);
                     }
                     let end = match idle {
@@ -298,22 +378,36 @@ impl<D: Downstream> Stream<'_, D> {
                 Step::End(end) => {
                     let host_outcome = match &end {
                         StreamEnd::RouteTimeout { .. } => {
-                            cluster.stats.upstream_rq_timeout().inc();
-                            routing.counted.each(|requests| requests.upstream_rq_timeout().inc());
-                            if !self.response_started && !self.interim {
-                                self.count(routing, 504);
-                            }
+                            self.count_timeout(routing);
                             HostOutcome::Timeout
                         }
                         StreamEnd::UpstreamMaxStreamDuration => {
                             cluster.stats.upstream_rq_max_duration_reached().inc();
+                            let outcome = Outcome::Reset(ResetReason::LocalReset, true);
+                            let decision = match self.response_started || flight.retried {
+                                true => Decision::Stand,
+                                false => self.decide(routing, retries, permit, Some(outcome)),
+                            };
+                            match decision {
+                                Decision::Again { after, .. } => {
+                                    self.release(flight.attempt.upstream, &flight.pool, &cluster, false);
+                                    if let Some(active) = flight.active.take() {
+                                        active.finish(HostOutcome::Timeout);
+                                    }
+                                    return Attempted::Again(after);
+                                }
+                                Decision::LimitExceeded => {
+                                    self.flag(ResponseFlag::UpstreamRetryLimitExceeded);
+                                }
+                                Decision::Overflow | Decision::Stand => {}
+                            }
                             HostOutcome::Timeout
                         }
                         _ => HostOutcome::Cancelled,
                     };
-                    let clean = attempt.response_done && attempt.request_sent;
-                    self.release(attempt.upstream, &pool, &cluster, clean);
-                    if let Some(active) = active.take() {
+                    let clean = flight.attempt.response_done && flight.attempt.request_sent;
+                    self.release(flight.attempt.upstream, &flight.pool, &cluster, clean);
+                    if let Some(active) = flight.active.take() {
                         active.finish(host_outcome);
                     }
                     return Attempted::Over(end);
@@ -336,76 +430,6 @@ impl<D: Downstream> Stream<'_, D> {
         }
     }
 
-    /// Picks the host of an attempt; a retry looks for one that the policy's predicates accept.
-    fn pick(
-        &self,
-        routing: &Routing<'_>,
-        load: Option<&PriorityLoad>,
-        now: Instant,
-    ) -> Result<Rc<HostPool>, NoHost> {
-        let policy = routing.retry.filter(|_| routing.attempts > 1);
-        let reject = |host: &waystation_upstream::Host| {
-            policy.is_some_and(|policy| {
-                policy.host_predicates.iter().any(|predicate| match predicate {
-                    RetryHostPredicate::PreviousHosts => routing.tried.contains(&host.id()),
-                    RetryHostPredicate::OmitCanary => host.canary(),
-                    RetryHostPredicate::OmitMetadata(labels) => labels.match_host(host.metadata()),
-                })
-            })
-        };
-        let connection = &self.cx.info;
-        let cx = PickContext {
-            hash: routing.hash,
-            metadata_match: routing.metadata,
-            priority_load: load,
-            original_destination: Some(OriginalDestination {
-                local_address: Some(&connection.local_address).filter(|_| connection.local_address_restored),
-                header: self.heads.request.get(Known::XEnvoyOriginalDstHost),
-                ..OriginalDestination::default()
-            }),
-            reject: policy.map(|_| &reject as _),
-            reselections: policy.map_or(0, |policy| policy.host_selection_attempts),
-            ..PickContext::default()
-        };
-        let sharing = Sharing {
-            tls_name: TlsName::of(&routing.cluster.http, &self.heads.request),
-            downstream: Some(connection),
-            stated: self.cx.hcm.add_proxy_protocol_state,
-            counted: routing.action.priority,
-        };
-        routing.local.pick(&self.cx.worker, &routing.cluster, &cx, sharing, now)
-    }
-
-    /// Waits for a connection, unless the stream ends before there is one.
-    async fn connect(
-        &mut self,
-        pool: &Rc<HostPool>,
-        cluster: &Rc<ClusterRef>,
-        priority: Priority,
-        carried: Carried,
-    ) -> Result<Result<Upstream, NoStream>, StreamEnd> {
-        let mut future = Box::pin(upstream::acquire(
-            Rc::clone(&self.cx.worker),
-            Rc::clone(pool),
-            Rc::clone(cluster),
-            priority,
-            carried,
-        ));
-        let ended = std::future::poll_fn(|task| {
-            if let std::task::Poll::Ready(result) = future.as_mut().poll(task) {
-                return std::task::Poll::Ready(Ok(result));
-            }
-            if self.request_complete
-                && let std::task::Poll::Ready(end) = self.down.poll_gone(task)
-            {
-                return std::task::Poll::Ready(Err(end));
-            }
-            self.poll_deadlines(task, None).map(Err)
-        })
-        .await;
-        ended.inspect_err(|_| cluster.stats.upstream_rq_cancelled().inc())
-    }
-
     /// An attempt that failed without a response.
     #[expect(clippy::too_many_arguments, reason = "one exit for every kind of failure")]
     fn after_failure(
@@ -418,21 +442,50 @@ impl<D: Downstream> Stream<'_, D> {
         transport: Option<Box<str>>,
         active: Option<ActiveRequest>,
     ) -> Attempted {
+        match self.decide(routing, retries, permit, Some(outcome)) {
+            Decision::Again { after, .. } => {
+                if let Some(active) = active {
+                    active.finish(HostOutcome::Error);
+                }
+                self.flag_attempt(reason.flag());
+                return Attempted::Again(after);
+            }
+            Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
+            Decision::Overflow | Decision::Stand => {}
+        }
+        self.fail(routing, reason, transport, active)
+    }
+
+    /// An attempt that failed without a response, and is not retried.
+    fn fail(
+        &mut self,
+        routing: &Routing<'_>,
+        reason: ResetReason,
+        transport: Option<Box<str>>,
+        active: Option<ActiveRequest>,
+    ) -> Attempted {
         if let Some(active) = active {
             active.finish(HostOutcome::Error);
         }
         self.flag_attempt(reason.flag());
-        let retried = routing.attempts > 1;
-        match self.decide(routing, retries, permit, Some(outcome)) {
-            Decision::Again { after, .. } => return Attempted::Again(after),
-            Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
-            Decision::Overflow | Decision::Stand => {}
-        }
         let begun = self.interim;
         if !begun {
             self.count(routing, if reason == ResetReason::ProtocolError { 502 } else { 503 });
         }
+        if !routing.parked.is_empty() {
+            return Attempted::Left;
+        }
+        let retried = routing.attempts > 1;
         Attempted::Over(StreamEnd::UpstreamReset { reason, retried, begun, transport })
+    }
+
+    /// The route timeout is over while an attempt is under way.
+    pub(super) fn count_timeout(&self, routing: &Routing<'_>) {
+        routing.cluster.stats.upstream_rq_timeout().inc();
+        routing.counted.each(|requests| requests.upstream_rq_timeout().inc());
+        if !self.response_started && !self.interim {
+            self.count(routing, 504);
+        }
     }
 
     /// Passes the response head on.
@@ -482,7 +535,7 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// The upstream stream ended before its response did. HTTP/1 has no resets to count, only connections that end.
-    fn lose(&mut self, upstream: Upstream, cluster: &ClusterRef, reason: ResetReason) {
+    pub(super) fn lose(&mut self, upstream: Upstream, cluster: &ClusterRef, reason: ResetReason) {
         self.add_bytes(&upstream);
         if matches!(upstream, Upstream::Http2(_)) {
             match reason {
@@ -507,7 +560,13 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// Gives the connection back, or ends the upstream stream; `clean` when both directions have come to their end.
-    fn release(&mut self, upstream: Upstream, pool: &Rc<HostPool>, cluster: &ClusterRef, clean: bool) {
+    pub(super) fn release(
+        &mut self,
+        upstream: Upstream,
+        pool: &Rc<HostPool>,
+        cluster: &ClusterRef,
+        clean: bool,
+    ) {
         self.add_bytes(&upstream);
         match upstream {
             Upstream::Http1(mut connection) => {

@@ -35,6 +35,11 @@ impl<'r> Counted<'r> {
         Self { counters, zone: None, canary: false, start: None, response_head: None }
     }
 
+    /// Those of another attempt of the same request.
+    pub(super) fn another(&self) -> Self {
+        Self::new(self.counters)
+    }
+
     /// Counts a request in its virtual cluster and its route.
     #[inline]
     pub(super) fn each(&self, count: impl Fn(&RequestStats)) {
