@@ -18,6 +18,7 @@ use waystation_schema::ConfigError;
 use waystation_stats::Scope;
 
 use crate::connection::ConnectionInfo;
+use crate::flags::ResponseFlag;
 use crate::http::{LocalFuture, NodeInfo};
 use crate::runtime::Runtime;
 use crate::singletons::Singletons;
@@ -111,6 +112,13 @@ impl<'a> NetworkCx<'a> {
     /// Says something to the peer, past all filters.
     pub fn write(&mut self, bytes: &[u8]) {
         self.out.extend_from_slice(bytes);
+    }
+
+    /// Sets a response flag, for the logs of the connection.
+    pub fn set_flag(&mut self, flag: ResponseFlag) {
+        let mut flags = self.connection.flags.get();
+        flags.set(flag);
+        self.connection.flags.set(flags);
     }
 
     /// A handle that ends this connection's [`Flow::Stop`].

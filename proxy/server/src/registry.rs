@@ -70,6 +70,11 @@ pub const EXTENSIONS: &[Extension] = &[
     ),
     extension(
         "envoy.filters.listener",
+        "envoy.filters.listener.local_ratelimit",
+        &["envoy.extensions.filters.listener.local_ratelimit.v3.LocalRateLimit"],
+    ),
+    extension(
+        "envoy.filters.listener",
         "envoy.filters.listener.original_dst",
         &["envoy.extensions.filters.listener.original_dst.v3.OriginalDst"],
     ),
@@ -85,6 +90,11 @@ pub const EXTENSIONS: &[Extension] = &[
     ),
     extension(
         "envoy.filters.network",
+        "envoy.filters.network.connection_limit",
+        &["envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit"],
+    ),
+    extension(
+        "envoy.filters.network",
         "envoy.filters.network.direct_response",
         &["envoy.extensions.filters.network.direct_response.v3.Config"],
     ),
@@ -97,6 +107,11 @@ pub const EXTENSIONS: &[Extension] = &[
         "envoy.filters.network",
         "envoy.filters.network.http_connection_manager",
         &["envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"],
+    ),
+    extension(
+        "envoy.filters.network",
+        "envoy.filters.network.local_ratelimit",
+        &["envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit"],
     ),
     extension(
         "envoy.filters.network",

@@ -11,6 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::connection::ConnectionInfo;
+use waystation_filter_api::runtime::Runtime;
 use waystation_listener_filters::{ListenerFilter, Verdict};
 use waystation_stats::Store;
 
@@ -25,7 +26,7 @@ static FILTERS: LazyLock<Vec<ListenerFilter>> = LazyLock::new(|| {
     ];
     let compile = |(name, config): (&str, Vec<u8>)| {
         let name = format!("envoy.extensions.filters.listener.{name}");
-        ListenerFilter::compile(&name, &config, &scope).expect("these configurations are valid")
+        ListenerFilter::compile(&name, &config, &scope, &Runtime::new()).expect("these configurations are valid")
     };
     filters.into_iter().map(compile).collect()
 });
@@ -37,7 +38,7 @@ fuzz_target!(|input: &[u8]| {
         let inspect = |bytes: &[u8]| {
             let address = Address::Ip(([127, 0, 0, 1], 80).into());
             let mut info = ConnectionInfo::new(1, Instant::now(), address.clone(), address);
-            let verdict = filter.inspect(bytes, false, None, &mut info);
+            let verdict = filter.inspect(bytes, false, None, info.start, &mut info);
             if let Verdict::Done { consumed } = verdict {
                 assert!(consumed <= bytes.len());
             }

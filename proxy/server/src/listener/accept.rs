@@ -506,7 +506,7 @@ async fn inspect_all(
         loop {
             // A filter that needs no bytes must not wait for them: the client may expect the server to speak first.
             if !filter.wants_bytes() || !buffer.is_empty() || end {
-                match filter.inspect(buffer, end, original, info) {
+                match filter.inspect(buffer, end, original, Instant::now(), info) {
                     Verdict::Done { consumed } => {
                         let _ = buffer.split_to(consumed);
                         break;
@@ -515,6 +515,7 @@ async fn inspect_all(
                         listener.stats.downstream_listener_filter_error().inc();
                         return Err(Some(reason));
                     }
+                    Verdict::Close => return Err(None),
                     Verdict::NeedMore if end || buffer.len() >= INSPECT_LIMIT => break,
                     Verdict::NeedMore => {}
                 }

@@ -166,8 +166,8 @@ impl Listener {
 
         let mut listener_filters = Vec::with_capacity(proto.listener_filters.len());
         for (i, filter) in proto.listener_filters.iter().enumerate() {
-            let compiled = listener_filter(filter, &shared.stats.root())
-                .at(|| named("listener_filters", &filter.name, i))?;
+            let compiled =
+                listener_filter(filter, shared).at(|| named("listener_filters", &filter.name, i))?;
             listener_filters.extend(compiled);
         }
 
@@ -177,7 +177,8 @@ impl Listener {
                 "adding listener '{name}': filter chain match rules require TLS Inspector listener filter, but it isn't \
                  configured, injecting it"
             );
-            listener_filters.push(ListenerFilter::compile(TLS_INSPECTOR, &[], &shared.stats.root())?);
+            let (root, runtime) = (shared.stats.root(), &shared.runtime);
+            listener_filters.push(ListenerFilter::compile(TLS_INSPECTOR, &[], &root, runtime)?);
         }
 
         let selector = ChainSelector::compile(proto, &shared.runtime)?;
@@ -368,7 +369,10 @@ fn listen_address(proto: &core::Address, options: Vec<SocketOption>) -> Result<L
 }
 
 /// A listener filter; `None` when `filter_disabled` is `any_match`, the one predicate that needs no evaluation.
-fn listener_filter(proto: &pb::ListenerFilter, scope: &Scope) -> Result<Option<ListenerFilter>, ConfigError> {
+fn listener_filter(
+    proto: &pb::ListenerFilter,
+    shared: &Shared,
+) -> Result<Option<ListenerFilter>, ConfigError> {
     use pb::listener_filter_chain_match_predicate::Rule;
     if let Some(predicate) = &proto.filter_disabled {
         return match &predicate.rule {
@@ -378,7 +382,9 @@ fn listener_filter(proto: &pb::ListenerFilter, scope: &Scope) -> Result<Option<L
     }
     match &proto.config_type {
         Some(pb::listener_filter::ConfigType::TypedConfig(any)) => {
-            ListenerFilter::compile(type_name(any), &any.value, scope).at(|| "typed_config").map(Some)
+            ListenerFilter::compile(type_name(any), &any.value, &shared.stats.root(), &shared.runtime)
+                .at(|| "typed_config")
+                .map(Some)
         }
         Some(pb::listener_filter::ConfigType::ConfigDiscovery(_)) => {
             Err(ConfigError::field("config_discovery", "not supported for listener filters"))

@@ -20,6 +20,7 @@ use waystation_filter_api::network::{
     NetworkFilterFactory, Resume, Wants,
 };
 use waystation_filter_api::wire::type_name;
+use waystation_ratelimit::{connection_limit, network};
 use waystation_schema::{At as _, ConfigError};
 
 use crate::context::CompileContext;
@@ -27,7 +28,7 @@ use crate::transport::{Socket, Transport};
 use crate::worker::Worker;
 
 /// Every network filter that is not terminal.
-pub const EXTENSIONS: &[&NetworkFilterExtension] = &[];
+pub const EXTENSIONS: &[&NetworkFilterExtension] = &[&connection_limit::EXTENSION, &network::EXTENSION];
 
 /// Bytes read at a time at least.
 const READ: usize = 16 * 1024;
