@@ -15,11 +15,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::google::protobuf::Any as AnyProto;
 use waystation_http::Headers;
 use waystation_schema::ConfigError;
 use waystation_stats::Scope;
 
 use crate::runtime::Runtime;
+use crate::singletons::Singletons;
 use crate::stream::StreamInfo;
 
 /// A future that lives on one worker.
@@ -138,6 +141,8 @@ pub struct StreamCx<'a> {
     /// The configuration of this filter on the stream's route, most specific level first; empty when no level
     /// has one.
     pub route_config: &'a [FilterConfig],
+    /// The name of this filter in its chain: of its configuration on routes, and of what it writes to metadata.
+    pub name: &'a str,
     /// Time, waits and whatever else is outside the stream.
     pub driver: &'a dyn Driver,
     factory: &'a dyn HttpFilterFactory,
@@ -145,12 +150,25 @@ pub struct StreamCx<'a> {
 }
 
 /// What a phase has asked of the driver beside its [`Flow`].
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Asked {
     /// The route is to be selected anew.
     pub clear_route: bool,
     /// Data that go on ahead of what the phase was shown.
     pub ahead: Vec<Bytes>,
+    /// The instance that takes the place of the one asked, and its phases.
+    pub successor: Option<(Box<dyn HttpFilter>, Phases)>,
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { clear_route, ahead, successor } = self;
+        f.debug_struct("Asked")
+            .field("clear_route", clear_route)
+            .field("ahead", ahead)
+            .field("successor", &successor.as_ref().map(|(_, phases)| phases))
+            .finish()
+    }
 }
 
 impl<'a> StreamCx<'a> {
@@ -162,7 +180,7 @@ impl<'a> StreamCx<'a> {
         driver: &'a dyn Driver,
         asked: &'a mut Asked,
     ) -> Self {
-        Self { info, request: None, response: None, route_config, driver, factory, asked }
+        Self { info, request: None, response: None, route_config, name: "", driver, factory, asked }
     }
 
     /// The factory that has made this instance: what all streams share need not be copied to each.
@@ -181,12 +199,27 @@ impl<'a> StreamCx<'a> {
         most_specific(self.route_config)
     }
 
-    /// Calls a phase of an instance that `factory` has made in this one's place, as wrappers of filters do.
-    pub fn of<R>(&mut self, factory: &'a dyn HttpFilterFactory, phase: impl FnOnce(&mut Self) -> R) -> R {
+    /// Calls a phase of `filter`, an instance that `factory` has made, in this one's place, as wrappers of filters do. A
+    /// successor that it names stands in `filter` afterwards; a wrapper must have asked for that one's phases, too.
+    pub fn of<R>(
+        &mut self,
+        factory: &'a dyn HttpFilterFactory,
+        filter: &mut Box<dyn HttpFilter>,
+        phase: impl FnOnce(&mut dyn HttpFilter, &mut Self) -> R,
+    ) -> R {
         let outer = std::mem::replace(&mut self.factory, factory);
-        let result = phase(self);
+        let result = phase(&mut **filter, self);
         self.factory = outer;
+        if let Some((successor, _)) = self.asked.successor.take() {
+            *filter = successor;
+        }
         result
+    }
+
+    /// Has another instance of the same factory's take this one's place from the next phase on, which wants other phases
+    /// than the factory says. So a filter that finds nothing to do for a stream has cost it neither memory nor phases.
+    pub fn succeed_by(&mut self, filter: Box<dyn HttpFilter>, phases: Phases) {
+        self.asked.successor = Some((filter, phases));
     }
 
     /// A handle that ends this filter's pause.
@@ -337,6 +370,9 @@ pub trait HttpFilter {
     /// Somebody answers locally: the filter may change the reply.
     fn on_local_reply(&mut self, _cx: &mut StreamCx<'_>, _reply: &mut LocalReply) {}
 
+    /// A matcher around this filter has come to this action (`onMatchCallback`).
+    fn on_match(&mut self, _cx: &mut StreamCx<'_>, _action: &dyn Any) {}
+
     /// The stream is over, however it ended; called exactly once.
     fn on_complete(&mut self, _cx: &mut StreamCx<'_>) {}
 }
@@ -435,7 +471,6 @@ impl fmt::Debug for HttpFilterExtension {
 }
 
 /// What a filter's configuration may refer to while it is compiled.
-#[derive(Debug)]
 pub struct FactoryContext<'a> {
     /// The stat scope of the enclosing object, e.g. `http.<stat_prefix>.`.
     pub stats: &'a Scope,
@@ -445,6 +480,54 @@ pub struct FactoryContext<'a> {
     pub runtime: &'a Runtime,
     /// Identity of this proxy.
     pub node: &'a NodeInfo,
+    /// What extensions share between their configurations.
+    pub singletons: &'a Singletons,
+    /// Compiles the filters that stand inside others.
+    pub filters: &'a dyn InnerFilters,
+}
+
+impl fmt::Debug for FactoryContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FactoryContext").field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+/// Compiles filters that stand inside the configuration of another one.
+pub trait InnerFilters {
+    /// Compiles the configuration of the filter `name`, of whatever type it is.
+    ///
+    /// # Errors
+    /// When nobody knows the type, or the configuration is invalid.
+    fn compile(
+        &self,
+        name: &str,
+        config: Option<&AnyProto>,
+    ) -> Result<Arc<dyn HttpFilterFactory>, ConfigError>;
+
+    /// A place for the filter `name`, whose configuration comes by ECDS.
+    ///
+    /// # Errors
+    /// When the source is invalid, or where nothing can be discovered.
+    fn discover(
+        &self,
+        name: &str,
+        source: &core::ExtensionConfigSource,
+    ) -> Result<Arc<dyn HttpFilterFactory>, ConfigError>;
+}
+
+/// There are no inner filters.
+impl InnerFilters for () {
+    fn compile(&self, _: &str, _: Option<&AnyProto>) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
+        Err(ConfigError::new("there are no inner filters here"))
+    }
+
+    fn discover(
+        &self,
+        _: &str,
+        _: &core::ExtensionConfigSource,
+    ) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
+        Err(ConfigError::new("there are no inner filters here"))
+    }
 }
 
 /// Who this proxy is (`Bootstrap.node` with the command line's overrides).

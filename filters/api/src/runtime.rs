@@ -132,8 +132,13 @@ impl RuntimeFraction {
 
     /// The fraction in force.
     pub fn get(&self) -> Fraction {
+        self.get_or(self.default)
+    }
+
+    /// The fraction in force, with another default.
+    pub fn get_or(&self, default: Fraction) -> Fraction {
         let bits = self.slot.as_ref().map_or(ABSENT, |slot| slot.fraction.load(Ordering::Relaxed));
-        if bits == ABSENT { self.default } else { Fraction::unpack(bits) }
+        if bits == ABSENT { default } else { Fraction::unpack(bits) }
     }
 
     /// Whether a draw of `random` falls inside.
@@ -157,8 +162,13 @@ impl RuntimeInteger {
 
     /// The integer in force.
     pub fn get(&self) -> u64 {
+        self.get_or(self.default)
+    }
+
+    /// The integer in force, with another default.
+    pub fn get_or(&self, default: u64) -> u64 {
         let value = self.slot.as_ref().map_or(ABSENT, |slot| slot.integer.load(Ordering::Relaxed));
-        if value == ABSENT { self.default } else { value }
+        if value == ABSENT { default } else { value }
     }
 }
 

@@ -8,7 +8,9 @@ use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
 use pb::http_filter::ConfigType;
-use waystation_filter_api::http::{FactoryContext, FilterConfig, HttpFilterExtension, HttpFilterFactory};
+use waystation_filter_api::http::{
+    FactoryContext, FilterConfig, HttpFilterExtension, HttpFilterFactory, InnerFilters,
+};
 use waystation_filter_api::wire::{bool_value, positive, type_name, unpack};
 use waystation_format::AccessLog;
 use waystation_http::Known;
@@ -110,22 +112,71 @@ fn compile_one(
         *router = compile_router(&unpack(any)?, cx.shared).at(|| "typed_config")?;
         return Ok(None);
     }
-    let Some(extension) = EXTENSIONS.iter().find(|extension| extension.type_name == type_name(any)) else {
-        if proto.is_optional {
-            return Ok(None);
-        }
-        let reason = format!(
-            "Didn't find a registered implementation for '{}' with type URL: '{}'",
-            proto.name,
-            type_name(any)
-        );
-        return Err(ConfigError::new(reason));
+    let extension = match find(&proto.name, any) {
+        Err(_) if proto.is_optional => return Ok(None),
+        found => found?,
     };
-    let shared = cx.shared;
-    let root = shared.stats.root();
-    let context = FactoryContext { stats: scope, root: &root, runtime: &shared.runtime, node: &shared.node };
-    let factory = (extension.compile)(&any.value, &context).at(|| "typed_config")?;
+    let inner = Inner { scope, shared: cx.shared, cx: Some(cx) };
+    let factory = inner.compile_as(extension, any).at(|| "typed_config")?;
     Ok(Some(FilterEntry { name: proto.name.as_str().into(), factory, disabled: proto.disabled }))
+}
+
+/// The extension that a filter's configuration is of.
+fn find(name: &str, any: &Any) -> Result<&'static HttpFilterExtension, ConfigError> {
+    let found = EXTENSIONS.iter().copied().find(|extension| extension.type_name == type_name(any));
+    found.ok_or_else(|| {
+        ConfigError::new(format!(
+            "Didn't find a registered implementation for '{name}' with type URL: '{}'",
+            type_name(any)
+        ))
+    })
+}
+
+/// Compiles filters below a connection manager's statistics.
+struct Inner<'a> {
+    scope: &'a Scope,
+    shared: &'a Arc<Shared>,
+    /// Where something may still be subscribed to.
+    cx: Option<&'a CompileContext<'a>>,
+}
+
+impl Inner<'_> {
+    fn compile_as(
+        &self,
+        extension: &HttpFilterExtension,
+        any: &Any,
+    ) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
+        self.with(|context| (extension.compile)(&any.value, context))
+    }
+
+    fn with<R>(&self, compile: impl FnOnce(&FactoryContext<'_>) -> R) -> R {
+        let shared = self.shared;
+        compile(&FactoryContext {
+            stats: self.scope,
+            root: &shared.stats.root(),
+            runtime: &shared.runtime,
+            node: &shared.node,
+            singletons: &shared.singletons,
+            filters: self,
+        })
+    }
+}
+
+impl InnerFilters for Inner<'_> {
+    fn compile(&self, name: &str, config: Option<&Any>) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
+        let any = config.ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
+        self.compile_as(find(name, any)?, any).at(|| "typed_config")
+    }
+
+    fn discover(
+        &self,
+        name: &str,
+        source: &core::ExtensionConfigSource,
+    ) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
+        let cx = self.cx.ok_or_else(|| ConfigError::new("not supported: discovery from here"))?;
+        let place = discovered_place(name, source, self.scope, cx)?;
+        Ok(place)
+    }
 }
 
 fn discover(
@@ -136,14 +187,24 @@ fn discover(
     cx: &CompileContext<'_>,
 ) -> Result<FilterEntry, ConfigError> {
     let name = proto.name.as_str();
-    let place = Arc::new(DiscoveredFilter::compile(name, source, scope, cx.shared)?);
+    let place = discovered_place(name, source, scope, cx)?;
     if last {
         return Err(ConfigError::new("the last filter must be the router, which cannot be discovered"));
     }
+    Ok(FilterEntry { name: name.into(), factory: place, disabled: proto.disabled })
+}
+
+fn discovered_place(
+    name: &str,
+    source: &core::ExtensionConfigSource,
+    scope: &Scope,
+    cx: &CompileContext<'_>,
+) -> Result<Arc<DiscoveredFilter>, ConfigError> {
+    let place = Arc::new(DiscoveredFilter::compile(name, source, scope, cx.shared)?);
     let source = source.config_source.as_ref();
     let source = source.ok_or_else(|| ConfigError::field("config_source", "is required"))?;
     cx.discover_filter(source, name, &place);
-    Ok(FilterEntry { name: name.into(), factory: place, disabled: proto.disabled })
+    Ok(place)
 }
 
 fn compile_router(proto: &Router, shared: &Shared) -> Result<RouterConfig, ConfigError> {
@@ -197,11 +258,10 @@ fn compile_router(proto: &Router, shared: &Shared) -> Result<RouterConfig, Confi
 pub(crate) fn compile_route_config(
     _name: &str,
     any: &Any,
-    shared: &Shared,
+    shared: &Arc<Shared>,
 ) -> Result<Option<FilterConfig>, ConfigError> {
     let found = EXTENSIONS.iter().find(|extension| extension.route_type_name == Some(type_name(any)));
     let Some(extension) = found else { return Ok(None) };
-    let root = shared.stats.root();
-    let context = FactoryContext { stats: &root, root: &root, runtime: &shared.runtime, node: &shared.node };
-    (extension.compile_route)(&any.value, &context).map(Some)
+    let inner = Inner { scope: &shared.stats.root(), shared, cx: None };
+    inner.with(|context| (extension.compile_route)(&any.value, context)).map(Some)
 }

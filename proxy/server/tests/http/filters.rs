@@ -185,6 +185,31 @@ fn replies_at_the_end(_: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
     if ends { Flow::Reply(Box::new(LocalReply::new(418, "no", "short_and_stout"))) } else { Flow::Continue }
 }
 
+/// Nothing for most requests; for one with a body the instance that marks the response.
+#[derive(Clone, Copy, Debug)]
+struct Awaits;
+
+impl HttpFilterFactory for Awaits {
+    fn phases(&self) -> Phases {
+        Phases { request_headers: true, ..Phases::default() }
+    }
+
+    fn create(&self, _: &[FilterConfig]) -> Option<Box<dyn HttpFilter>> {
+        Some(Box::new(*self))
+    }
+}
+
+impl HttpFilter for Awaits {
+    fn decode_headers(&mut self, cx: &mut StreamCx<'_>, _: &mut Headers, end: bool) -> Flow {
+        if !end {
+            let phases = Phases { response_body: true, ..Phases::default() };
+            let filter = Scripted { decode: None, encode: Some(buffers) };
+            cx.succeed_by(Box::new(filter), phases);
+        }
+        Flow::Continue
+    }
+}
+
 const CHUNKED: &str = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n\
                        3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n";
 
@@ -286,6 +311,18 @@ fn a_head_that_is_held_may_be_changed_by_a_later_phase() {
         assert!(upstream.seen().contains("x-first: "), "{}", upstream.seen());
         let (answer, _) = ask(Scripted::encode(describes_the_body), 100, CHUNKED).await;
         assert!(answer.contains("x-first: "), "{answer}");
+    });
+}
+
+#[test]
+fn an_instance_gives_its_place_to_another_with_other_phases() {
+    run(async {
+        let upstream = Upstream::answering(CHUNKED_ANSWER).await;
+        let proxy = Proxy::start_with(&upstream, Arc::new(Awaits), 100).await;
+        assert_eq!(proxy.exchange(CHUNKED).await.matches('!').count(), 1);
+        let get = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        let answer = proxy.exchange(get).await;
+        assert!(answer.contains("defg") && !answer.contains('!'), "{answer}");
     });
 }
 

@@ -10,14 +10,14 @@ use envoy_types::pb::google::protobuf::Any;
 use waystation_filter_api::cell::{Cell, CellTable};
 use waystation_filter_api::flags::ResponseFlag;
 use waystation_filter_api::http::{
-    FactoryContext, FilterConfig, Flow, HttpFilter, HttpFilterFactory, LocalReply, Phases, StreamCx,
+    FilterConfig, Flow, HttpFilter, HttpFilterFactory, LocalReply, Phases, StreamCx,
 };
 use waystation_filter_api::wire::{message_name, type_name};
 use waystation_http::Headers;
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
 
-use super::{EXTENSIONS, ROUTER};
+use super::{EXTENSIONS, Inner, ROUTER, find};
 use crate::context::Shared;
 
 /// A filter of a chain that is configured by ECDS.
@@ -104,13 +104,8 @@ impl DiscoveredFilter {
                 expected.join(", ")
             )));
         }
-        let extension = EXTENSIONS.iter().find(|extension| extension.type_name == type_name(any));
-        let extension = extension.ok_or_else(|| ConfigError::new("no filter of this type"))?;
-        let shared = &self.shared;
-        let root = shared.stats.root();
-        let context =
-            FactoryContext { stats: &self.scope, root: &root, runtime: &shared.runtime, node: &shared.node };
-        (extension.compile)(&any.value, &context)
+        let inner = Inner { scope: &self.scope, shared: &self.shared, cx: None };
+        inner.compile_as(find(self.in_force.name(), any)?, any)
     }
 
     /// Whether a resource is of a type that this place takes.

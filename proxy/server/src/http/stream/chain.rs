@@ -630,6 +630,7 @@ impl<D: Downstream> Stream<'_, D> {
         let mut asked = Asked::default();
         let (filter, info, heads) = (&mut *slot.filter, &mut self.info, &mut *self.heads);
         let mut cx = StreamCx::new(info, configs, factory, &driver, &mut asked);
+        cx.name = &self.cx.hcm.filters[slot.entry].name;
         let flow = match (way, shown) {
             (Way::Request, Shown::Head { end }) => filter.decode_headers(&mut cx, &mut heads.request, end),
             (way, shown) => {
@@ -663,6 +664,10 @@ impl<D: Downstream> Stream<'_, D> {
                 }
             }
         };
+        if let Some((filter, phases)) = asked.successor {
+            (slot.filter, slot.phases) = (filter, phases);
+            self.chain.phases.response_body |= phases.response_body;
+        }
         self.route_cleared |= asked.clear_route;
         self.chain.ahead = asked.ahead;
         flow
