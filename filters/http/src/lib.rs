@@ -6,3 +6,4 @@
 #![forbid(unsafe_code)]
 
 pub mod header_mutation;
+pub mod stream_rate_limiter;
