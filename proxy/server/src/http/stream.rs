@@ -47,6 +47,8 @@ pub(crate) struct Scratch {
     pub(crate) kept: Vec<Bytes>,
     /// For streams that have a task of their own.
     pub(crate) timer: Timer,
+    /// A chain without filters, between two streams.
+    chain: Chain,
     /// Pieces of a response on their way to the HTTP/2 library.
     pub(crate) pending: VecDeque<Bytes>,
 }
@@ -141,8 +143,6 @@ struct Stream<'a, D: Downstream> {
     outgrown: bool,
     /// The response's end is queued for the client.
     response_ended: bool,
-    /// A filter wants the route to be selected again.
-    route_cleared: bool,
     /// Bytes in `heads.kept`.
     kept_bytes: usize,
     /// The response head went out.
@@ -198,7 +198,7 @@ pub(crate) async fn serve<D: Downstream>(
         info,
         facts,
         table: None,
-        chain: Chain::default(),
+        chain: std::mem::take(&mut heads.chain),
         deadlines: Deadlines {
             request: super::timer::after(start, cx.hcm.timeouts.request).filter(|_| !facts.end),
             ..Deadlines::new(&cx.hcm, start)
@@ -211,7 +211,6 @@ pub(crate) async fn serve<D: Downstream>(
         response_has_trailers: false,
         outgrown: false,
         response_ended: false,
-        route_cleared: false,
         kept_bytes: 0,
         response_started: false,
         interim: false,
@@ -468,6 +467,9 @@ impl<D: Downstream> Stream<'_, D> {
             stats.listener_classes.record(self.info.response_code);
         }
         self.complete_chain();
+        // Its memory is the next stream's.
+        self.chain.recycle();
+        std::mem::swap(&mut self.chain, &mut self.heads.chain);
         self.log(AccessLogType::DownstreamEnd, now);
     }
 

@@ -38,7 +38,7 @@ impl<D: Downstream> Stream<'_, D> {
             self.response_ended = true;
             return;
         }
-        for data in self.chain.encoded.drain(..) {
+        for data in self.chain.encoded() {
             self.down.send_data(data);
         }
         if self.chain.response_passed() {

@@ -251,7 +251,7 @@ impl<D: Downstream> Stream<'_, D> {
         self.info.upstream.forget_connection();
     }
 
-    fn hash(&self, policies: &[HashPolicy], cookies: &mut Vec<String>) -> Option<u64> {
+    pub(super) fn hash(&self, policies: &[HashPolicy], cookies: &mut Vec<String>) -> Option<u64> {
         match policies {
             [] => None,
             policies => HashPolicy::hash(policies, &self.heads.request, &self.info, cookies),
@@ -267,7 +267,11 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// The cluster, and which weighted cluster it is.
-    fn target(&self, action: &RouteAction, hash: Option<u64>) -> (Option<Rc<LocalCluster>>, Option<usize>) {
+    pub(super) fn target(
+        &self,
+        action: &RouteAction,
+        hash: Option<u64>,
+    ) -> (Option<Rc<LocalCluster>>, Option<usize>) {
         let target = action.target(&self.heads.request, self.random, || hash);
         let picked = match (&action.clusters, target.weighted) {
             (ClusterSpecifier::Weighted(all), Some(weighted)) => {

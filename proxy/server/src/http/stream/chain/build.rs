@@ -1,13 +1,11 @@
 //! The filters' instances: made for the stream's route, made anew behind a filter that has waited for one, told of the end.
 
-use std::rc::Rc;
-
 use waystation_filter_api::http::Flow;
-use waystation_route::FilterLevels;
+use waystation_route::{Action, ClusterSpecifier, FilterLevels, FilterSlot};
 
+use super::pass::Shown;
 use super::station::{Station, Stop};
-use super::{Chain, Shown, Slot, Way};
-use crate::http::Table;
+use super::{Chain, Selected, Slot, Way};
 use crate::http::downstream::Downstream;
 use crate::http::end::StreamEnd;
 use crate::http::stream::Stream;
@@ -16,22 +14,37 @@ impl<D: Downstream> Stream<'_, D> {
     /// Makes the filters' instances for the stream's route.
     pub(in crate::http::stream) fn build_chain(&mut self) {
         self.complete_chain();
-        self.chain = Chain::default();
         if self.cx.hcm.filters.is_empty() {
             return;
         }
-        self.chain.route = self.table.clone();
-        self.add_filters(0, true);
+        let mut chain = std::mem::take(&mut self.chain);
+        chain.recycle();
+        chain.route = self.selected();
+        self.add_filters(&mut chain, 0, true);
+        self.chain = chain;
         if !self.chain.is_empty() {
             self.note_cluster();
         }
     }
 
+    /// The route, with the weighted cluster that the router will pick as long as the request stays as it is.
+    fn selected(&self) -> Option<Selected> {
+        let (table, route) = self.table.as_ref()?;
+        let weighted = match table.held.route(*route).map(|route| &route.action) {
+            Some(Action::Route(action)) if matches!(action.clusters, ClusterSpecifier::Weighted(_)) => {
+                let hash = self.hash(&action.hash_policies, &mut Vec::new());
+                self.target(action, hash).1
+            }
+            _ => None,
+        };
+        Some(Selected { table: table.clone(), route: *route, weighted })
+    }
+
     /// Adds the filters from `first` on. The route may disable them, if it is one that the stream began with.
-    fn add_filters(&mut self, first: usize, begins: bool) {
-        let hcm = &self.cx.hcm;
-        for (i, entry) in hcm.filters.iter().enumerate().skip(first) {
-            let levels = levels(self.chain.route.as_ref(), i);
+    fn add_filters(&self, chain: &mut Chain, first: usize, begins: bool) {
+        for (i, entry) in self.cx.hcm.filters.iter().enumerate().skip(first) {
+            let slot = chain.route.as_ref().and_then(|selected| *selected.table.slots.get(i)?);
+            let levels = levels(chain.route.as_ref(), slot);
             if levels.disabled.filter(|_| begins).unwrap_or(entry.disabled) {
                 continue;
             }
@@ -39,10 +52,10 @@ impl<D: Downstream> Stream<'_, D> {
             let factory = in_force.as_deref().unwrap_or(&*entry.factory);
             let Some(filter) = factory.create(levels.configs) else { continue };
             let phases = factory.phases();
-            let all = &mut self.chain.phases;
-            all.response_body |= phases.response_body;
-            self.chain.slots.push(Slot {
+            chain.phases.response_body |= phases.response_body;
+            chain.slots.push(Slot {
                 entry: i,
+                levels: slot,
                 factory: in_force,
                 filter,
                 phases,
@@ -54,40 +67,53 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// Selects the route anew for the filter that has waited for that, and shows it the head once more. The filters behind
     /// it, which have not seen the stream yet, are made for a route that has now been found.
-    pub(super) fn look_again(&mut self, step: usize) -> Result<Flow, StreamEnd> {
-        self.chain.station(Way::Request, step).stop = Stop::Open;
+    pub(super) fn look_again_through(&mut self, chain: &mut Chain, step: usize) -> Result<Flow, StreamEnd> {
+        chain.station(Way::Request, step).stop = Stop::Open;
         let had_route = self.table.is_some();
         self.info.upstream.cluster = None;
         self.select_route()?;
         self.check_upgrade()?;
         if !had_route && self.table.is_some() {
-            let entry = self.chain.slots[step].entry;
-            self.chain.slots.truncate(step + 1);
-            self.chain.route = self.table.clone();
-            self.add_filters(entry + 1, false);
+            let entry = chain.slots[step].entry;
+            chain.slots.truncate(step + 1);
+            chain.route = self.selected();
+            for slot in &mut chain.slots {
+                slot.levels =
+                    chain.route.as_ref().and_then(|selected| *selected.table.slots.get(slot.entry)?);
+            }
+            self.add_filters(chain, entry + 1, false);
         }
         self.note_cluster();
-        let end = self.chain.request.head_is_all;
-        let flow = self.phase(Way::Request, step, Shown::Head { end });
-        self.select_anew();
-        Ok(flow)
+        let end = chain.request.head_is_all;
+        Ok(chain.phase(self, Way::Request, step, Shown::Head { end }))
     }
 
+    /// Tells the filters of the end.
     pub(in crate::http::stream) fn complete_chain(&mut self) {
-        for step in 0..self.chain.slots.len() {
-            if self.chain.slots[step].phases.complete {
-                self.phase(Way::Request, step, Shown::Complete);
-            }
+        if self.chain.is_empty() {
+            return;
         }
+        self.with_chain(|chain, stream| {
+            for step in 0..chain.slots.len() {
+                if chain.slots[step].phases.complete {
+                    chain.phase(stream, Way::Request, step, Shown::Complete);
+                }
+            }
+            chain.slots.clear();
+        });
     }
 }
 
-/// What a route says about the filter in this place.
-pub(super) fn levels(table: Option<&(Rc<Table>, u32)>, entry: usize) -> FilterLevels<'_> {
-    table
-        .and_then(|(table, index)| {
-            let route = table.held.route(*index)?;
-            Some(route.filter_config(None, (*table.slots.get(entry)?)?))
-        })
-        .unwrap_or_default()
+/// What a route says about a filter.
+pub(super) fn levels(selected: Option<&Selected>, slot: Option<FilterSlot>) -> FilterLevels<'_> {
+    let (Some(selected), Some(slot)) = (selected, slot) else { return FilterLevels::default() };
+    let Some(route) = selected.table.held.route(selected.route) else { return FilterLevels::default() };
+    let weighted = match (&route.action, selected.weighted) {
+        (Action::Route(action), Some(picked)) => match &action.clusters {
+            ClusterSpecifier::Weighted(all) => all.clusters().get(picked),
+            _ => None,
+        },
+        _ => None,
+    };
+    route.filter_config(weighted, slot)
 }
