@@ -26,7 +26,7 @@ pub(crate) mod frames;
 pub(crate) mod outbox;
 mod proxy_status;
 mod request_id;
-mod retry;
+pub(crate) mod retry;
 mod sniff;
 pub mod stats;
 pub(crate) mod stream;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::BytesMut;
 use waystation_filter_api::cell::{self, Held, Local};
 use waystation_filter_api::connection::ConnectionInfo;
-use waystation_filter_api::runtime::{Fraction, RuntimeFraction};
+use waystation_filter_api::runtime::{Fraction, RuntimeFraction, RuntimeInteger};
 use waystation_stats::{Gauge, ResponseStats, Scope};
 use waystation_upstream::admission::{Permit, Resource};
 use waystation_upstream::cluster::{ClusterRef, Discovery};
@@ -20,6 +20,7 @@ use waystation_upstream::load_balancer::{LocalLb, PreviousPriorities, PriorityLo
 use waystation_upstream::{Cluster, Host, HostRef, NoHost, PickContext, Priority, Snapshot};
 
 use crate::context::Shared;
+use crate::http::retry::BASE_MILLIS;
 use crate::http::stream::Scratch;
 use crate::pool::{HostPool, TlsName};
 
@@ -117,6 +118,10 @@ pub(crate) struct Extras {
     retry: OnceCell<ResponseStats>,
     /// Runtime `upstream.maintenance_mode.<cluster>`.
     pub(crate) maintenance: RuntimeFraction,
+    /// Runtime `upstream.use_retry`.
+    pub(crate) use_retry: RuntimeFraction,
+    /// Runtime `upstream.base_retry_backoff_ms`.
+    pub(crate) base_back_off: RuntimeInteger,
 }
 
 impl Extras {
@@ -443,6 +448,8 @@ impl LocalCluster {
                 canary: OnceCell::new(),
                 retry: OnceCell::new(),
                 maintenance: worker.shared.runtime.fraction(&key, Fraction::NEVER),
+                use_retry: worker.shared.runtime.fraction("upstream.use_retry", Fraction::ALWAYS),
+                base_back_off: (worker.shared.runtime).integer("upstream.base_retry_backoff_ms", BASE_MILLIS),
             }
         })
     }

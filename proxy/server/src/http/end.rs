@@ -113,6 +113,8 @@ pub(crate) enum StreamEnd {
     PerTryTimeout { alternative: bool },
     /// The per-try idle timeout.
     PerTryIdleTimeout,
+    /// More of the request came during a back-off than is kept for a retry.
+    RetryBufferExceeded,
     /// `max_stream_duration` of the upstream's protocol options.
     UpstreamMaxStreamDuration,
     /// Nothing moved for the stream idle timeout.
@@ -224,6 +226,12 @@ impl StreamEnd {
             Self::PerTryIdleTimeout => {
                 entry(504, TIMEOUT, "upstream_per_try_idle_timeout", Some(Flag::UpstreamRequestTimeout))
             }
+            Self::RetryBufferExceeded => closing(
+                507,
+                "exceeded request buffer limit while retrying upstream",
+                "request_payload_exceeded_retry_buffer_limit",
+                None,
+            ),
             Self::UpstreamMaxStreamDuration => entry(
                 504,
                 "upstream max stream duration reached",

@@ -8,8 +8,8 @@ use waystation_upstream::jitter::back_off;
 
 use super::end::ResetReason;
 
-/// Envoy's default for the first back-off.
-const BASE: Duration = Duration::from_millis(25);
+/// Envoy's default for the first back-off (runtime `upstream.base_retry_backoff_ms`).
+pub(crate) const BASE_MILLIS: u64 = 25;
 
 /// What a request asks for itself; for us alone.
 const ASKED: KnownSet = KnownSet::of(&[
@@ -47,6 +47,16 @@ pub(crate) enum Decision {
     Again { after: Duration, rate_limited: bool },
 }
 
+/// Whether there may be one more retry.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Admission {
+    Admitted,
+    /// The retry breaker is open.
+    Overflow,
+    /// Runtime `upstream.use_retry` says no.
+    Off,
+}
+
 /// The retries of one request.
 #[derive(Debug)]
 pub(crate) struct Retries<'a> {
@@ -61,11 +71,17 @@ pub(crate) struct Retries<'a> {
 
 impl<'a> Retries<'a> {
     /// The retries that a route's policy and the request's headers ask for; the headers are taken off.
-    pub(crate) fn new(policy: Option<&'a RetryPolicy>, headers: &mut Headers) -> Self {
+    /// `base` is asked for the first back-off where the policy names none.
+    pub(crate) fn new(
+        policy: Option<&'a RetryPolicy>,
+        headers: &mut Headers,
+        base: impl FnOnce() -> Duration,
+    ) -> Self {
         let request = RetryPolicy::for_request(policy, headers);
         headers.remove_all(&ASKED);
         let back_off = policy.map(|policy| policy.back_off);
-        let base = back_off.and_then(|back_off| back_off.base).unwrap_or(BASE);
+        let own = back_off.and_then(|back_off| back_off.base);
+        let base = if request.on.is_empty() { Duration::ZERO } else { own.unwrap_or_else(base) };
         let max = back_off.and_then(|back_off| back_off.max).unwrap_or(base * 10);
         Self { left: request.retries, policy, request, attempts: 0, base, max }
     }
@@ -90,13 +106,13 @@ impl<'a> Retries<'a> {
         self.request.on = RetryOn::NONE;
     }
 
-    /// Decides after an attempt. `admit` takes a unit of the retry breaker; `random` draws the jitter.
+    /// Decides after an attempt. `admit` takes a unit of the retry breaker, if retries are on; `random` draws the jitter.
     pub(crate) fn decide(
         &mut self,
         outcome: Outcome<'_>,
         wall: SystemTime,
         random: u64,
-        admit: impl FnOnce() -> bool,
+        admit: impl FnOnce() -> Admission,
     ) -> Decision {
         if !self.wants(outcome) {
             return Decision::Stand;
@@ -105,8 +121,10 @@ impl<'a> Retries<'a> {
             return Decision::LimitExceeded;
         }
         self.left -= 1;
-        if !admit() {
-            return Decision::Overflow;
+        match admit() {
+            Admission::Admitted => {}
+            Admission::Overflow => return Decision::Overflow,
+            Admission::Off => return Decision::Stand,
         }
         if let Outcome::Response(headers) = outcome
             && let Some(after) = self.reset_after(headers, wall)
@@ -164,7 +182,8 @@ impl<'a> Retries<'a> {
         }
     }
 
-    /// What `rate_limited_retry_back_off` reads from the response; an interval beyond its maximum does not count.
+    /// What `rate_limited_retry_back_off` reads from the response; none, and one beyond its maximum, do not
+    /// count.
     fn reset_after(&self, headers: &Headers, wall: SystemTime) -> Option<Duration> {
         let config = self.policy?.rate_limited.as_ref()?;
         config.headers.iter().find_map(|header| {
@@ -175,7 +194,7 @@ impl<'a> Retries<'a> {
             } else {
                 value
             };
-            Some(Duration::from_secs(seconds)).filter(|after| *after <= config.max)
+            Some(Duration::from_secs(seconds)).filter(|after| !after.is_zero() && *after <= config.max)
         })
     }
 }
@@ -188,10 +207,12 @@ fn jittered_by_half(after: Duration, random: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{Decision, Outcome, Retries};
+    use super::{Admission, BASE_MILLIS, Decision, Outcome, Retries};
     use crate::http::end::ResetReason;
     use std::time::{Duration, SystemTime};
     use waystation_http::Headers;
+
+    const BASE: Duration = Duration::from_millis(BASE_MILLIS);
 
     fn request(on: &str, more: &[(&str, &str)]) -> Headers {
         [("x-envoy-retry-on", on)].iter().chain(more).copied().collect()
@@ -199,9 +220,9 @@ mod tests {
 
     fn wants(on: &str, more: &[(&str, &str)], outcome: Outcome<'_>) -> bool {
         let mut headers = request(on, more);
-        let mut retries = Retries::new(None, &mut headers);
+        let mut retries = Retries::new(None, &mut headers, || BASE);
         assert!(headers.is_empty(), "the headers are for us alone");
-        retries.decide(outcome, SystemTime::UNIX_EPOCH, 0, || true) != Decision::Stand
+        retries.decide(outcome, SystemTime::UNIX_EPOCH, 0, || Admission::Admitted) != Decision::Stand
     }
 
     #[test]
@@ -261,29 +282,70 @@ mod tests {
     #[test]
     fn back_off_doubles_with_full_jitter_and_retries_run_out() {
         let mut headers = request("reset", &[("x-envoy-max-retries", "6")]);
-        let mut retries = Retries::new(None, &mut headers);
+        let mut retries = Retries::new(None, &mut headers, || BASE);
         let mut bounds = Vec::new();
         let outcome = Outcome::Reset(ResetReason::RemoteReset, true);
         let millis = Duration::from_millis;
         // The interval in force is the bound of the draw, found as the largest remainder.
         for interval in [25, 50, 100, 200, 250, 250] {
-            match retries.decide(outcome, SystemTime::UNIX_EPOCH, interval - 1, || true) {
+            match retries.decide(outcome, SystemTime::UNIX_EPOCH, interval - 1, || Admission::Admitted) {
                 Decision::Again { after, rate_limited: false } => bounds.push(after),
                 other => panic!("{other:?}"),
             }
         }
         assert_eq!(bounds, [24, 49, 99, 199, 249, 249].map(millis));
-        let last = retries.decide(outcome, SystemTime::UNIX_EPOCH, 0, || true);
+        let last = retries.decide(outcome, SystemTime::UNIX_EPOCH, 0, || Admission::Admitted);
         assert_eq!(last, Decision::LimitExceeded);
     }
 
     #[test]
     fn breaker_is_asked_only_when_a_retry_is_left() {
         let mut headers = request("reset", &[]);
-        let mut retries = Retries::new(None, &mut headers);
+        let mut retries = Retries::new(None, &mut headers, || BASE);
         let outcome = Outcome::Reset(ResetReason::RemoteReset, true);
-        assert_eq!(retries.decide(outcome, SystemTime::UNIX_EPOCH, 0, || false), Decision::Overflow);
+        assert_eq!(
+            retries.decide(outcome, SystemTime::UNIX_EPOCH, 0, || Admission::Overflow),
+            Decision::Overflow
+        );
         let asked = retries.decide(outcome, SystemTime::UNIX_EPOCH, 0, || panic!("no retry is left"));
         assert_eq!(asked, Decision::LimitExceeded);
+    }
+
+    /// What the core decides, against a model of a few lines, for policies and outcomes drawn at random.
+    #[test]
+    fn retries_keep_to_a_simple_model() {
+        for seed in 0..500 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let (base, max_retries) = (rng.u64(1..200), rng.u32(0..8));
+            let text = max_retries.to_string();
+            let mut headers = request("5xx", &[("x-envoy-max-retries", &text)]);
+            let mut retries = Retries::new(None, &mut headers, || Duration::from_millis(base));
+            let (mut left, mut interval) = (max_retries, base);
+            for step in 0..20 {
+                let status = *rng.choice([200, 404, 500, 503].iter()).expect("not empty");
+                let admission =
+                    *rng.choice([Admission::Admitted, Admission::Overflow].iter()).expect("not empty");
+                let random = rng.u64(..);
+                let response: Headers = [(":status", status.to_string().as_str())].into_iter().collect();
+                let decision =
+                    retries
+                        .decide(Outcome::Response(&response), SystemTime::UNIX_EPOCH, random, || admission);
+                let expected = match (status < 500, left, admission) {
+                    (true, ..) => Decision::Stand,
+                    (false, 0, _) => Decision::LimitExceeded,
+                    (false, _, Admission::Admitted) => {
+                        left -= 1;
+                        let after = Duration::from_millis(random % interval);
+                        interval = (interval * 2).min(base * 10);
+                        Decision::Again { after, rate_limited: false }
+                    }
+                    _ => {
+                        left -= 1;
+                        Decision::Overflow
+                    }
+                };
+                assert_eq!(decision, expected, "seed {seed}, step {step}");
+            }
+        }
     }
 }

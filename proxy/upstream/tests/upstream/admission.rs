@@ -153,3 +153,44 @@ fn a_retry_budget_follows_requests_in_flight() {
     drop(held);
     assert!(admission.reserve(Priority::Default, Resource::Retries).is_none());
 }
+
+/// A budget against a model of a few lines: requests and retries begin and end in an order drawn at random.
+#[test]
+fn a_retry_budget_keeps_to_a_simple_model() {
+    for seed in 0..200 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (share, minimum) = (rng.u32(0..=100), rng.u32(0..6));
+        let rig = Rig::new(&with(pb::circuit_breakers::Thresholds {
+            retry_budget: Some(pb::circuit_breakers::thresholds::RetryBudget {
+                budget_percent: Some(percent(f64::from(share))),
+                min_retry_concurrency: limit(minimum),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }));
+        let reserve = |resource| rig.cluster.admission.reserve(Priority::Default, resource);
+        let (mut requests, mut pending, mut retries) = (Vec::new(), Vec::new(), Vec::new());
+        for step in 0..300 {
+            let (of, most) = match rng.u8(0..3) {
+                0 => ((&mut requests, Resource::Requests), u64::MAX),
+                1 => ((&mut pending, Resource::Pending), u64::MAX),
+                _ => {
+                    let active = (requests.len() + pending.len()) as u64;
+                    let most = (active * u64::from(share) / 100).max(u64::from(minimum));
+                    ((&mut retries, Resource::Retries), most)
+                }
+            };
+            let (held, resource) = of;
+            if rng.bool() && !held.is_empty() {
+                let index = rng.usize(..held.len());
+                drop(held.swap_remove(index));
+                continue;
+            }
+            let taken = reserve(resource);
+            assert_eq!(taken.is_some(), (held.len() as u64) < most, "seed {seed}, step {step}");
+            held.extend(taken);
+        }
+        let in_use = rig.cluster.admission.in_use(Priority::Default, Resource::Retries);
+        assert_eq!(in_use, retries.len() as u64, "seed {seed}");
+    }
+}

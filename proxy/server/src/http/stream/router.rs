@@ -15,12 +15,13 @@ use waystation_upstream::load_balancer::PreviousPriorities;
 use waystation_upstream::{MetadataMatch, Priority};
 
 use super::Stream;
+use super::chain::Stopped;
 use super::upstream::Carried;
 use crate::http::Table;
 use crate::http::downstream::Downstream;
 use crate::http::end::StreamEnd;
 use crate::http::filters::STRICT_HEADERS;
-use crate::http::retry::{Decision, Outcome, Retries};
+use crate::http::retry::{Admission, Decision, Outcome, Retries};
 use crate::http::timer::after;
 use crate::worker::LocalCluster;
 
@@ -81,6 +82,15 @@ struct Routing<'r> {
     counted: Counted<'r>,
     /// Attempts that hedging has left behind and that may still answer.
     parked: Vec<Parked<'r>>,
+}
+
+/// How a back-off ends.
+enum Paused {
+    Elapsed,
+    /// An earlier attempt has the answer.
+    Answered(Answer),
+    /// A filter has something to say to what came of the request.
+    Stopped(Stopped),
 }
 
 /// A unit of `max_retries`, given back on drop.
@@ -145,7 +155,8 @@ impl<D: Downstream> Stream<'_, D> {
         let timeouts = timeouts::resolve(action, headers, options);
         let alternative = headers.remove(Known::XEnvoyUpstreamRqTimeoutAltResponse);
         headers.remove(Known::XEnvoyUpstreamAltStatName);
-        let mut retries = Retries::new(retry, headers);
+        let mut retries =
+            Retries::new(retry, headers, || Duration::from_millis(extras.base_back_off.get().max(1)));
         let vhost = self.table.as_ref().and_then(|(_, index)| table.held.virtual_host(*index));
         let request_count = vhost.is_some_and(|vhost| vhost.include_request_attempt_count);
         let response_count = vhost.is_some_and(|vhost| vhost.include_attempt_count_in_response);
@@ -210,30 +221,41 @@ impl<D: Downstream> Stream<'_, D> {
             self.info.upstream.attempts = routing.attempts;
             self.begin_attempt_log(self.timer.now());
             let mut attempted = self.attempt(routing, retries, &mut permit).await;
-            loop {
+            let rate_limited = loop {
                 self.end_attempt_log();
                 self.record_attempt(routing);
                 let answer = match attempted {
                     Attempted::Answered => return Ok(true),
                     Attempted::Redirected => return Ok(false),
                     Attempted::Over(end) => return Err(end),
-                    Attempted::Again(delay) => match self.pause(delay, routing, retries).await? {
-                        Some(answer) => answer,
-                        None => break,
-                    },
+                    Attempted::Again { after, rate_limited } => {
+                        match self.pause(after, routing, retries).await? {
+                            Paused::Elapsed => break rate_limited,
+                            Paused::Answered(answer) => answer,
+                            Paused::Stopped(stopped) => {
+                                attempted = self.stopped(stopped).await;
+                                continue;
+                            }
+                        }
+                    }
                     Attempted::Overtaken(answer) => answer,
                     Attempted::Left => Answer::awaited(routing),
                 };
                 let (flight, said) = self.unpark(routing, answer);
                 attempted = self.follow(flight, said, routing, retries, &mut permit).await;
-            }
-            self.prepare_retry(routing);
+            };
+            self.prepare_retry(routing, rate_limited);
         }
     }
 
-    /// Tells upstream that this is a further attempt.
-    fn prepare_retry(&mut self, routing: &Routing<'_>) {
-        routing.cluster.stats.upstream_rq_retry().inc();
+    /// Counts a further attempt, and tells upstream of it.
+    fn prepare_retry(&mut self, routing: &Routing<'_>, rate_limited: bool) {
+        let stats = &routing.cluster.stats;
+        stats.upstream_rq_retry().inc();
+        match rate_limited {
+            true => stats.upstream_rq_retry_backoff_ratelimited().inc(),
+            false => stats.upstream_rq_retry_backoff_exponential().inc(),
+        }
         routing.counted.each(|requests| requests.upstream_rq_retry().inc());
         let headers = &mut self.heads.request;
         if routing.request_count {
@@ -309,13 +331,33 @@ impl<D: Downstream> Stream<'_, D> {
         delay: Duration,
         routing: &mut Routing<'_>,
         retries: &Retries<'_>,
-    ) -> Result<Option<Answer>, StreamEnd> {
+    ) -> Result<Paused, StreamEnd> {
         let until = Some(self.timer.now() + delay);
-        let mut answer = None;
+        let limit = self.keep_limit(routing.route);
+        // Our own deadline says so otherwise.
+        let mut paused = Paused::Elapsed;
         let ended = std::future::poll_fn(|task| {
             if let std::task::Poll::Ready(said) = self.poll_parked(task, routing, retries) {
-                answer = Some(said);
+                paused = Paused::Answered(said);
                 return std::task::Poll::Ready(StreamEnd::PerTryTimeout { alternative: false });
+            }
+            // The client need not wait, as long as there is room to keep what it sends.
+            while !self.request_complete {
+                match self.poll_decode(task) {
+                    std::task::Poll::Pending => break,
+                    std::task::Poll::Ready(Ok(())) => self.last_activity = self.timer.now(),
+                    std::task::Poll::Ready(Err(by)) => {
+                        paused = Paused::Stopped(by);
+                        return std::task::Poll::Ready(StreamEnd::PerTryTimeout { alternative: false });
+                    }
+                }
+                if self.kept_bytes > limit {
+                    self.outgrown = true;
+                    if routing.parked.is_empty() {
+                        routing.cluster.stats.retry_or_shadow_abandoned().inc();
+                        return std::task::Poll::Ready(StreamEnd::RetryBufferExceeded);
+                    }
+                }
             }
             if self.request_complete
                 && let std::task::Poll::Ready(end) = self.down.poll_gone(task)
@@ -326,8 +368,7 @@ impl<D: Downstream> Stream<'_, D> {
         })
         .await;
         match ended {
-            // Our own deadline: the pause is over.
-            StreamEnd::PerTryTimeout { .. } => Ok(answer),
+            StreamEnd::PerTryTimeout { .. } => Ok(paused),
             end => Err(end),
         }
     }
@@ -355,19 +396,18 @@ impl<D: Downstream> Stream<'_, D> {
         let mut admitted = None;
         let wall = self.cx.worker.wall_clock(self.timer.now());
         let decision = retries.decide(outcome, wall, self.cx.worker.random(), || {
-            let taken = cluster.admission.try_acquire(priority, Resource::Retries);
-            admitted = taken.then(|| RetryPermit(Rc::clone(cluster), priority));
-            taken
+            if !cluster.admission.try_acquire(priority, Resource::Retries) {
+                return Admission::Overflow;
+            }
+            let taken = RetryPermit(Rc::clone(cluster), priority);
+            if !routing.local.extras(&self.cx.worker, cluster).use_retry.contains(self.cx.worker.random()) {
+                return Admission::Off;
+            }
+            admitted = Some(taken);
+            Admission::Admitted
         });
         match decision {
-            Decision::Again { rate_limited, .. } => {
-                if rate_limited {
-                    stats.upstream_rq_retry_backoff_ratelimited().inc();
-                } else {
-                    stats.upstream_rq_retry_backoff_exponential().inc();
-                }
-                *permit = admitted;
-            }
+            Decision::Again { .. } => *permit = admitted,
             Decision::LimitExceeded => {
                 stats.upstream_rq_retry_limit_exceeded().inc();
                 counted.each(|requests| requests.upstream_rq_retry_limit_exceeded().inc());

@@ -31,7 +31,7 @@ pub(super) enum Attempted {
     /// The request is now another one.
     Redirected,
     /// Try again after this.
-    Again(Duration),
+    Again { after: Duration, rate_limited: bool },
     /// Others that are under way may still answer.
     Left,
     /// One of those answers, and the attempt that was being made is not wanted any more.
@@ -242,12 +242,12 @@ impl<D: Downstream> Stream<'_, D> {
                     };
                     let refused = !matches!(decision, Some(Decision::Stand));
                     match decision {
-                        Some(Decision::Again { after, .. }) => {
+                        Some(Decision::Again { after, rate_limited }) => {
                             if self.cx.hcm.router.dynamic_stats {
                                 routing.local.extras(&self.cx.worker, &cluster).retry().record(status);
                             }
                             self.release(flight.attempt.upstream, &flight.pool, &cluster, end);
-                            return Attempted::Again(after);
+                            return Attempted::Again { after, rate_limited };
                         }
                         Some(Decision::LimitExceeded) => {
                             self.flag(ResponseFlag::UpstreamRetryLimitExceeded);
@@ -338,10 +338,10 @@ impl<D: Downstream> Stream<'_, D> {
                         continue;
                     }
                     match self.decide(routing, retries, permit, Some(Outcome::Slow)) {
-                        Decision::Again { after, .. } => {
+                        Decision::Again { after, rate_limited } => {
                             routing.timed_out = true;
                             self.park(routing, flight);
-                            return Attempted::Again(after);
+                            return Attempted::Again { after, rate_limited };
                         }
                         Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
                         Decision::Overflow => self.flag(ResponseFlag::UpstreamOverflow),
@@ -368,9 +368,12 @@ impl<D: Downstream> Stream<'_, D> {
                         return Attempted::Over(end);
                     }
                     match self.decide(routing, retries, permit, Some(Outcome::PerTryTimeout)) {
-                        Decision::Again { after, .. } => return Attempted::Again(after),
+                        Decision::Again { after, rate_limited } => {
+                            return Attempted::Again { after, rate_limited };
+                        }
                         Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
-                        Decision::Overflow | Decision::Stand => {}
+                        Decision::Overflow => self.flag(ResponseFlag::UpstreamOverflow),
+                        Decision::Stand => {}
                     }
                     self.count(routing, 504);
                     return Attempted::Over(end);
@@ -389,17 +392,18 @@ impl<D: Downstream> Stream<'_, D> {
                                 false => self.decide(routing, retries, permit, Some(outcome)),
                             };
                             match decision {
-                                Decision::Again { after, .. } => {
+                                Decision::Again { after, rate_limited } => {
                                     self.release(flight.attempt.upstream, &flight.pool, &cluster, false);
                                     if let Some(active) = flight.active.take() {
                                         active.finish(HostOutcome::Timeout);
                                     }
-                                    return Attempted::Again(after);
+                                    return Attempted::Again { after, rate_limited };
                                 }
                                 Decision::LimitExceeded => {
                                     self.flag(ResponseFlag::UpstreamRetryLimitExceeded);
                                 }
-                                Decision::Overflow | Decision::Stand => {}
+                                Decision::Overflow => self.flag(ResponseFlag::UpstreamOverflow),
+                                Decision::Stand => {}
                             }
                             HostOutcome::Timeout
                         }
@@ -417,7 +421,7 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// What a filter's verdict makes of an attempt.
-    async fn stopped(&mut self, stopped: Stopped) -> Attempted {
+    pub(super) async fn stopped(&mut self, stopped: Stopped) -> Attempted {
         match stopped {
             Stopped::End(end) => Attempted::Over(end),
             Stopped::Reply(reply) if self.response_started => {
@@ -443,15 +447,16 @@ impl<D: Downstream> Stream<'_, D> {
         active: Option<ActiveRequest>,
     ) -> Attempted {
         match self.decide(routing, retries, permit, Some(outcome)) {
-            Decision::Again { after, .. } => {
+            Decision::Again { after, rate_limited } => {
                 if let Some(active) = active {
                     active.finish(HostOutcome::Error);
                 }
                 self.flag_attempt(reason.flag());
-                return Attempted::Again(after);
+                return Attempted::Again { after, rate_limited };
             }
             Decision::LimitExceeded => self.flag(ResponseFlag::UpstreamRetryLimitExceeded),
-            Decision::Overflow | Decision::Stand => {}
+            Decision::Overflow => self.flag(ResponseFlag::UpstreamOverflow),
+            Decision::Stand => {}
         }
         self.fail(routing, reason, transport, active)
     }
