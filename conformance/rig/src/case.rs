@@ -64,6 +64,8 @@ pub(crate) struct UpstreamSpec {
     pub(crate) client_ca: bool,
     /// Fields merged into the generated cluster; `false` for no cluster.
     pub(crate) cluster: Value,
+    /// Answers in each case before those of the case itself.
+    pub(crate) answers: Vec<Answer>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -90,6 +92,8 @@ impl TryFrom<Value> for UpstreamSpec {
             client_ca: bool,
             #[serde(default)]
             cluster: Value,
+            #[serde(default)]
+            answers: Vec<Answer>,
         }
         let full = match value {
             Value::String(_) => Full {
@@ -98,11 +102,12 @@ impl TryFrom<Value> for UpstreamSpec {
                 alpn: vec![],
                 client_ca: false,
                 cluster: Value::Null,
+                answers: vec![],
             },
             other => serde_json::from_value(other)?,
         };
-        let Full { kind, tls, alpn, client_ca, cluster } = full;
-        Ok(Self { kind, tls, alpn, client_ca, cluster })
+        let Full { kind, tls, alpn, client_ca, cluster, answers } = full;
+        Ok(Self { kind, tls, alpn, client_ca, cluster, answers })
     }
 }
 
@@ -142,9 +147,11 @@ pub(crate) struct Case {
     pub(crate) connections: bool,
     /// Do not record what upstreams saw, with the reason.
     pub(crate) unseen: Option<String>,
+    /// Record only so many of the first requests that each upstream saw: of what repeats by time.
+    pub(crate) first_seen: Option<usize>,
 }
 
-const CASE_KEYS: [&str; 10] = [
+const CASE_KEYS: [&str; 11] = [
     "name",
     "about",
     "upstream",
@@ -155,6 +162,7 @@ const CASE_KEYS: [&str; 10] = [
     "normalise",
     "connections",
     "unseen",
+    "first_seen",
 ];
 
 /// What an upstream does for one request or connection.
@@ -166,6 +174,10 @@ pub(crate) struct Answer(pub(crate) AnswerSpec);
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct AnswerSpec {
     pub(crate) at: At,
+    /// Only for requests whose path begins so.
+    pub(crate) path: Option<String>,
+    /// For all that follow: what it answers is not used up.
+    pub(crate) always: bool,
     pub(crate) delay: u64,
     /// Interim heads, such as `103`.
     pub(crate) interim: Vec<String>,
@@ -280,10 +292,16 @@ pub(crate) struct Step {
     pub(crate) wait: Option<BTreeMap<String, Value>>,
     /// Requests that upstreams must have seen.
     pub(crate) wait_seen: Option<BTreeMap<String, usize>>,
+    /// An upstream, of which the first `times` requests since the start are recorded, once there are as many.
+    pub(crate) seen: Option<String>,
+    /// Answers of upstreams from now on, in place of those that are left.
+    pub(crate) answer: Option<BTreeMap<String, Vec<Answer>>>,
     /// What the application log must come to say, as an expression.
     pub(crate) wait_log: Option<String>,
     /// A request repeated until it answers so: `{get: .., status: N, body: text, header: "n: v"}`.
     pub(crate) until: Option<Until>,
+    /// A file that the proxy writes; waits for `times` lines and records them.
+    pub(crate) file: Option<String>,
     /// Files replaced by an atomic rename.
     pub(crate) write: Option<BTreeMap<String, Value>>,
     pub(crate) signal: Option<String>,

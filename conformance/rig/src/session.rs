@@ -76,6 +76,10 @@ async fn run_group(
     }
     let _management = if file.xds { Some(management(&place).await?) } else { None };
     let mut proxy = None;
+    if let [only] = cases {
+        // Requests of the proxy's own begin with it.
+        upstreams.prepare(&only.upstream)?;
+    }
     if bootstrap::wanted(file) {
         let args = file.args.iter().map(|a| place.fill(a)).collect::<Result<Vec<_>>>()?;
         let started = Proxy::start(binary, &place, &config(file, &place)?, &args).await?;
@@ -83,7 +87,7 @@ async fn run_group(
         proxy = Some(started);
     }
     for case in cases {
-        let mut result = match run_case(case, file, &place, proxy.as_mut(), binary, &upstreams).await {
+        let mut result = match run_case(case, file, cases.len() == 1, &place, proxy.as_mut(), binary, &upstreams).await {
             Ok(result) => result,
             Err(error) => json!({"error": format!("{error:#}")}),
         };
@@ -114,12 +118,15 @@ async fn management(place: &Place) -> Result<AbortOnDropHandle<()>> {
 async fn run_case(
     case: &Case,
     file: &CaseFile,
+    alone: bool,
     place: &Place,
     proxy: Option<&mut Proxy>,
     binary: &Path,
     upstreams: &Upstreams,
 ) -> Result<Value> {
-    upstreams.prepare(&case.upstream)?;
+    if !alone {
+        upstreams.prepare(&case.upstream)?;
+    }
     let log = place.tmp.join("access.log");
     let seen_lines = std::fs::read_to_string(&log).unwrap_or_default().lines().count();
     let mut steps = Steps::new(place, proxy, binary, upstreams);
@@ -138,7 +145,10 @@ async fn run_case(
     }
     drop(steps);
     if case.unseen.is_none() && !tallies {
-        let seen = upstreams.seen(case.connections);
+        let mut seen = upstreams.seen(case.connections);
+        if let Some(first) = case.first_seen {
+            seen.values_mut().for_each(|seen| seen.truncate(first));
+        }
         if !seen.is_empty() {
             out["seen"] = json!(seen);
         }

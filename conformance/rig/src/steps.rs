@@ -99,11 +99,20 @@ impl<'a> Steps<'a> {
         if let Some(wanted) = &step.wait_seen {
             return self.wait_seen(wanted).await.map(|()| Value::Null);
         }
+        if let Some(name) = &step.seen {
+            return self.seen(name, step.times.unwrap_or(1)).await;
+        }
+        if let Some(answers) = &step.answer {
+            return self.upstreams.change(answers).map(|()| Value::Null);
+        }
         if let Some(wanted) = &step.wait_log {
             return self.wait_log(wanted).await.map(|()| Value::Null);
         }
         if let Some(until) = &step.until {
             return self.until(until).await;
+        }
+        if let Some(name) = &step.file {
+            return self.file(name, step.times.unwrap_or(1)).await;
         }
         if let Some(files) = &step.write {
             for (name, value) in files {
@@ -492,6 +501,21 @@ impl<'a> Steps<'a> {
         }
     }
 
+    async fn seen(&mut self, name: &str, wanted: usize) -> Result<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut seen = self.upstreams.seen_of(name)?;
+            if seen.len() >= wanted {
+                seen.truncate(wanted);
+                return Ok(json!({"seen": seen}));
+            }
+            if Instant::now() > deadline {
+                bail!("{name} does not see {wanted} requests: {seen:?}");
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     async fn wait_log(&mut self, wanted: &str) -> Result<()> {
         let expression = Regex::new(&self.place.fill(wanted)?)?;
         let log = self.proxy()?.stderr.clone();
@@ -503,6 +527,24 @@ impl<'a> Steps<'a> {
             tokio::time::sleep(POLL).await;
         }
         Ok(())
+    }
+
+    /// The first lines of a file below `{{tmp}}`, once there are as many.
+    async fn file(&mut self, name: &str, wanted: usize) -> Result<Value> {
+        let path = self.place.tmp.join(name);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            let lines: Vec<&str> = whole.lines().take(wanted).collect();
+            if lines.len() == wanted {
+                return Ok(json!({"lines": lines}));
+            }
+            if Instant::now() > deadline {
+                bail!("{name} does not come to {wanted} lines: {text}");
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     async fn until(&mut self, until: &Until) -> Result<Value> {

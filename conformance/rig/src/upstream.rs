@@ -43,9 +43,17 @@ impl Drop for Upstream {
 /// What one upstream will answer and what it has seen.
 struct Script {
     name: String,
+    usual: Vec<Answer>,
     answers: Mutex<VecDeque<AnswerSpec>>,
-    seen: Mutex<Vec<Value>>,
+    seen: Mutex<Seen>,
     connections: AtomicUsize,
+}
+
+/// All that was ever seen, and where that of the case under way begins.
+#[derive(Default)]
+struct Seen {
+    all: Vec<Value>,
+    from: usize,
 }
 
 impl Upstreams {
@@ -71,17 +79,37 @@ impl Upstreams {
         }
         for (name, upstream) in &self.each {
             let script = &upstream.script;
-            *script.answers.lock() = answers.get(name).into_iter().flatten().map(|a| a.0.clone()).collect();
-            script.seen.lock().clear();
+            let all = answers.get(name).into_iter().flatten().chain(&script.usual);
+            *script.answers.lock() = all.map(|a| a.0.clone()).collect();
+            let mut seen = script.seen.lock();
+            seen.from = seen.all.len();
         }
         Ok(())
+    }
+
+    /// Has some upstreams answer differently from now on.
+    pub(crate) fn change(&self, answers: &BTreeMap<String, Vec<Answer>>) -> Result<()> {
+        for (name, answers) in answers {
+            let upstream = self.each.get(name).with_context(|| format!("no upstream {name}"))?;
+            *upstream.script.answers.lock() = answers.iter().map(|a| a.0.clone()).collect();
+        }
+        Ok(())
+    }
+
+    /// What one upstream has seen since the start, over which connections.
+    pub(crate) fn seen_of(&self, name: &str) -> Result<Vec<Value>> {
+        let upstream = self.each.get(name).with_context(|| format!("no upstream {name}"))?;
+        Ok(upstream.script.seen.lock().all.clone())
     }
 
     /// What each upstream saw, without those that saw nothing.
     pub(crate) fn seen(&self, connections: bool) -> BTreeMap<String, Vec<Value>> {
         let mut out = BTreeMap::new();
         for (name, upstream) in &self.each {
-            let mut seen = upstream.script.seen.lock().clone();
+            let mut seen = {
+                let seen = upstream.script.seen.lock();
+                seen.all[seen.from..].to_vec()
+            };
             let mut order: Vec<Value> = Vec::new();
             for entry in &mut seen {
                 let id = entry.as_object_mut().and_then(|o| o.remove("connection")).unwrap_or_default();
@@ -105,7 +133,8 @@ impl Upstream {
     async fn start(name: &str, spec: &UpstreamSpec, certs: &Certs) -> Result<Self> {
         let script = Arc::new(Script {
             name: name.to_owned(),
-            answers: Mutex::default(),
+            usual: spec.answers.clone(),
+            answers: Mutex::new(spec.answers.iter().map(|a| a.0.clone()).collect()),
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
         });
@@ -159,24 +188,31 @@ async fn serve(listener: TcpListener, acceptor: Option<TlsAcceptor>, kind: Kind,
 }
 
 impl Script {
-    fn next(&self) -> AnswerSpec {
-        self.answers.lock().pop_front().unwrap_or_default()
+    /// The answer to a request for `path`.
+    fn next(&self, path: &str) -> AnswerSpec {
+        let fits = |answer: &AnswerSpec| answer.path.as_ref().is_none_or(|prefix| path.starts_with(prefix));
+        self.take(|answers| answers.iter().position(fits)).unwrap_or_default()
     }
 
     fn next_at_accept(&self) -> Option<AnswerSpec> {
-        let mut answers = self.answers.lock();
-        if answers.front().is_some_and(|a| a.at == At::Accept) { answers.pop_front() } else { None }
+        self.take(|answers| answers.front().filter(|answer| answer.at == At::Accept).map(|_| 0))
     }
 
-    /// Adds an entry and returns its place, if the list is not cleared meanwhile.
+    fn take(&self, find: impl FnOnce(&VecDeque<AnswerSpec>) -> Option<usize>) -> Option<AnswerSpec> {
+        let mut answers = self.answers.lock();
+        let place = find(&answers)?;
+        if answers[place].always { Some(answers[place].clone()) } else { answers.remove(place) }
+    }
+
+    /// Adds an entry and returns its place.
     fn record(&self, entry: Value) -> usize {
         let mut seen = self.seen.lock();
-        seen.push(entry);
-        seen.len() - 1
+        seen.all.push(entry);
+        seen.all.len() - 1
     }
 
     fn update(&self, at: usize, key: &str, value: Value) {
-        if let Some(entry) = self.seen.lock().get_mut(at) {
+        if let Some(entry) = self.seen.lock().all.get_mut(at) {
             entry[key] = value;
         }
     }

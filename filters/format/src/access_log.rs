@@ -83,6 +83,26 @@ thread_local! {
     static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// A file of lines that are not about requests: what health checks and outlier detection found. It shares the writer, the
+/// flushing and the reopening of access logs.
+#[derive(Clone, Debug)]
+pub struct EventLog(Arc<Sink>);
+
+impl EventLog {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &str, sinks: &AccessLogSinks) -> Result<Self, ConfigError> {
+        sinks.open(Destination::of_path(path)).map(Self)
+    }
+
+    /// Writes a line, which ends with a line feed; it is dropped when the writer is too far behind.
+    pub fn write(&self, line: &[u8]) {
+        self.0.write(line);
+    }
+}
+
 impl AccessLog {
     /// Compiles it and opens its sink.
     pub fn compile(

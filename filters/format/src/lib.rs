@@ -13,7 +13,7 @@ mod formatter;
 mod header_mutation;
 mod query_mutation;
 
-pub use access_log::{AccessLog, AccessLogFilter, AccessLogSinks, AccessLogType};
+pub use access_log::{AccessLog, AccessLogFilter, AccessLogSinks, AccessLogType, EventLog};
 pub use formatter::{FormatContext, Formatter, SubstitutionFormat};
 pub use header_mutation::{HeaderMutationList, HeaderMutations};
 pub use query_mutation::QueryMutationList;

@@ -42,6 +42,7 @@ use crate::control::MainThread;
 use access_log::{AdminLogs, Peers};
 use body::{Body, full, render};
 use endpoints::ENDPOINTS;
+pub(crate) use info::address_proto;
 
 /// A request body (form values of `/runtime_modify`) is read up to this size.
 const BODY_LIMIT: usize = 64 * 1024;

@@ -19,6 +19,7 @@ use waystation_stats::{ResponseStats, Scope};
 
 use crate::admission::Admission;
 use crate::discovery::{DnsSettings, OriginalDst, ResolverSettings};
+use crate::health_check::HealthCheck;
 use crate::host::Locality;
 use crate::load_balancer::LbPolicy;
 use crate::stats::{ClusterStats, RequestSizeStats, TimeoutBudgetStats, TrafficStats};
@@ -107,6 +108,10 @@ pub struct Cluster {
     pub pool_per_downstream_connection: bool,
     /// `wait_for_warm_on_init`.
     pub wait_for_warm_on_init: bool,
+    /// `health_checks`.
+    pub health_check: Option<Box<HealthCheck>>,
+    /// `close_connections_on_host_health_failure`: moves when health may have changed, for TCP sessions to look at theirs.
+    pub health_watch: Option<tokio::sync::watch::Sender<()>>,
     /// Circuit breakers.
     pub admission: Arc<Admission>,
     /// Statistics.

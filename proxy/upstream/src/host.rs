@@ -18,6 +18,7 @@ use waystation_filter_api::stream::HostView;
 use waystation_filter_api::value::{Metadata, Value};
 
 use crate::cluster::TransportFactory;
+use crate::health_check::Verdict;
 
 /// An endpoint as the configuration in force describes it.
 pub struct Host {
@@ -48,6 +49,8 @@ pub struct HostDetails {
 pub struct HealthCheckTarget {
     /// Another address to check.
     pub address: Option<Address>,
+    /// Another port of the address that is checked.
+    pub port: Option<u16>,
     /// The host name in the check.
     pub hostname: Box<str>,
     /// Whether active checks are switched off for this endpoint.
@@ -165,7 +168,24 @@ pub enum HealthFlag {
     DegradedOutlierDetection = 1 << 10,
 }
 
+impl HealthCheckTarget {
+    /// The address to check of a host at `address`.
+    pub(crate) fn address(&self, address: &Address) -> Address {
+        match (self.address.as_ref().unwrap_or(address), self.port) {
+            (Address::Ip(at), Some(port)) => Address::Ip((at.ip(), port).into()),
+            (at, _) => at.clone(),
+        }
+    }
+}
+
 impl HealthFlag {
+    /// Flags that active health checks set and clear.
+    pub(crate) const ACTIVE: u32 = Self::FailedActiveHc as u32
+        | Self::DegradedActiveHc as u32
+        | Self::PendingActiveHc as u32
+        | Self::ExcludedViaImmediateHcFail as u32
+        | Self::ActiveHcTimeout as u32;
+
     /// All flags in the order in which Envoy prints them, with their text.
     pub const ALL: [(Self, &'static str); 11] = [
         (Self::FailedActiveHc, "/failed_active_hc"),
@@ -236,6 +256,29 @@ impl Host {
     /// Where active health checks go, when not to the address.
     pub fn health_check(&self) -> Option<&HealthCheckTarget> {
         self.details.as_ref()?.health_check.as_ref()
+    }
+
+    /// Whether active health checks are switched off for it.
+    pub fn is_unchecked(&self) -> bool {
+        self.health_check().is_some_and(|target| target.disabled)
+    }
+
+    /// Where active health checks go.
+    pub fn health_check_address(&self) -> Address {
+        match self.health_check() {
+            Some(target) => target.address(&self.address),
+            None => self.address.clone(),
+        }
+    }
+
+    /// All flags, for what decides on them.
+    pub fn flags(&self) -> u32 {
+        self.state.flags()
+    }
+
+    /// Puts the verdict of a health check in force; whoever does publishes it if it says so (`Cluster::refresh`).
+    pub fn judge(&self, verdict: &Verdict, now: Instant) {
+        self.state.change(verdict.set, verdict.clear, now);
     }
 
     /// Endpoint metadata.
@@ -402,6 +445,16 @@ impl HostState {
             self.health.fetch_and(!bit, Ordering::Relaxed)
         };
         (before & bit != 0) != on
+    }
+
+    /// Sets and clears flags; a host that becomes healthy again starts slowly.
+    pub(crate) fn change(&self, set: u32, clear: u32, now: Instant) {
+        let before = self.health();
+        self.health.fetch_or(set, Ordering::Relaxed);
+        self.health.fetch_and(!clear, Ordering::Relaxed);
+        if before == Health::Unhealthy && self.health() != Health::Unhealthy {
+            self.ramp_start_ms.store(clock_ms(now), Ordering::Relaxed);
+        }
     }
 
     /// Puts the EDS health status in force; a host that becomes healthy again starts slowly.

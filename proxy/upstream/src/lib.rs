@@ -9,6 +9,7 @@
 //! * [`host`], [`host_set`]: endpoints, their health and statistics, and the sets that are balanced over;
 //! * [`load_balancer`]: priorities, localities, subsets, and the policies;
 //! * [`admission`]: circuit breakers, exact across workers;
+//! * [`health_check`]: active health checks, decided without sockets;
 //! * [`discovery`]: what EDS, DNS and ORIGINAL_DST make of their inputs;
 //! * [`stats`]: the cluster's statistics.
 
@@ -17,6 +18,7 @@
 pub mod admission;
 pub mod cluster;
 pub mod discovery;
+pub mod health_check;
 pub mod host;
 pub mod host_set;
 pub mod jitter;

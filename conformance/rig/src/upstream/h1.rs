@@ -21,7 +21,8 @@ pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script
             entry["sni"] = Value::String(sni.clone());
         }
         let at = script.record(entry);
-        let answer = script.next();
+        let target = request.head.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+        let answer = script.next(target);
         if answer.at == At::Request {
             let framing = http1::request_framing(&request);
             http1::read_body(&mut conn, &mut request, framing).await;

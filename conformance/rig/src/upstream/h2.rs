@@ -50,12 +50,13 @@ pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script
                 if let Some(known) = streams.get(&stream) {
                     script.update(known.at, "trailers", json!(fields));
                 } else {
+                    let path = fields.iter().find_map(|field| field.strip_prefix(":path: "));
+                    let answer = script.next(path.unwrap_or_default());
                     let mut entry = json!({"connection": id, "head": fields});
                     if let Some(sni) = &sni {
                         entry["sni"] = Value::String(sni.clone());
                     }
                     let at = script.record(entry);
-                    let answer = script.next();
                     let early = answer.at == At::Head;
                     let mut known = Stream { at, body: Vec::new(), answer: Some(answer) };
                     if early {

@@ -180,6 +180,11 @@ fn host_status(host: &Host) -> pb::HostStatus {
         ],
         health_status: Some(pb::HostHealthStatus {
             failed_active_health_check: host.has_flag(HealthFlag::FailedActiveHc),
+            failed_active_degraded_check: host.has_flag(HealthFlag::DegradedActiveHc),
+            pending_dynamic_removal: host.has_flag(HealthFlag::PendingDynamicRemoval),
+            pending_active_hc: host.has_flag(HealthFlag::PendingActiveHc),
+            excluded_via_immediate_hc_fail: host.has_flag(HealthFlag::ExcludedViaImmediateHcFail),
+            active_hc_timeout: host.has_flag(HealthFlag::ActiveHcTimeout),
             failed_outlier_check: host.has_flag(HealthFlag::FailedOutlierCheck),
             eds_health_status: match host.eds_status() {
                 core::HealthStatus::Unknown => core::HealthStatus::Healthy.into(),

@@ -182,7 +182,7 @@ fn seconds(duration: Duration) -> wkt::Duration {
 }
 
 /// An address as protobuf.
-pub(super) fn address_proto(address: &Address) -> core::Address {
+pub(crate) fn address_proto(address: &Address) -> core::Address {
     use core::address::Address as Kind;
     use core::socket_address::PortSpecifier;
     let kind = match address {

@@ -28,6 +28,7 @@ use super::warming::Warming;
 use crate::config_source;
 use crate::context::{CompileContext, Need, Shared};
 use crate::dns::{DnsEvent, DnsTasks};
+use crate::health::{Checker, HealthChecks};
 use crate::upstream_socket;
 
 stats_group! {
@@ -55,6 +56,8 @@ stats_group! {
 #[derive(Debug)]
 struct Live {
     cluster: Arc<Cluster>,
+    /// What its hosts are asked.
+    checker: Option<Arc<Checker>>,
     /// Its EDS subscription.
     eds: Option<SubId>,
     needs: Vec<Need>,
@@ -63,6 +66,14 @@ struct Live {
     wire: Bytes,
     version: Arc<str>,
     hash: u64,
+}
+
+/// What compiling a cluster gives.
+struct Compiled {
+    cluster: Cluster,
+    checker: Option<Arc<Checker>>,
+    eds: Option<SubId>,
+    held: Vec<Need>,
 }
 
 /// One name.
@@ -97,6 +108,7 @@ pub struct Clusters {
     /// When the endpoints of which subscription are stale, and after how long without an update they are.
     stale: BTreeMap<(Instant, SubId), Duration>,
     dns: DnsTasks,
+    health: HealthChecks,
     stats: ClusterManagerStats,
 }
 
@@ -122,6 +134,7 @@ impl Clusters {
         let stats: ClusterManagerStats = shared.stats.root().scope("cluster_manager").group();
         Ok(Self {
             dns: DnsTasks::new(stats.cluster_updated().to_owned()),
+            health: HealthChecks::new(stats.cluster_updated().to_owned()),
             stats,
             shared: Arc::clone(shared),
             environment,
@@ -171,8 +184,9 @@ impl Clusters {
             }
         }
         let live = match self.compile(proto, dynamic, needs, client) {
-            Ok((cluster, eds, held)) => Live {
+            Ok(Compiled { cluster, checker, eds, held }) => Live {
                 cluster: Arc::new(cluster),
+                checker,
                 eds,
                 needs: held,
                 stale_at: None,
@@ -211,6 +225,9 @@ impl Clusters {
             self.stats.cluster_added().inc();
         }
         self.dns.start(&live.cluster);
+        if let Some(checker) = &live.checker {
+            self.health.start(&live.cluster, checker);
+        }
         if !dynamic {
             // There is no traffic yet; static routes are checked against the clusters that exist, warm or not.
             entry.cell.set(Some(Arc::clone(&live.cluster)));
@@ -218,7 +235,7 @@ impl Clusters {
         self.warming.insert(&proto.name, live.cluster.wait_for_warm_on_init);
         match entry.warming.replace(live) {
             Some(replaced) => {
-                Self::retire(replaced, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client);
+                Self::retire(replaced, &mut self.by_sub, &mut self.ended, (&mut self.dns, &mut self.health), needs, client);
             }
             None => self.stats.warming_clusters().add(1),
         }
@@ -231,7 +248,7 @@ impl Clusters {
         dynamic: bool,
         needs: &mut Needs,
         client: &mut Client,
-    ) -> Result<(Cluster, Option<SubId>, Vec<Need>), ConfigError> {
+    ) -> Result<Compiled, ConfigError> {
         let context = CompileContext::new(&self.shared);
         let root = self.shared.stats.root();
         let stat_name = if proto.alt_stat_name.is_empty() { &proto.name } else { &proto.alt_stat_name };
@@ -248,6 +265,7 @@ impl Clusters {
                 now: Instant::now(),
             },
         )?;
+        let checker = Checker::compile(proto, &cluster, &scope, &self.shared)?;
         let held = context.into_needs();
         needs.hold(&held, client)?;
         let eds = match &cluster.discovery {
@@ -273,7 +291,7 @@ impl Clusters {
             }
             _ => None,
         };
-        Ok((cluster, eds, held))
+        Ok(Compiled { cluster, checker, eds, held })
     }
 
     /// These needs have settled.
@@ -288,6 +306,7 @@ impl Clusters {
             let stats = client.core().subscription_stats(sub)?;
             wall.checked_sub(Duration::from_millis(stats.update_time))
         });
+        self.health.run();
         if self.dns.missed() {
             self.warming.touch_all();
         }
@@ -313,7 +332,7 @@ impl Clusters {
             entry.updated = SystemTime::now();
             match entry.active.replace(live) {
                 Some(old) => {
-                    Self::retire(old, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client)
+                    Self::retire(old, &mut self.by_sub, &mut self.ended, (&mut self.dns, &mut self.health), needs, client)
                 }
                 None => self.stats.active_clusters().add(1),
             }
@@ -330,7 +349,7 @@ impl Clusters {
         live: Live,
         by_sub: &mut HashMap<SubId, String>,
         ended: &mut Vec<SubId>,
-        dns: &mut DnsTasks,
+        (dns, health): (&mut DnsTasks, &mut HealthChecks),
         needs: &mut Needs,
         client: &mut Client,
     ) {
@@ -340,6 +359,7 @@ impl Clusters {
             ended.push(sub);
         }
         dns.stop(&live.cluster);
+        health.stop(&live.cluster);
         needs.release(&live.needs, client);
     }
 
@@ -355,12 +375,12 @@ impl Clusters {
         self.stats.cluster_removed().inc();
         if let Some(live) = entry.active {
             self.stats.active_clusters().sub(1);
-            Self::retire(live, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client);
+            Self::retire(live, &mut self.by_sub, &mut self.ended, (&mut self.dns, &mut self.health), needs, client);
         }
         if let Some(live) = entry.warming {
             self.warming.remove(name);
             self.stats.warming_clusters().sub(1);
-            Self::retire(live, &mut self.by_sub, &mut self.ended, &mut self.dns, needs, client);
+            Self::retire(live, &mut self.by_sub, &mut self.ended, (&mut self.dns, &mut self.health), needs, client);
         }
         self.assignments.remove(name);
     }
@@ -489,9 +509,12 @@ impl Clusters {
         both.into_iter().flatten().find(|live| live.eds == Some(sub))
     }
 
-    /// The next answer of DNS.
+    /// The next answer of DNS, or the end of the first round of a cluster's health checks.
     pub async fn next(&mut self) -> Option<DnsEvent> {
-        self.dns.next().await
+        tokio::select! {
+            event = self.dns.next() => event,
+            cluster = self.health.next() => cluster.map(|cluster| DnsEvent { cluster }),
+        }
     }
 
     /// A cluster got endpoints by itself: it may be warm now, which [`Self::activate`] sees.
@@ -522,12 +545,13 @@ impl Clusters {
     }
 }
 
-/// Whether the cluster has its first endpoints, or needs none.
+/// Whether the cluster has its first endpoints, or needs none, and knows how they are, if it asks.
 fn is_discovered(cluster: &Cluster) -> bool {
-    match &cluster.discovery {
+    let has_endpoints = match &cluster.discovery {
         Discovery::Static | Discovery::OriginalDst(_) => true,
         Discovery::Eds(_) | Discovery::Dns(_) => cluster.endpoints().initialized(),
-    }
+    };
+    has_endpoints && cluster.health_check.as_ref().is_none_or(|check| check.first_round_done())
 }
 
 #[cfg(test)]

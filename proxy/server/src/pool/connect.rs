@@ -13,7 +13,9 @@ use waystation_filter_api::connection::{ConnectionInfo, TlsInfo};
 use waystation_tls::{ClientContext, ClientOptions};
 use waystation_upstream::ClusterStats;
 use waystation_upstream::admission::Resource;
-use waystation_upstream::cluster::{ClusterRef, ConnectionOptions, HappyEyeballs, SocketState};
+use waystation_upstream::cluster::{
+    ClusterRef, ConnectionOptions, HappyEyeballs, SocketState, TransportFactory,
+};
 use waystation_upstream::host::ActiveConnection;
 use waystation_upstream::{HostRef, Permit, Priority};
 
@@ -265,10 +267,11 @@ async fn establish(
         tls: None,
         alpn: None,
     };
-    secure(socket, info, host, options).await
+    secure(socket, info, (host.transport(), host.hostname()), options).await
 }
 
-async fn open(
+/// Opens a socket. A source address that cannot be taken is counted.
+pub(crate) async fn open(
     address: &Address,
     options: Option<&ConnectionOptions>,
     stats: &ClusterStats,
@@ -355,13 +358,14 @@ async fn tcp(address: SocketAddr, options: Option<&ConnectionOptions>) -> Result
     Ok(socket.connect(address).await?)
 }
 
-async fn secure(
+/// Does what the transport socket of the host does on a new connection, where the host's name may be asked for.
+pub(crate) async fn secure(
     mut socket: Socket,
     mut info: UpstreamConnInfo,
-    host: &HostRef,
+    (transport, hostname): (&TransportFactory, &str),
     options: ConnectOptions<'_>,
 ) -> Result<(Transport, UpstreamConnInfo), ConnectError> {
-    let mut transport = host.transport().downcast_ref::<UpstreamSocket>();
+    let mut transport = transport.downcast_ref::<UpstreamSocket>();
     while let Some(UpstreamSocket::ProxyProtocol(outer)) = transport {
         let (proxy_protocol, inner) = &**outer;
         let ends = (info.local_address.as_ref(), &info.remote_address);
@@ -372,7 +376,7 @@ async fn secure(
     let Some(UpstreamSocket::Tls(tls)) = transport else { return Ok((Transport::Plain(socket), info)) };
     let mut wanted = options.tls;
     if wanted.server_name.is_none() && tls.auto_host_sni() {
-        wanted.server_name = Some(host.hostname()).filter(|name| !name.is_empty());
+        wanted.server_name = Some(hostname).filter(|name| !name.is_empty());
     }
     let Some((config, name)) = tls.connect(wanted) else {
         return Err(ConnectError::Failed {

@@ -42,7 +42,7 @@ enum Passed {
 }
 
 impl ProxyProtocol {
-    pub(super) fn compile(proto: &core::ProxyProtocolConfig, scope: &Scope) -> Result<Self, ConfigError> {
+    pub(crate) fn compile(proto: &core::ProxyProtocolConfig, scope: &Scope) -> Result<Self, ConfigError> {
         let passed = match &proto.pass_through_tlvs {
             None => Passed::None,
             Some(tlvs) if tlvs.match_type() == PassTlVsMatchType::IncludeAll => Passed::All,

@@ -14,6 +14,7 @@ use waystation_schema::{At, ConfigError};
 
 use super::{Cluster, CompileContext, Discovery, EdsSettings, Endpoints, TransportSockets, connection, http};
 use crate::admission::Admission;
+use crate::health_check::HealthCheck;
 use crate::discovery::{Assignment, DnsSettings, OriginalDst, ResolverSettings};
 use crate::load_balancer::LbPolicy;
 use crate::stats::{ClusterStats, cluster_scope};
@@ -35,6 +36,9 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
     let policy = LbPolicy::compile(proto, runtime)?;
     let (discovery, assignment) = discovery(proto, &policy, &cx.environment.resolver)?;
     let sockets = TransportSockets::compile(proto, cx.transport, &scope)?;
+    let health_check = HealthCheck::compile(proto, runtime, &scope)?.map(Box::new);
+    let original_dst = matches!(discovery, Discovery::OriginalDst(_));
+    refuse("health_checks", original_dst && health_check.is_some(), "hosts of ORIGINAL_DST are not checked")?;
     let cluster = Cluster {
         name: proto.name.as_str().into(),
         alt_stat_name: (!proto.alt_stat_name.is_empty()).then(|| proto.alt_stat_name.as_str().into()),
@@ -57,6 +61,10 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
         pool_per_downstream_connection: proto.connection_pool_per_downstream_connection
             || sockets.state_downstream,
         wait_for_warm_on_init: bool_value(proto.wait_for_warm_on_init.as_ref(), true),
+        health_check,
+        health_watch: proto
+            .close_connections_on_host_health_failure
+            .then(|| tokio::sync::watch::Sender::new(())),
         admission: Arc::new(
             Admission::compile(proto.circuit_breakers.as_ref(), &proto.name, runtime, &scope, &stats)
                 .at(|| "circuit_breakers")?,
@@ -85,11 +93,9 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
 }
 
 /// Refuses what would change traffic or security and is not here. Fields that are neither refused here nor compiled:
-/// `close_connections_on_host_health_failure` and `ignore_health_on_host_removal` act only with health checks or outlier
-/// detection, which are refused; `upstream_config` of the generic kind is what an unset one means.
+/// `upstream_config` of the generic kind is what an unset one means.
 fn refuse_unsupported(proto: &pb::Cluster) -> Result<(), ConfigError> {
     let later = "not implemented in this version";
-    refuse("health_checks", !proto.health_checks.is_empty(), later)?;
     refuse("outlier_detection", proto.outlier_detection.is_some(), later)?;
     refuse("filters", !proto.filters.is_empty(), "upstream network filters")?;
     refuse(

@@ -1,6 +1,6 @@
 //! The live part of a cluster: applying assignments and publishing snapshots.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use waystation_stats::Gauge;
 
 use super::{Cluster, Discovery};
 use crate::discovery::{Assignment, EndpointSpec, LocalityAssignment};
-use crate::host::{Health, Host, HostState, Locality};
+use crate::host::{Health, HealthCheckTarget, HealthFlag, Host, HostState, Locality};
 use crate::host_set::{AssignmentPolicy, HostSet, LocalityHosts, Snapshot};
 use crate::load_balancer::build::{Builder, LocalZones};
 use crate::load_balancer::policy::{HashPolicy, Kind, TableKind};
@@ -123,6 +123,14 @@ impl Cluster {
     pub fn assignment_timed_out(&self) {
         self.stats.assignment_timeout_received().inc();
         self.endpoints.initialized.store(true, Ordering::Release);
+        self.tell_hosts_changed();
+    }
+
+    /// Active health checks follow the hosts.
+    fn tell_hosts_changed(&self) {
+        if let Some(check) = &self.health_check {
+            check.tell_hosts_changed();
+        }
     }
 
     /// Drops endpoints that were not refreshed within `endpoint_stale_after`.
@@ -155,11 +163,12 @@ impl Cluster {
                 if seen.insert((group.priority, address), ()).is_some() {
                     continue;
                 }
-                let before = known.get(address).copied();
+                let before = known.get(address).copied().filter(|host| self.is_checked_alike(host, spec));
                 // The one host of a LOGICAL_DNS cluster stays itself when its name resolves to another address.
                 let state = before.or_else(|| old.hosts().next().filter(|_| logical)).map(|host| &host.state);
                 let health_before = state.map(|state| state.flags());
                 let state = state.map_or_else(|| HostState::new(now), Arc::clone);
+                self.set_unchecked(&state, spec, before, now);
                 state.set_eds_status(spec.status, now);
                 changed |= health_before.is_some_and(|before| before != state.flags());
                 let host = match before.filter(|host| describes(host, spec, group.priority, &group.locality))
@@ -179,11 +188,12 @@ impl Cluster {
             levels[level].add(&group.locality, group.weight, members);
         }
         drop(seen);
+        changed |= self.keep_removed(&old, &mut levels);
         let sets: Box<[HostSet]> =
             levels.into_iter().map(|level| level.finish(&self.environment.locality)).collect();
 
         changed |= !same_shape(&old.sets, &sets);
-        let ids: std::collections::HashSet<u64> =
+        let ids: HashSet<u64> =
             sets.iter().flat_map(|set| set.hosts.iter().map(|host| host.id())).collect();
         applied.removed = old.hosts().filter(|host| !ids.contains(&host.id())).cloned().collect();
         if !changed && self.endpoints.generation() > 0 {
@@ -194,8 +204,96 @@ impl Cluster {
             self.stats.membership_change().inc();
         }
         self.publish(sets, assignment.policy.clone(), &old);
+        self.tell_hosts_changed();
         applied.rebuilt = true;
         applied
+    }
+
+    /// Whether checks of the known host are checks of the described one: else it is another, about which nothing is known.
+    fn is_checked_alike(&self, host: &Host, spec: &EndpointSpec) -> bool {
+        let at = |target: Option<&HealthCheckTarget>| target.map(|target| target.address(host.address()));
+        let described = spec.details.as_ref().and_then(|details| details.health_check.as_ref());
+        self.health_check.is_none()
+            || at(host.health_check()).as_ref().unwrap_or(host.address())
+                == at(described).as_ref().unwrap_or(host.address())
+    }
+
+    /// A host that is to be checked counts as failed until it has been; one that is not has no such flags.
+    fn set_unchecked(
+        &self,
+        state: &HostState,
+        spec: &EndpointSpec,
+        before: Option<&Arc<Host>>,
+        now: Instant,
+    ) {
+        let Some(check) = &self.health_check else { return };
+        let target = spec.details.as_ref().and_then(|details| details.health_check.as_ref());
+        let disabled = target.is_some_and(|target| target.disabled);
+        state.change(0, HealthFlag::PendingDynamicRemoval as u32, now);
+        if disabled {
+            state.change(0, HealthFlag::ACTIVE, now);
+        } else if before.is_none_or(|host| host.is_unchecked()) {
+            state.change(check.unchecked(), 0, now);
+        }
+    }
+
+    /// Hosts that discovery knows no longer stay as long as they pass their checks. Returns whether that is new of one.
+    fn keep_removed(&self, old: &Snapshot, levels: &mut Vec<LevelDraft>) -> bool {
+        if self.health_check.as_ref().is_none_or(|check| !check.keeps_removed_hosts) {
+            return false;
+        }
+        let listed: HashSet<u64> =
+            levels.iter().flat_map(|level| &level.hosts).map(|host| host.id()).collect();
+        let addresses: HashSet<Address> =
+            levels.iter().flat_map(|level| &level.hosts).map(|host| host.address().clone()).collect();
+        let mut changed = false;
+        for (priority, set) in old.sets.iter().enumerate() {
+            for locality in &set.localities {
+                let kept = locality.hosts.iter().filter(|host| {
+                    let failed = host.has_flag(HealthFlag::FailedActiveHc)
+                        || host.has_flag(HealthFlag::FailedEdsHealth);
+                    !failed && !listed.contains(&host.id()) && !addresses.contains(host.address())
+                });
+                let kept: Vec<Arc<Host>> = kept.cloned().collect();
+                if kept.is_empty() {
+                    continue;
+                }
+                for host in &kept {
+                    changed |= host.set_flag(HealthFlag::PendingDynamicRemoval, true);
+                }
+                if levels.len() <= priority {
+                    levels.resize_with(priority + 1, LevelDraft::default);
+                }
+                levels[priority].keep(&locality.locality, locality.weight, kept);
+            }
+        }
+        changed
+    }
+
+    /// Lets go of hosts that discovery removed some time ago, and that now fail their checks too.
+    pub fn drop_removed(&self) {
+        let is_over = |host: &Arc<Host>| {
+            host.has_flag(HealthFlag::PendingDynamicRemoval) && host.has_flag(HealthFlag::FailedActiveHc)
+        };
+        let _serial = self.endpoints.updating.lock();
+        let old = self.endpoints.snapshot();
+        if !old.hosts().any(is_over) {
+            return;
+        }
+        let levels = old.sets.iter().map(|set| {
+            let mut level = LevelDraft::default();
+            for locality in &set.localities {
+                let members: Vec<_> = locality.hosts.iter().filter(|host| !is_over(host)).cloned().collect();
+                if !members.is_empty() {
+                    level.add(&locality.locality, locality.weight, members);
+                }
+            }
+            level.finish(&self.environment.locality)
+        });
+        let sets = levels.collect();
+        self.stats.membership_change().inc();
+        self.publish(sets, old.policy.clone(), &old);
+        self.tell_hosts_changed();
     }
 
     /// Builds the balancers anew over the same hosts: after health flags changed, or the local cluster did.
@@ -224,6 +322,11 @@ impl Cluster {
         })
     }
 
+    /// The transport socket that `transport_socket_match_criteria` choose.
+    pub fn transport_matching(&self, criteria: &Metadata) -> super::TransportFactory {
+        self.transport_for(Some(criteria), None)
+    }
+
     /// The transport socket of an endpoint with this metadata.
     pub(crate) fn transport_for(
         &self,
@@ -247,6 +350,9 @@ impl Cluster {
         let snapshot = Builder::new(&self.policy, policy, zones.as_ref(), &self.stats).snapshot(sets);
         self.count(&snapshot, old);
         self.endpoints.publish(snapshot);
+        if let Some(watch) = &self.health_watch {
+            watch.send_replace(());
+        }
     }
 
     fn count(&self, snapshot: &Snapshot, old: &Snapshot) {
@@ -315,6 +421,12 @@ impl LevelDraft {
             }
             None => self.localities.push((Arc::clone(locality), weight, members)),
         }
+    }
+
+    /// As [`Self::add`], of hosts that are no longer listed: what is listed decides on the weight.
+    fn keep(&mut self, locality: &Arc<Locality>, weight: u32, members: Vec<Arc<Host>>) {
+        let listed = self.localities.iter().find(|(known, ..)| known == locality).map(|(_, weight, _)| *weight);
+        self.add(locality, listed.unwrap_or(weight), members);
     }
 
     fn finish(mut self, own: &Locality) -> HostSet {

@@ -218,20 +218,24 @@ fn health_check_target(
 ) -> Result<HealthCheckTarget, ConfigError> {
     let pb::endpoint::HealthCheckConfig { port_value, hostname, address, disable_active_health_check } =
         proto;
-    let address = match (address, port_value, target) {
-        (Some(address), ..) => Some(resolved(address).at(|| "address")?),
-        (None, 0, _) => None,
-        (None, port, Target::Address(Address::Ip(address))) => {
-            let port = u16::try_from(*port)
-                .map_err(|_| ConfigError::field("port_value", "must be at most 65535"))?;
-            Some(Address::Ip((address.ip(), port).into()))
-        }
-        // The name of a DNS endpoint is resolved later, and checks are not made yet.
-        (None, _, Target::Name(..)) => None,
-        (None, ..) => return Err(ConfigError::field("port_value", "only for IP addresses")),
+    let address = address.as_ref().map(resolved).transpose().at(|| "address")?;
+    let port = match *port_value {
+        0 => None,
+        port => Some(
+            u16::try_from(port).map_err(|_| ConfigError::field("port_value", "must be at most 65535"))?,
+        ),
     };
+    let has_port = match (&address, target) {
+        (Some(address), _) | (None, Target::Address(address)) => matches!(address, Address::Ip(_)),
+        // It will be resolved.
+        (None, Target::Name(..)) => true,
+    };
+    if port.is_some() && !has_port {
+        return Err(ConfigError::field("port_value", "only for IP addresses"));
+    }
     Ok(HealthCheckTarget {
         address,
+        port,
         hostname: hostname.as_str().into(),
         disabled: *disable_active_health_check,
     })

@@ -38,7 +38,7 @@ fn what_is_not_here_is_refused_by_path() {
         let error = compile(&proto).unwrap_err();
         assert_eq!(error.path(), path, "{error}");
     };
-    check("health_checks", &|proto| proto.health_checks.push(Default::default()));
+    check("health_checks[0].interval", &|proto| proto.health_checks.push(Default::default()));
     check("outlier_detection", &|proto| proto.outlier_detection = Some(Default::default()));
     check("filters", &|proto| proto.filters.push(Default::default()));
     check("lrs_server", &|proto| proto.lrs_server = Some(Default::default()));
