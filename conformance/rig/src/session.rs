@@ -87,10 +87,11 @@ async fn run_group(
         proxy = Some(started);
     }
     for case in cases {
-        let mut result = match run_case(case, file, cases.len() == 1, &place, proxy.as_mut(), binary, &upstreams).await {
-            Ok(result) => result,
-            Err(error) => json!({"error": format!("{error:#}")}),
-        };
+        let mut result =
+            match run_case(case, file, cases.len() == 1, &place, proxy.as_mut(), binary, &upstreams).await {
+                Ok(result) => result,
+                Err(error) => json!({"error": format!("{error:#}")}),
+            };
         let extra: Vec<_> = file.normalise.iter().chain(&case.normalise).collect();
         place.normalise(&mut result, &extra)?;
         out.insert(case.name.clone(), result);

@@ -24,7 +24,6 @@ use waystation_upstream::Cluster;
 pub use checker::Checker;
 use watch::Watch;
 
-
 /// What the main thread says. There are at most two orders for each version of a cluster, so that the queue is bounded by the
 /// configuration.
 #[derive(Debug)]

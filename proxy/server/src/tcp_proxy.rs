@@ -358,7 +358,14 @@ async fn relay(worker: &Worker, proxy: &TcpProxy, down: &mut Transport, info: &m
     if proxy.log_on_connect {
         proxy.log(info, AccessLogType::TcpUpstreamConnected, worker.random());
     }
-    let end = pump(worker, proxy, deadline, down, &mut up, info, &mut guard).await;
+    let host_fails = guard.host_fails();
+    let end = tokio::select! {
+        end = pump(worker, proxy, deadline, down, &mut up, info, &mut guard) => end,
+        () = host_fails => {
+            guard.active = true;
+            return up.reset_on_close();
+        }
+    };
     match end {
         End::Closed => {}
         // Envoy counts it and sets no flag.

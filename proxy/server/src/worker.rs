@@ -16,6 +16,7 @@ use waystation_filter_api::runtime::{Fraction, RuntimeFraction, RuntimeInteger};
 use waystation_stats::{Gauge, ResponseStats, Scope};
 use waystation_upstream::admission::{Permit, Resource};
 use waystation_upstream::cluster::{ClusterRef, Discovery};
+use waystation_upstream::host::HealthFlag;
 use waystation_upstream::load_balancer::{LocalLb, PreviousPriorities, PriorityLoad};
 use waystation_upstream::{Cluster, Host, HostRef, NoHost, PickContext, Priority, Snapshot};
 
@@ -489,7 +490,7 @@ impl LocalCluster {
         self.forget_removed_hosts(cluster.as_deref());
     }
 
-    /// Closes the idle connections to hosts that left the cluster. Streams on others of them finish.
+    /// Closes the idle connections to hosts that left the cluster, or have come to fail. Streams on others of them finish.
     fn forget_removed_hosts(&self, cluster: Option<&ClusterRef>) {
         let Some(cluster) = cluster.filter(|cluster| !matches!(cluster.discovery, Discovery::OriginalDst(_)))
         else {
@@ -501,7 +502,12 @@ impl LocalCluster {
         if self.swept.replace(this.clone()).ptr_eq(&this) {
             return;
         }
-        let hosts: HashSet<u64> = snapshot.hosts().map(|host| host.id()).collect();
+        // Envoy drains what was connected to a host that fails: where routing was at fault, new connections may fare better.
+        let fails = |host: &Host| {
+            host.has_flag(HealthFlag::FailedActiveHc) || host.has_flag(HealthFlag::FailedOutlierCheck)
+        };
+        let hosts: HashSet<u64> =
+            snapshot.hosts().filter(|host| !fails(host)).map(|host| host.id()).collect();
         self.pools.borrow_mut().retain(|id, _| hosts.contains(id));
         self.named_pools.borrow_mut().retain(|key, _| hosts.contains(&key.host));
     }

@@ -16,7 +16,7 @@ use waystation_filter_api::wire::{bool_value, duration, positive, u32_value};
 use waystation_schema::{At as _, ConfigError};
 use waystation_stats::{Scope, stats_group};
 
-use crate::host::{Host, HealthFlag};
+use crate::host::{HealthFlag, Host};
 
 mod session;
 #[cfg(test)]
@@ -201,9 +201,7 @@ impl Settings {
 impl HealthCheckStats {
     /// Has the gauges follow a host that was counted as `before` (whether healthy, whether degraded).
     pub fn follow(&self, before: (bool, bool), now: (bool, bool)) {
-        for (gauge, before, now) in
-            [(self.healthy(), before.0, now.0), (self.degraded(), before.1, now.1)]
-        {
+        for (gauge, before, now) in [(self.healthy(), before.0, now.0), (self.degraded(), before.1, now.1)] {
             match (before, now) {
                 (false, true) => gauge.inc(),
                 (true, false) => gauge.dec(),

@@ -96,8 +96,7 @@ impl Checker {
 
 fn event_logger(proto: &pb::TypedExtensionConfig, shared: &Shared) -> Result<EventLog, ConfigError> {
     use envoy_types::pb::envoy::extensions::health_check::event_sinks::file::v3 as file;
-    let any =
-        proto.typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
+    let any = proto.typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
     match type_name(any) {
         "envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink" => {
             let file::HealthCheckEventFileSink { event_log_path } = unpack(any).at(|| "typed_config")?;

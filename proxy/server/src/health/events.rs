@@ -42,7 +42,9 @@ fn proto(checker: &Checker, cluster: &str, host: &Host, event: Event) -> pb::Hea
             failure_type: kind(failure).into(),
             http_status_code: status(failure),
         }),
-        Event::AddHealthy { first_check } => Proto::AddHealthyEvent(pb::HealthCheckAddHealthy { first_check }),
+        Event::AddHealthy { first_check } => {
+            Proto::AddHealthyEvent(pb::HealthCheckAddHealthy { first_check })
+        }
         Event::Failure { failure, first_check } => Proto::HealthCheckFailureEvent(pb::HealthCheckFailure {
             failure_type: kind(failure).into(),
             first_check,

@@ -87,8 +87,7 @@ impl Target<'_> {
     /// Connects to where the host is checked.
     async fn open(&self) -> Result<(Transport, UpstreamConnInfo), ConnectError> {
         let address = self.host.health_check_address();
-        let opened =
-            connect::open(&address, self.cluster.connection.as_deref(), &self.cluster.stats).await;
+        let opened = connect::open(&address, self.cluster.connection.as_deref(), &self.cluster.stats).await;
         let connected = match opened {
             Err(error) => Err(error),
             Ok((socket, local_address)) => {

@@ -51,11 +51,7 @@ struct Running {
 }
 
 impl Watch {
-    pub(super) fn new(
-        cluster: Arc<Cluster>,
-        checker: Arc<Checker>,
-        ends: Ends,
-        ) -> Rc<Self> {
+    pub(super) fn new(cluster: Arc<Cluster>, checker: Arc<Checker>, ends: Ends) -> Rc<Self> {
         Rc::new(Self {
             cluster,
             checker,

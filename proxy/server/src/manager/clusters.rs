@@ -235,7 +235,14 @@ impl Clusters {
         self.warming.insert(&proto.name, live.cluster.wait_for_warm_on_init);
         match entry.warming.replace(live) {
             Some(replaced) => {
-                Self::retire(replaced, &mut self.by_sub, &mut self.ended, (&mut self.dns, &mut self.health), needs, client);
+                Self::retire(
+                    replaced,
+                    &mut self.by_sub,
+                    &mut self.ended,
+                    (&mut self.dns, &mut self.health),
+                    needs,
+                    client,
+                );
             }
             None => self.stats.warming_clusters().add(1),
         }
@@ -331,9 +338,14 @@ impl Clusters {
             entry.cell.set(Some(Arc::clone(&live.cluster)));
             entry.updated = SystemTime::now();
             match entry.active.replace(live) {
-                Some(old) => {
-                    Self::retire(old, &mut self.by_sub, &mut self.ended, (&mut self.dns, &mut self.health), needs, client)
-                }
+                Some(old) => Self::retire(
+                    old,
+                    &mut self.by_sub,
+                    &mut self.ended,
+                    (&mut self.dns, &mut self.health),
+                    needs,
+                    client,
+                ),
                 None => self.stats.active_clusters().add(1),
             }
             self.activated.push(name);
@@ -375,12 +387,26 @@ impl Clusters {
         self.stats.cluster_removed().inc();
         if let Some(live) = entry.active {
             self.stats.active_clusters().sub(1);
-            Self::retire(live, &mut self.by_sub, &mut self.ended, (&mut self.dns, &mut self.health), needs, client);
+            Self::retire(
+                live,
+                &mut self.by_sub,
+                &mut self.ended,
+                (&mut self.dns, &mut self.health),
+                needs,
+                client,
+            );
         }
         if let Some(live) = entry.warming {
             self.warming.remove(name);
             self.stats.warming_clusters().sub(1);
-            Self::retire(live, &mut self.by_sub, &mut self.ended, (&mut self.dns, &mut self.health), needs, client);
+            Self::retire(
+                live,
+                &mut self.by_sub,
+                &mut self.ended,
+                (&mut self.dns, &mut self.health),
+                needs,
+                client,
+            );
         }
         self.assignments.remove(name);
     }

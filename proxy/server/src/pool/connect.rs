@@ -16,7 +16,7 @@ use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::{
     ClusterRef, ConnectionOptions, HappyEyeballs, SocketState, TransportFactory,
 };
-use waystation_upstream::host::ActiveConnection;
+use waystation_upstream::host::{ActiveConnection, HealthFlag};
 use waystation_upstream::{HostRef, Permit, Priority};
 
 use super::happy_eyeballs;
@@ -96,7 +96,7 @@ pub enum ConnectError {
 pub struct ConnectionGuard {
     cluster: Rc<ClusterRef>,
     _permit: Permit,
-    _active: ActiveConnection,
+    active_connection: ActiveConnection,
     start: Instant,
     /// Bytes received and sent that are not in the statistics yet.
     received: u64,
@@ -140,7 +140,7 @@ pub async fn connect(
     let mut guard = ConnectionGuard {
         cluster: Rc::clone(cluster),
         _permit: permit,
-        _active: active,
+        active_connection: active,
         start,
         received: 0,
         sent: 0,
@@ -203,6 +203,26 @@ impl ConnectionGuard {
     /// The cluster as it was when the connection was made.
     pub fn cluster(&self) -> &Rc<ClusterRef> {
         &self.cluster
+    }
+
+    /// Returns when the host fails its health checks or is ejected, where the cluster says that connections end with that
+    /// (`close_connections_on_host_health_failure`).
+    pub fn host_fails(&self) -> impl Future<Output = ()> + use<> {
+        let host = Rc::clone(self.active_connection.host());
+        let watch = self.cluster.health_watch.as_ref().map(|watch| watch.subscribe());
+        async move {
+            let Some(mut watch) = watch else { return std::future::pending().await };
+            let is_failed =
+                || host.has_flag(HealthFlag::FailedActiveHc) || host.has_flag(HealthFlag::FailedOutlierCheck);
+            // A connection to a host that has failed already is one of panic, and stays.
+            let mut was_failed = is_failed();
+            while was_failed || !is_failed() {
+                if watch.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+                was_failed &= is_failed();
+            }
+        }
     }
 
     /// When the connection was begun.

@@ -14,8 +14,8 @@ use waystation_schema::{At, ConfigError};
 
 use super::{Cluster, CompileContext, Discovery, EdsSettings, Endpoints, TransportSockets, connection, http};
 use crate::admission::Admission;
-use crate::health_check::HealthCheck;
 use crate::discovery::{Assignment, DnsSettings, OriginalDst, ResolverSettings};
+use crate::health_check::HealthCheck;
 use crate::load_balancer::LbPolicy;
 use crate::stats::{ClusterStats, cluster_scope};
 

@@ -193,8 +193,7 @@ impl Cluster {
             levels.into_iter().map(|level| level.finish(&self.environment.locality)).collect();
 
         changed |= !same_shape(&old.sets, &sets);
-        let ids: HashSet<u64> =
-            sets.iter().flat_map(|set| set.hosts.iter().map(|host| host.id())).collect();
+        let ids: HashSet<u64> = sets.iter().flat_map(|set| set.hosts.iter().map(|host| host.id())).collect();
         applied.removed = old.hosts().filter(|host| !ids.contains(&host.id())).cloned().collect();
         if !changed && self.endpoints.generation() > 0 {
             self.stats.update_no_rebuild().inc();
@@ -425,7 +424,8 @@ impl LevelDraft {
 
     /// As [`Self::add`], of hosts that are no longer listed: what is listed decides on the weight.
     fn keep(&mut self, locality: &Arc<Locality>, weight: u32, members: Vec<Arc<Host>>) {
-        let listed = self.localities.iter().find(|(known, ..)| known == locality).map(|(_, weight, _)| *weight);
+        let listed =
+            self.localities.iter().find(|(known, ..)| known == locality).map(|(_, weight, _)| *weight);
         self.add(locality, listed.unwrap_or(weight), members);
     }
 

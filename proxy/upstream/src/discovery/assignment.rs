@@ -221,9 +221,9 @@ fn health_check_target(
     let address = address.as_ref().map(resolved).transpose().at(|| "address")?;
     let port = match *port_value {
         0 => None,
-        port => Some(
-            u16::try_from(port).map_err(|_| ConfigError::field("port_value", "must be at most 65535"))?,
-        ),
+        port => {
+            Some(u16::try_from(port).map_err(|_| ConfigError::field("port_value", "must be at most 65535"))?)
+        }
     };
     let has_port = match (&address, target) {
         (Some(address), _) | (None, Target::Address(address)) => matches!(address, Address::Ip(_)),

@@ -53,9 +53,7 @@ enum Broken {
     /// The stream or its connection ended.
     Network,
     /// What came is not an answer; `open` when the stream is not over.
-    NotAnAnswer {
-        open: bool,
-    },
+    NotAnAnswer { open: bool },
 }
 
 impl GrpcProbe {
@@ -64,8 +62,8 @@ impl GrpcProbe {
         let message = HealthCheckRequest { service: service_name.clone() }.encode_to_vec();
         let mut request = BytesMut::with_capacity(PREFIX + message.len());
         request.put_u8(0);
-        let length = u32::try_from(message.len())
-            .map_err(|_| ConfigError::field("service_name", "is too long"))?;
+        let length =
+            u32::try_from(message.len()).map_err(|_| ConfigError::field("service_name", "is too long"))?;
         request.put_u32(length);
         request.put_slice(&message);
         Ok(Self {

@@ -110,8 +110,7 @@ impl HttpProbe {
         let add = &proto.request_headers_to_add;
         let mutations = HeaderMutations::compile(add, &[]).at(|| "request_headers_to_add")?;
         // Errors of the one list and of the other are told apart by their fields.
-        HeaderMutations::compile(&[], &proto.request_headers_to_remove)
-            .at(|| "request_headers_to_remove")?;
+        HeaderMutations::compile(&[], &proto.request_headers_to_remove).at(|| "request_headers_to_remove")?;
         let mutations = if proto.request_headers_to_remove.is_empty() {
             mutations
         } else {

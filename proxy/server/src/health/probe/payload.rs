@@ -43,7 +43,9 @@ impl Search {
                 match memchr::memmem::find(rest, piece) {
                     Some(at) => rest = &rest[at + piece.len()..],
                     None => {
-                        self.tail.extend_from_slice(&rest[rest.len().saturating_sub(piece.len().saturating_sub(1))..]);
+                        self.tail.extend_from_slice(
+                            &rest[rest.len().saturating_sub(piece.len().saturating_sub(1))..],
+                        );
                         return false;
                     }
                 }
@@ -95,14 +97,12 @@ mod tests {
             let text = bytes(30);
             let expected: Vec<Bytes> = (0..1 + seed % 3).map(|_| bytes(4).into()).collect();
             let mut at = 0;
-            let whole = expected.iter().all(|piece| {
-                match memchr::memmem::find(&text[at..], piece) {
-                    Some(found) => {
-                        at += found + piece.len();
-                        true
-                    }
-                    None => false,
+            let whole = expected.iter().all(|piece| match memchr::memmem::find(&text[at..], piece) {
+                Some(found) => {
+                    at += found + piece.len();
+                    true
                 }
+                None => false,
             });
             let mut search = Search::default();
             let mut found = false;

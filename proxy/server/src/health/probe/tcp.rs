@@ -32,7 +32,9 @@ impl TcpProbe {
         let config = proxy_protocol_config.as_ref();
         let proxy_protocol = config.map(|config| ProxyProtocol::compile(config, scope)).transpose();
         Ok(Self {
-            send: send.as_ref().map_or_else(|| Ok(Bytes::new()), |send| payload::compile(send).at(|| "send"))?,
+            send: send
+                .as_ref()
+                .map_or_else(|| Ok(Bytes::new()), |send| payload::compile(send).at(|| "send"))?,
             receive: payload::compile_list(receive)?,
             proxy_protocol: proxy_protocol.at(|| "proxy_protocol_config")?,
         })

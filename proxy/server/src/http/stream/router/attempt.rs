@@ -232,6 +232,11 @@ impl<D: Downstream> Stream<'_, D> {
                     }
                     routing.counted.head(&self.heads.response, cluster.request_sizes.is_some());
                     if let Some(active) = flight.active.take() {
+                        if let Some(check) = &cluster.health_check
+                            && self.heads.response.contains(Known::XEnvoyImmediateHealthCheckFail)
+                        {
+                            check.fail_by_traffic(active.host());
+                        }
                         active.finish(if status >= 500 { HostOutcome::Error } else { HostOutcome::Success });
                     }
                     let decision = match flight.retried {
