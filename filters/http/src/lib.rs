@@ -5,5 +5,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod fault;
 pub mod header_mutation;
 pub mod stream_rate_limiter;

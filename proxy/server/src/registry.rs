@@ -44,6 +44,11 @@ pub const EXTENSIONS: &[Extension] = &[
     extension("envoy.clusters", "envoy.cluster.strict_dns", &[]),
     extension(
         "envoy.filters.http",
+        "envoy.filters.http.fault",
+        &["envoy.extensions.filters.http.fault.v3.HTTPFault"],
+    ),
+    extension(
+        "envoy.filters.http",
         "envoy.filters.http.header_mutation",
         &[
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",

@@ -24,8 +24,11 @@ pub(crate) mod discovered;
 mod on_demand;
 
 /// Every HTTP filter besides the router.
-pub const EXTENSIONS: &[&HttpFilterExtension] =
-    &[&waystation_http_filters::header_mutation::EXTENSION, &on_demand::EXTENSION];
+pub const EXTENSIONS: &[&HttpFilterExtension] = &[
+    &waystation_http_filters::fault::EXTENSION,
+    &waystation_http_filters::header_mutation::EXTENSION,
+    &on_demand::EXTENSION,
+];
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 

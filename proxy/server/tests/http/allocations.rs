@@ -124,3 +124,23 @@ fn a_filter_that_does_not_pause_allocates_nothing() {
         assert_eq!(asks - looks, 2, "{none}, {looks}, {asks}");
     });
 }
+
+/// What no request here asks for.
+const FAULTS: &str = r#"
+- name: fault
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault
+    delay: {header_delay: {}, percentage: {numerator: 100}}
+    abort: {http_status: 503, percentage: {numerator: 0}}
+    response_rate_limit: {header_limit: {}, percentage: {numerator: 100}}
+    headers: [{name: host}, {name: x-none, present_match: false}]"#;
+
+#[test]
+fn a_fault_that_is_not_injected_costs_no_instance() {
+    run(async {
+        let upstream = Upstream::echo().await;
+        let none = each(&Proxy::start(&upstream, "").await).await;
+        let faults = each(&Proxy::start_filters(&upstream, FAULTS).await).await;
+        assert_eq!(faults, none);
+    });
+}

@@ -391,6 +391,11 @@ typed_extension_protocol_options:
         Self::configured(upstream, "", "", cluster).await
     }
 
+    /// With these filters before the router.
+    pub(crate) async fn start_filters(upstream: &Upstream, filters: &str) -> Self {
+        Self::configured(upstream, "", filters, "").await
+    }
+
     /// With the header mutation filter.
     pub(crate) async fn start_filtered(upstream: &Upstream) -> Self {
         let filter = r#"
