@@ -462,6 +462,7 @@ pub(crate) mod tests {
                 crate::upstream_socket::compile(socket, &scope, &CompileContext::new(shared))
             },
             route_policies: &|_| Ok(None),
+            upstream_filters: &|_| Ok(None),
             added_via_api: false,
             now: Instant::now(),
         };

@@ -69,6 +69,16 @@ pub const EXTENSIONS: &[Extension] = &[
         &["envoy.extensions.filters.http.router.v3.Router"],
     ),
     extension(
+        "envoy.filters.http.upstream",
+        "envoy.filters.http.header_mutation",
+        &["envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"],
+    ),
+    extension(
+        "envoy.filters.http.upstream",
+        "envoy.filters.http.upstream_codec",
+        &["envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"],
+    ),
+    extension(
         "envoy.filters.listener",
         "envoy.filters.listener.http_inspector",
         &["envoy.extensions.filters.listener.http_inspector.v3.HttpInspector"],

@@ -180,6 +180,7 @@ fn cluster(shared: &Arc<Shared>, upstream: SocketAddr) -> Arc<Cell<Cluster>> {
             stats: &root,
             transport: &transport,
             route_policies: &|_| Ok(None),
+            upstream_filters: &|_| Ok(None),
             added_via_api: false,
             now: Instant::now(),
         },

@@ -50,6 +50,7 @@ fn cluster(policy: LbPolicy, hosts: u32, weighted: bool) -> Cluster {
         stats: &store.root(),
         transport: &|_| Ok(Arc::clone(&raw)),
         route_policies: &|_| Ok(None),
+        upstream_filters: &|_| Ok(None),
         added_via_api: false,
         now: Instant::now(),
     };

@@ -54,6 +54,13 @@ pub type RoutePolicies = Arc<dyn Any + Send + Sync>;
 pub type RoutePolicyCompiler<'a> =
     dyn Fn(&HttpProtocolOptions) -> Result<Option<RoutePolicies>, ConfigError> + 'a;
 
+/// The compiled HTTP filters of a cluster; the router casts them back.
+pub type UpstreamFilters = Arc<dyn Any + Send + Sync>;
+
+/// Compiles them; nothing when there are none besides the codec.
+pub type UpstreamFilterCompiler<'a> =
+    dyn Fn(&HttpProtocolOptions) -> Result<Option<UpstreamFilters>, ConfigError> + 'a;
+
 /// What all clusters of a process share; made once.
 pub struct Environment {
     /// The layered runtime.
@@ -78,6 +85,8 @@ pub struct CompileContext<'a> {
     pub transport: &'a TransportCompiler<'a>,
     /// Compiles policies of requests.
     pub route_policies: &'a RoutePolicyCompiler<'a>,
+    /// Compiles filters of requests.
+    pub upstream_filters: &'a UpstreamFilterCompiler<'a>,
     /// Whether the cluster came by CDS.
     pub added_via_api: bool,
     /// The time.
@@ -100,6 +109,8 @@ pub struct Cluster {
     pub http: Arc<HttpOptions>,
     /// The policies that go before those of a route.
     pub route_policies: Option<RoutePolicies>,
+    /// The filters between the router and the codec.
+    pub upstream_filters: Option<UpstreamFilters>,
     /// Sockets of upstream connections.
     pub connection: Option<Box<ConnectionOptions>>,
     /// `common_lb_config.close_connections_on_host_set_change`.

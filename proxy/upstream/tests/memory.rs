@@ -71,6 +71,7 @@ fn an_idle_cluster_is_small() {
                 stats: &root,
                 transport: &|_| Ok(Arc::clone(&raw)),
                 route_policies: &|_| Ok(None),
+                upstream_filters: &|_| Ok(None),
                 added_via_api: true,
                 now: started,
             };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::google::protobuf::Any;
 use pb::http_filter::ConfigType;
 use waystation_filter_api::http::{
@@ -16,6 +17,7 @@ use waystation_format::AccessLog;
 use waystation_http::Known;
 use waystation_schema::{At, ConfigError};
 use waystation_stats::Scope;
+use waystation_upstream::Cluster;
 
 use self::discovered::DiscoveredFilter;
 use crate::context::{CompileContext, Shared};
@@ -29,6 +31,18 @@ pub const EXTENSIONS: &[&HttpFilterExtension] = &[
     &waystation_http_filters::header_mutation::EXTENSION,
     &on_demand::EXTENSION,
 ];
+
+/// The filters besides the codec that may stand on the upstream side; Envoy has no others there either.
+const UPSTREAM: &[&str] = &[
+    "envoy.extensions.filters.common.matcher.action.v3.ExtensionWithMatcher",
+    "envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+    "envoy.extensions.filters.http.admission_control.v3.AdmissionControl",
+    "envoy.extensions.filters.http.buffer.v3.Buffer",
+    "envoy.extensions.filters.http.composite.v3.Composite",
+    "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+];
+
+const UPSTREAM_CODEC: &str = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec";
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
@@ -65,6 +79,36 @@ pub(crate) struct RouterConfig {
     pub(crate) upstream_log_on_stream: bool,
     /// `upstream_log_flush_interval`.
     pub(crate) upstream_log_interval: Option<Duration>,
+    /// `upstream_http_filters` before the codec.
+    pub(crate) upstream_filters: Box<[FilterEntry]>,
+}
+
+/// `HttpProtocolOptions.http_filters` before the codec, as a cluster carries them.
+pub(crate) struct UpstreamFilters(Box<[FilterEntry]>);
+
+impl UpstreamFilters {
+    /// Those of a cluster that has any.
+    pub(crate) fn of(cluster: &Cluster) -> Option<&[FilterEntry]> {
+        let own: &Self = cluster.upstream_filters.as_deref()?.downcast_ref()?;
+        Some(&own.0)
+    }
+
+    /// Compiles the filters of a cluster with this scope. A codec alone keeps those of the router away, too.
+    pub(crate) fn compile(
+        options: &HttpProtocolOptions,
+        scope: &Scope,
+        cx: &CompileContext<'_>,
+    ) -> Result<Option<waystation_upstream::cluster::UpstreamFilters>, ConfigError> {
+        let protos = &options.http_filters;
+        let is_codec = |filter: &pb::HttpFilter| matches!(&filter.config_type, Some(ConfigType::TypedConfig(any)) if type_name(any) == UPSTREAM_CODEC);
+        if protos.last().is_some_and(|last| !is_codec(last)) {
+            return Err(ConfigError::new(format!(
+                "The codec filter is the only valid terminal upstream HTTP filter, use '{UPSTREAM_CODEC}'"
+            )));
+        }
+        let entries = compile_upstream(protos, "http_filters", scope, cx)?;
+        Ok((!protos.is_empty()).then(|| Arc::new(Self(entries)) as _))
+    }
 }
 
 /// Compiles `http_filters`. The router must be last and only there; an empty chain is one without a router.
@@ -84,6 +128,58 @@ pub(crate) fn compile(
     Ok((entries, router))
 }
 
+/// Compiles the filters of the upstream side, of which the codec is the last.
+fn compile_upstream(
+    protos: &[pb::HttpFilter],
+    field: &str,
+    scope: &Scope,
+    cx: &CompileContext<'_>,
+) -> Result<Box<[FilterEntry]>, ConfigError> {
+    let mut entries = Vec::new();
+    for (index, proto) in protos.iter().enumerate() {
+        let last = index + 1 == protos.len();
+        let compile = || {
+            let type_name = match &proto.config_type {
+                Some(ConfigType::TypedConfig(any)) => type_name(any),
+                Some(ConfigType::ConfigDiscovery(_)) => {
+                    return Err(ConfigError::field(
+                        "config_discovery",
+                        "is not supported on the upstream side",
+                    ));
+                }
+                None => return Err(ConfigError::field("typed_config", "is required")),
+            };
+            check_terminal(&proto.name, type_name == UPSTREAM_CODEC, last, "upstream http")?;
+            if !last && !UPSTREAM.contains(&type_name) && !proto.is_optional {
+                return Err(ConfigError::new(format!(
+                    "Didn't find a registered implementation for '{}' with type URL: '{type_name}'",
+                    proto.name
+                )));
+            }
+            match last || !UPSTREAM.contains(&type_name) {
+                true => Ok(None),
+                false => compile_one(proto, false, scope, cx, &mut RouterConfig::default()),
+            }
+        };
+        entries.extend(compile().at(|| format!("{field}[{}]", proto.name))?);
+    }
+    Ok(entries.into())
+}
+
+/// A terminal filter stands last, and only there.
+fn check_terminal(name: &str, terminal: bool, last: bool, chain: &str) -> Result<(), ConfigError> {
+    let reason = match (terminal, last) {
+        (true, true) | (false, false) => return Ok(()),
+        (true, false) => format!(
+            "Error: terminal filter named {name} of type {name} must be the last filter in a {chain} filter chain."
+        ),
+        (false, true) => format!(
+            "Error: non-terminal filter named {name} of type {name} is the last filter in a {chain} filter chain."
+        ),
+    };
+    Err(ConfigError::new(reason))
+}
+
 fn compile_one(
     proto: &pb::HttpFilter,
     last: bool,
@@ -99,20 +195,9 @@ fn compile_one(
         None => return Err(ConfigError::field("typed_config", "is required")),
     };
     let terminal = type_name(any) == ROUTER;
-    if terminal != last {
-        let name = &proto.name;
-        let reason = match terminal {
-            true => format!(
-                "Error: terminal filter named {name} of type {name} must be the last filter in a http filter chain."
-            ),
-            false => format!(
-                "Error: non-terminal filter named {name} of type {name} is the last filter in a http filter chain."
-            ),
-        };
-        return Err(ConfigError::new(reason));
-    }
+    check_terminal(&proto.name, terminal, last, "http")?;
     if terminal {
-        *router = compile_router(&unpack(any)?, cx.shared).at(|| "typed_config")?;
+        *router = compile_router(&unpack(any)?, scope, cx).at(|| "typed_config")?;
         return Ok(None);
     }
     let extension = match find(&proto.name, any) {
@@ -210,7 +295,11 @@ fn discovered_place(
     Ok(place)
 }
 
-fn compile_router(proto: &Router, shared: &Shared) -> Result<RouterConfig, ConfigError> {
+fn compile_router(
+    proto: &Router,
+    scope: &Scope,
+    cx: &CompileContext<'_>,
+) -> Result<RouterConfig, ConfigError> {
     #[expect(deprecated, reason = "named to show that it is ignored")]
     let Router {
         dynamic_stats,
@@ -227,7 +316,6 @@ fn compile_router(proto: &Router, shared: &Shared) -> Result<RouterConfig, Confi
     } = proto;
     for (field, set) in [
         ("suppress_grpc_request_failure_code_stats", *suppress_grpc_request_failure_code_stats),
-        ("upstream_http_filters", !upstream_http_filters.is_empty()),
         ("reject_connect_request_early_data", bool_value(reject_connect_request_early_data.as_ref(), false)),
     ] {
         if set {
@@ -235,7 +323,7 @@ fn compile_router(proto: &Router, shared: &Shared) -> Result<RouterConfig, Confi
         }
     }
     let logs = upstream_log.iter().enumerate().map(|(index, proto)| {
-        AccessLog::compile(proto, &shared.access_logs, &shared.runtime)
+        AccessLog::compile(proto, &cx.shared.access_logs, &cx.shared.runtime)
             .at(|| format!("upstream_log[{index}]"))
     });
     let options = upstream_log_options.unwrap_or_default();
@@ -245,6 +333,7 @@ fn compile_router(proto: &Router, shared: &Shared) -> Result<RouterConfig, Confi
         upstream_log_on_stream: options.flush_upstream_log_on_upstream_stream,
         upstream_log_interval: positive("upstream_log_flush_interval", interval)
             .at(|| "upstream_log_options")?,
+        upstream_filters: compile_upstream(upstream_http_filters, "upstream_http_filters", scope, cx)?,
         dynamic_stats: bool_value(dynamic_stats.as_ref(), true),
         suppress_envoy_headers: *suppress_envoy_headers,
         strict_headers: (0..)

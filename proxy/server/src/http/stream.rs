@@ -25,6 +25,7 @@ mod exchange;
 mod local_reply;
 mod log;
 mod mirror;
+mod outbound;
 mod redirect;
 mod request;
 mod response;

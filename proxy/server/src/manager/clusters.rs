@@ -29,6 +29,7 @@ use crate::config_source;
 use crate::context::{CompileContext, Need, Shared};
 use crate::dns::{DnsEvent, DnsTasks};
 use crate::health::{Checker, HealthChecks};
+use crate::http::filters::UpstreamFilters;
 use crate::upstream_socket;
 
 stats_group! {
@@ -268,6 +269,7 @@ impl Clusters {
                 stats: &root,
                 transport: &transport,
                 route_policies: &|options| super::routes::cluster_policies(options, &self.shared),
+                upstream_filters: &|options| UpstreamFilters::compile(options, &scope, &context),
                 added_via_api: dynamic,
                 now: Instant::now(),
             },

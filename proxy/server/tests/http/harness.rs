@@ -470,6 +470,7 @@ typed_extension_protocol_options:
                 stats: &root,
                 transport: &transport,
                 route_policies: &|_| Ok(None),
+                upstream_filters: &|_| Ok(None),
                 added_via_api: false,
                 now: Instant::now(),
             },

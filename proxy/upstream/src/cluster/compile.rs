@@ -51,6 +51,10 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
             Some(options) => (cx.route_policies)(options).at(http::typed_path)?,
             None => None,
         },
+        upstream_filters: match &options.http {
+            Some(options) => (cx.upstream_filters)(options).at(http::typed_path)?,
+            None => None,
+        },
         connection: connection::compile(
             proto.upstream_connection_options.as_ref(),
             proto.upstream_bind_config.as_ref(),

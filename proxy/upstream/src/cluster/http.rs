@@ -189,7 +189,8 @@ fn from_typed(proto: &upstream::HttpProtocolOptions) -> Result<HttpOptions, Conf
     let upstream::HttpProtocolOptions {
         common_http_protocol_options,
         upstream_http_protocol_options,
-        http_filters,
+        // Compiled by who knows filters.
+        http_filters: _,
         header_validation_config,
         outlier_detection,
         // Compiled by who knows routes.
@@ -198,19 +199,6 @@ fn from_typed(proto: &upstream::HttpProtocolOptions) -> Result<HttpOptions, Conf
         retry_policy: _,
         upstream_protocol_options,
     } = proto;
-    for (i, filter) in http_filters.iter().enumerate() {
-        // The codec filter is what an empty list means.
-        let name = match &filter.config_type {
-            Some(
-                envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType::TypedConfig(any),
-            ) => type_name(any),
-            _ => "",
-        };
-        if name != "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec" {
-            return Err(ConfigError::new(format!("not supported: upstream HTTP filter {}", filter.name))
-                .at(format!("http_filters[{i}]")));
-        }
-    }
     refuse("header_validation_config", header_validation_config.is_some(), "header validators")?;
     let matcher = outlier_detection.as_ref().is_some_and(|detection| detection.error_matcher.is_some());
     refuse("outlier_detection.error_matcher", matcher, "outlier detection")?;

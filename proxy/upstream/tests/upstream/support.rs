@@ -98,6 +98,7 @@ fn compile_at(
             stats: &root,
             transport: &transport,
             route_policies: &|_| Ok(None),
+            upstream_filters: &|_| Ok(None),
             added_via_api: true,
             now,
         },

@@ -25,7 +25,7 @@ mod driver;
 mod pass;
 mod station;
 
-use pass::{Around, Place, Room, Shown};
+pub(super) use pass::{Around, Place, Progress, Room, Shown};
 use station::Station;
 
 /// The filters that this stream goes through, in the order of the configuration.
@@ -45,7 +45,7 @@ pub(super) struct Chain {
 
 /// A route, and which of its weighted clusters was picked.
 #[derive(Clone)]
-struct Selected {
+pub(super) struct Selected {
     table: Rc<Table>,
     route: u32,
     weighted: Option<usize>,
@@ -53,7 +53,7 @@ struct Selected {
 
 /// A direction through the chain.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Way {
+pub(super) enum Way {
     Request,
     Response,
 }
@@ -127,26 +127,6 @@ impl Chain {
     /// Whether response data go straight on.
     pub(super) fn response_is_clear(&self) -> bool {
         !self.phases.response_body && !self.response.held && self.response.out.is_empty()
-    }
-
-    /// Data of the response that have passed the filters.
-    pub(super) fn encoded(&mut self) -> std::vec::Drain<'_, Bytes> {
-        self.response.out.drain(..)
-    }
-
-    /// Whether the response head has passed the filters.
-    pub(super) fn response_head_passed(&self) -> bool {
-        self.response.head_passed
-    }
-
-    /// Whether the response's end has passed the filters.
-    pub(super) fn response_passed(&self) -> bool {
-        self.response.passed
-    }
-
-    /// Whether the response is only a head.
-    pub(super) fn response_is_head(&self) -> bool {
-        self.response.head_is_all
     }
 
     /// From here on responses go past the encode filters.
@@ -264,14 +244,14 @@ impl<D: Downstream> Stream<'_, D> {
         }
     }
 
-    /// Begins to take the response head through the filters. Whether it has passed, `response_head_passed` tells.
+    /// Begins to take the response head through the filters. Whether it has passed, `head_passed` tells.
     pub(super) fn begin_encode(&mut self, end: bool) -> Result<(), Stopped> {
         self.chain.forget_response();
         self.with_chain(|chain, stream| chain.begin(stream, Way::Response, end))?;
         self.check_response_head()
     }
 
-    /// Takes response data to the filters; what passes them is in `chain.encoded()`.
+    /// Takes response data to the filters; what passes them is in `chain.out`.
     pub(super) fn encode_data(&mut self, data: Bytes, end: bool) -> Result<(), Stopped> {
         self.with_chain(|chain, stream| chain.pass_data(stream, Way::Response, 0, data, end))?;
         self.check_response_head()?;
@@ -303,7 +283,9 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     fn check_response_head(&self) -> Result<(), Stopped> {
-        if self.chain.response.head_passed && !self.response_started && self.heads.response.status().is_none()
+        if self.chain.head_passed(Way::Response)
+            && !self.response_started
+            && self.heads.response.status().is_none()
         {
             return Err(Stopped::End(StreamEnd::FilterRemovedRequiredResponseHeaders));
         }

@@ -9,7 +9,8 @@ use waystation_upstream::cluster::ClusterRef;
 
 use super::Stream;
 use super::chain::Stopped;
-use super::upstream::{Event, Upstream};
+use super::outbound::{Failed, Outbound};
+use super::upstream::Event;
 use crate::http::downstream::Downstream;
 use crate::http::end::{ResetReason, StreamEnd};
 use crate::http::stats::HcmStats;
@@ -17,7 +18,7 @@ use crate::http::timer::{after, earliest};
 
 /// One attempt to have the request answered.
 pub(super) struct Attempt {
-    pub(super) upstream: Upstream,
+    pub(super) upstream: Outbound,
     /// How much of `heads.kept` has been sent.
     pub(super) replayed: usize,
     pub(super) request_sent: bool,
@@ -126,7 +127,7 @@ impl<D: Downstream> Stream<'_, D> {
             return Poll::Ready(step);
         }
         // A request that cannot be written may have been answered already: the read side tells.
-        let broken = matches!(attempt.upstream.poll_flush(task), Poll::Ready(Err(_)));
+        let broken = matches!(attempt.upstream.poll_flush(task, self.beside_heads().0), Poll::Ready(Err(_)));
         if !(attempt.response_done && self.response_ended)
             && let Some(step) = self.poll_response(task, attempt, &mut moved)
         {
@@ -150,7 +151,7 @@ impl<D: Downstream> Stream<'_, D> {
             self.last_activity = self.timer.now();
         }
         if self.log_due().is_some_and(|due| self.timer.now() >= due) {
-            self.log_periodically(Some(&attempt.upstream));
+            self.log_periodically(Some(&attempt.upstream.codec));
         }
         self.poll_limits(task, attempt.limits)
     }
@@ -163,8 +164,8 @@ impl<D: Downstream> Stream<'_, D> {
     ) -> Option<Step> {
         loop {
             // Without room the transport's waker is what brings us back: there must be one, or room.
-            if !attempt.upstream.has_room()
-                && !matches!(attempt.upstream.poll_flush(task), Poll::Ready(Ok(())))
+            if !attempt.upstream.has_room(self.cx)
+                && !matches!(attempt.upstream.poll_flush(task, self.beside_heads().0), Poll::Ready(Ok(())))
             {
                 attempt.flow.pause_downstream(true, &self.cx.hcm.stats.hcm);
                 return None;
@@ -184,8 +185,8 @@ impl<D: Downstream> Stream<'_, D> {
                     attempt.replayed = 0;
                 }
                 self.info.upstream.bytes.body_sent += data.len() as u64;
-                if let Err(reason) = attempt.upstream.send_data(data) {
-                    return Some(Step::Reset(reason));
+                if let Err(failed) = attempt.upstream.send_data(self.beside_heads().0, data) {
+                    return Some(failed.into());
                 }
             } else if self.request_passed() {
                 attempt.request_sent = true;
@@ -193,9 +194,11 @@ impl<D: Downstream> Stream<'_, D> {
                     attempt.limits.per_try = after(self.timer.now(), attempt.limits.per_try_timeout);
                 }
                 self.info.timing.last_upstream_tx = Some(self.timer.now());
-                let trailers = Some(&self.heads.request_trailers).filter(|_| self.request_has_trailers);
-                if let Err(reason) = attempt.upstream.send_end(trailers) {
-                    return Some(Step::Reset(reason));
+                let has_trailers = self.request_has_trailers;
+                let (beside, heads) = self.beside_heads();
+                let trailers = Some(&heads.request_trailers).filter(|_| has_trailers);
+                if let Err(failed) = attempt.upstream.send_end(beside, trailers) {
+                    return Some(failed.into());
                 }
                 return None;
             } else {
@@ -241,13 +244,11 @@ impl<D: Downstream> Stream<'_, D> {
             if attempt.response_done || self.encode_is_full() {
                 return None;
             }
-            let into = match attempt.head_seen {
-                true => &mut self.heads.response_trailers,
-                false => &mut self.heads.response,
-            };
-            let event = match attempt.upstream.poll_event(task, &self.cx.worker, into) {
+            let (beside, heads) = self.beside_heads();
+            let into = if attempt.head_seen { &mut heads.response_trailers } else { &mut heads.response };
+            let event = match attempt.upstream.poll_event(task, beside, into) {
                 Poll::Pending => return None,
-                Poll::Ready(Err(reason)) => return Some(Step::Reset(reason)),
+                Poll::Ready(Err(failed)) => return Some(failed.into()),
                 Poll::Ready(Ok(event)) => event,
             };
             *moved = true;
@@ -360,6 +361,15 @@ impl<D: Downstream> Stream<'_, D> {
             if passed(self.log_due()) {
                 self.log_periodically(None);
             }
+        }
+    }
+}
+
+impl From<Failed> for Step {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Reset(reason) => Self::Reset(reason),
+            Failed::Reply(reply) => Self::Reply(reply),
         }
     }
 }

@@ -5,6 +5,7 @@ use waystation_http::{Headers, Known};
 use waystation_route::{Route, WeightedCluster};
 
 use super::Stream;
+use super::chain::Way;
 use super::request::format_context;
 use crate::http::config::ServerHeader;
 use crate::http::downstream::Downstream;
@@ -27,23 +28,23 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// Queues for the client what has passed the filters.
     pub(super) fn send_encoded(&mut self) {
-        if !self.chain.response_head_passed() || self.response_ended {
+        if !self.chain.head_passed(Way::Response) || self.response_ended {
             return;
         }
-        if !self.response_started && self.send_response_head(self.chain.response_is_head()) {
+        if !self.response_started && self.send_response_head(self.chain.head_is_all(Way::Response)) {
             // To HEAD, upstream's framing may say that a body follows, which never comes.
-            if !self.chain.response_is_head() {
+            if !self.chain.head_is_all(Way::Response) {
                 self.down.send_end(None);
             }
             self.response_ended = true;
             return;
         }
-        for data in self.chain.encoded() {
+        for data in self.chain.out(Way::Response) {
             self.down.send_data(data);
         }
-        if self.chain.response_passed() {
+        if self.chain.passed(Way::Response) {
             self.response_ended = true;
-            if !self.chain.response_is_head() {
+            if !self.chain.head_is_all(Way::Response) {
                 let trailers = Some(&self.heads.response_trailers).filter(|_| self.response_has_trailers);
                 self.down.send_end(trailers);
             }

@@ -3,11 +3,11 @@
 use waystation_filter_api::http::Flow;
 use waystation_route::{Action, ClusterSpecifier, FilterLevels, FilterSlot};
 
-use super::pass::Shown;
-use super::station::{Station, Stop};
+use super::station::Station;
 use super::{Chain, Selected, Slot, Way};
 use crate::http::downstream::Downstream;
 use crate::http::end::StreamEnd;
+use crate::http::filters::FilterEntry;
 use crate::http::stream::Stream;
 
 impl<D: Downstream> Stream<'_, D> {
@@ -28,7 +28,7 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// The route, with the weighted cluster that the router will pick as long as the request stays as it is.
-    fn selected(&self) -> Option<Selected> {
+    pub(in crate::http::stream) fn selected(&self) -> Option<Selected> {
         let (table, route) = self.table.as_ref()?;
         let weighted = match table.held.route(*route).map(|route| &route.action) {
             Some(Action::Route(action)) if matches!(action.clusters, ClusterSpecifier::Weighted(_)) => {
@@ -44,31 +44,13 @@ impl<D: Downstream> Stream<'_, D> {
     fn add_filters(&self, chain: &mut Chain, first: usize, begins: bool) {
         for (i, entry) in self.cx.hcm.filters.iter().enumerate().skip(first) {
             let slot = chain.route.as_ref().and_then(|selected| *selected.table.slots.get(i)?);
-            let levels = levels(chain.route.as_ref(), slot);
-            if levels.disabled.filter(|_| begins).unwrap_or(entry.disabled) {
-                continue;
-            }
-            let in_force = entry.factory.in_force();
-            let factory = in_force.as_deref().unwrap_or(&*entry.factory);
-            let Some(filter) = factory.create(levels.configs) else { continue };
-            let phases = factory.phases();
-            chain.phases.response_body |= phases.response_body;
-            chain.slots.push(Slot {
-                entry: i,
-                levels: slot,
-                factory: in_force,
-                filter,
-                phases,
-                request: Station::default(),
-                response: Station::default(),
-            });
+            chain.add(i, entry, slot, begins);
         }
     }
 
     /// Selects the route anew for the filter that has waited for that, and shows it the head once more. The filters behind
     /// it, which have not seen the stream yet, are made for a route that has now been found.
     pub(super) fn look_again_through(&mut self, chain: &mut Chain, step: usize) -> Result<Flow, StreamEnd> {
-        chain.station(Way::Request, step).stop = Stop::Open;
         let had_route = self.table.is_some();
         self.info.upstream.cluster = None;
         self.select_route()?;
@@ -84,8 +66,7 @@ impl<D: Downstream> Stream<'_, D> {
             self.add_filters(chain, entry + 1, false);
         }
         self.note_cluster();
-        let end = chain.request.head_is_all;
-        Ok(chain.phase(self, Way::Request, step, Shown::Head { end }))
+        Ok(chain.show_head(self, Way::Request, step))
     }
 
     /// Tells the filters of the end.
@@ -93,13 +74,39 @@ impl<D: Downstream> Stream<'_, D> {
         if self.chain.is_empty() {
             return;
         }
-        self.with_chain(|chain, stream| {
-            for step in 0..chain.slots.len() {
-                if chain.slots[step].phases.complete {
-                    chain.phase(stream, Way::Request, step, Shown::Complete);
-                }
-            }
-            chain.slots.clear();
+        self.with_chain(|chain, stream| chain.complete(stream));
+    }
+}
+
+impl Chain {
+    /// Makes the filters' instances for an attempt of a request to this route.
+    pub(in crate::http::stream) fn fill(&mut self, entries: &[FilterEntry], route: Option<Selected>) {
+        self.route = route;
+        for (i, entry) in entries.iter().enumerate() {
+            // Only requests to clusters that have filters pay for the look-up.
+            let slot = self.route.as_ref().and_then(|selected| selected.table.held.filter_slot(&entry.name));
+            self.add(i, entry, slot, true);
+        }
+    }
+
+    fn add(&mut self, index: usize, entry: &FilterEntry, slot: Option<FilterSlot>, begins: bool) {
+        let levels = levels(self.route.as_ref(), slot);
+        if levels.disabled.filter(|_| begins).unwrap_or(entry.disabled) {
+            return;
+        }
+        let in_force = entry.factory.in_force();
+        let factory = in_force.as_deref().unwrap_or(&*entry.factory);
+        let Some(filter) = factory.create(levels.configs) else { return };
+        let phases = factory.phases();
+        self.phases.response_body |= phases.response_body;
+        self.slots.push(Slot {
+            entry: index,
+            levels: slot,
+            factory: in_force,
+            filter,
+            phases,
+            request: Station::default(),
+            response: Station::default(),
         });
     }
 }

@@ -18,7 +18,7 @@ use crate::http::timer::Timer;
 use crate::http::{ConnCx, Table};
 
 /// What a chain of filters stands in: a stream of a client's, or an attempt of the router's.
-pub(super) trait Place {
+pub(in crate::http::stream) trait Place {
     /// What of it a phase is shown.
     fn around(&mut self) -> Around<'_>;
 
@@ -29,21 +29,21 @@ pub(super) trait Place {
     fn look_again(&mut self, chain: &mut Chain, step: usize) -> Result<Flow, StreamEnd>;
 }
 
-pub(super) struct Around<'a> {
+pub(in crate::http::stream) struct Around<'a> {
     /// The filters that the chain was made of.
-    pub(super) filters: &'a [FilterEntry],
-    pub(super) info: &'a mut StreamInfo,
-    pub(super) heads: &'a mut Scratch,
-    pub(super) cx: &'a ConnCx,
-    pub(super) timer: &'a Timer,
+    pub(in crate::http::stream) filters: &'a [FilterEntry],
+    pub(in crate::http::stream) info: &'a mut StreamInfo,
+    pub(in crate::http::stream) heads: &'a mut Scratch,
+    pub(in crate::http::stream) cx: &'a ConnCx,
+    pub(in crate::http::stream) timer: &'a Timer,
     /// The route as it is selected now.
-    pub(super) table: Option<&'a (Rc<Table>, u32)>,
+    pub(in crate::http::stream) table: Option<&'a (Rc<Table>, u32)>,
     /// The stream's random number.
-    pub(super) random: u64,
+    pub(in crate::http::stream) random: u64,
 }
 
 /// What a phase is shown.
-pub(super) enum Shown<'s> {
+pub(in crate::http::stream) enum Shown<'s> {
     Head { end: bool },
     Informational,
     Data(&'s mut BodyData, bool),
@@ -54,20 +54,27 @@ pub(super) enum Shown<'s> {
 
 /// Whether more may be buffered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Room {
+pub(in crate::http::stream) enum Room {
     Free,
     /// Stop reading until something goes on.
     Full,
     Exceeded,
 }
 
-pub(super) type Progress = Result<(), Box<LocalReply>>;
+pub(in crate::http::stream) type Progress = Result<(), Box<LocalReply>>;
 
 impl Chain {
     pub(super) fn lane(&mut self, way: Way) -> &mut Lane {
         match way {
             Way::Request => &mut self.request,
             Way::Response => &mut self.response,
+        }
+    }
+
+    fn lane_of(&self, way: Way) -> &Lane {
+        match way {
+            Way::Request => &self.request,
+            Way::Response => &self.response,
         }
     }
 
@@ -100,6 +107,59 @@ impl Chain {
         }
     }
 
+    /// Whether some filter may hold something.
+    pub(in crate::http::stream) fn is_held(&self, way: Way) -> bool {
+        self.lane_of(way).held
+    }
+
+    /// Whether the head has passed every filter.
+    pub(in crate::http::stream) fn head_passed(&self, way: Way) -> bool {
+        self.lane_of(way).head_passed
+    }
+
+    /// Whether the message is only a head.
+    pub(in crate::http::stream) fn head_is_all(&self, way: Way) -> bool {
+        self.lane_of(way).head_is_all
+    }
+
+    /// Whether the end has passed every filter.
+    pub(in crate::http::stream) fn passed(&self, way: Way) -> bool {
+        self.lane_of(way).passed
+    }
+
+    /// Data that have passed every filter.
+    pub(in crate::http::stream) fn out(&mut self, way: Way) -> std::vec::Drain<'_, Bytes> {
+        self.lane(way).out.drain(..)
+    }
+
+    /// The first of them.
+    pub(in crate::http::stream) fn next_out(&mut self, way: Way) -> Option<Bytes> {
+        let out = &mut self.lane(way).out;
+        (!out.is_empty()).then(|| out.remove(0))
+    }
+
+    /// Shows a filter the head once more.
+    pub(in crate::http::stream) fn show_head<P: Place>(
+        &mut self,
+        place: &mut P,
+        way: Way,
+        step: usize,
+    ) -> Flow {
+        self.station(way, step).stop = Stop::Open;
+        let end = self.head_is_all(way);
+        self.phase(place, way, step, Shown::Head { end })
+    }
+
+    /// Tells the filters of the end.
+    pub(in crate::http::stream) fn complete<P: Place>(&mut self, place: &mut P) {
+        for step in 0..self.slots.len() {
+            if self.slots[step].phases.complete {
+                self.phase(place, Way::Request, step, Shown::Complete);
+            }
+        }
+        self.slots.clear();
+    }
+
     /// Keeps what a flow other than `Continue` says; `true` when the filter holds.
     fn stop(&mut self, way: Way, step: usize, part: Part, flow: Flow) -> Result<bool, Box<LocalReply>> {
         let stop = match flow {
@@ -115,7 +175,7 @@ impl Chain {
         Ok(holds)
     }
 
-    pub(super) fn room(&mut self, way: Way, limit: usize) -> Room {
+    pub(in crate::http::stream) fn room(&mut self, way: Way, limit: usize) -> Room {
         if !self.lane(way).held {
             return Room::Free;
         }
@@ -140,7 +200,7 @@ impl Chain {
         }
     }
 
-    pub(super) fn show_informational<P: Place>(&mut self, place: &mut P) {
+    pub(in crate::http::stream) fn show_informational<P: Place>(&mut self, place: &mut P) {
         for step in 0..self.steps(Way::Response) {
             if self.phases(Way::Response, step).0 {
                 self.phase(place, Way::Response, step, Shown::Informational);
@@ -149,7 +209,12 @@ impl Chain {
     }
 
     /// Begins to take a head through the filters; `end` when it is all of the message.
-    pub(super) fn begin<P: Place>(&mut self, place: &mut P, way: Way, end: bool) -> Progress {
+    pub(in crate::http::stream) fn begin<P: Place>(
+        &mut self,
+        place: &mut P,
+        way: Way,
+        end: bool,
+    ) -> Progress {
         self.lane(way).head_is_all = end;
         self.pass_head(place, way, 0)
     }
@@ -173,7 +238,7 @@ impl Chain {
         Ok(())
     }
 
-    pub(super) fn pass_data<P: Place>(
+    pub(in crate::http::stream) fn pass_data<P: Place>(
         &mut self,
         place: &mut P,
         way: Way,
@@ -229,7 +294,12 @@ impl Chain {
         Ok(())
     }
 
-    pub(super) fn pass_trailers<P: Place>(&mut self, place: &mut P, way: Way, from: usize) -> Progress {
+    pub(in crate::http::stream) fn pass_trailers<P: Place>(
+        &mut self,
+        place: &mut P,
+        way: Way,
+        from: usize,
+    ) -> Progress {
         for step in from..self.steps(way) {
             let wants = self.phases(way, step).2;
             let station = self.station(way, step);
@@ -365,7 +435,7 @@ impl Chain {
     }
 
     /// Asks those who hold something; `true` when somebody let go.
-    pub(super) fn poll_stations<P: Place>(
+    pub(in crate::http::stream) fn poll_stations<P: Place>(
         &mut self,
         place: &mut P,
         way: Way,

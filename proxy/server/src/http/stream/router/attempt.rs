@@ -20,6 +20,7 @@ use crate::http::retry::{Decision, Outcome, Retries};
 use crate::http::stream::Stream;
 use crate::http::stream::chain::Stopped;
 use crate::http::stream::exchange::{Attempt, Flow, Limits, Step};
+use crate::http::stream::outbound::{Failed, Outbound};
 use crate::http::stream::upstream::{self, NoStream, RequestPermit, Upstream};
 use crate::http::timer::after;
 use crate::pool::HostPool;
@@ -154,7 +155,7 @@ impl<D: Downstream> Stream<'_, D> {
         let timeouts = &routing.timeouts;
         let per_try = Some(timeouts.per_try).filter(|timeout| !timeout.is_zero());
         let mut attempt = Attempt {
-            upstream,
+            upstream: self.outbound(upstream, &cluster),
             replayed: 0,
             request_sent: false,
             tunnel_held: false,
@@ -174,11 +175,19 @@ impl<D: Downstream> Stream<'_, D> {
         // The body is measured for each attempt, the wire for all of them.
         (self.info.upstream.bytes.body_sent, self.info.upstream.bytes.body_received) = (0, 0);
         // A CONNECT that ends here is accepted by its connection.
-        let raw = matches!(attempt.upstream, Upstream::Tcp(_));
+        let raw = matches!(attempt.upstream.codec, Upstream::Tcp(_));
         attempt.tunnel_held = self.facts.tunnel && !raw;
         let bodiless = self.request_passed() && self.heads.kept.is_empty() && !self.request_has_trailers;
         attempt.request_sent = bodiless;
-        if let Err(reason) = attempt.upstream.send_head(&self.cx.worker, &self.heads.request, bodiless) {
+        let (beside, heads) = self.beside_heads();
+        if let Err(failed) = attempt.upstream.send_head(beside, &heads.request, bodiless) {
+            let reason = match failed {
+                Failed::Reset(reason) => reason,
+                Failed::Reply(reply) => {
+                    self.release(attempt.upstream, &pool, &cluster, false);
+                    return Err(self.stopped(Stopped::Reply(reply)).await);
+                }
+            };
             let outcome = Outcome::Reset(reason, true);
             return Err(self.after_failure(routing, retries, permit, outcome, reason, None, Some(active)));
         }
@@ -539,13 +548,14 @@ impl<D: Downstream> Stream<'_, D> {
         self.facts.tunnel
             && status != 101
             && status < 400
-            && matches!(attempt.upstream, Upstream::Http1(_))
+            && matches!(attempt.upstream.codec, Upstream::Http1(_))
             && (self.heads.request.get(Known::Upgrade))
                 .is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
     }
 
     /// The upstream stream ended before its response did. HTTP/1 has no resets to count, only connections that end.
-    pub(super) fn lose(&mut self, upstream: Upstream, cluster: &ClusterRef, reason: ResetReason) {
+    pub(super) fn lose(&mut self, upstream: Outbound, cluster: &ClusterRef, reason: ResetReason) {
+        let upstream = self.end_filters(upstream);
         self.add_bytes(&upstream);
         if matches!(upstream, Upstream::Http2(_)) {
             match reason {
@@ -572,11 +582,12 @@ impl<D: Downstream> Stream<'_, D> {
     /// Gives the connection back, or ends the upstream stream; `clean` when both directions have come to their end.
     pub(super) fn release(
         &mut self,
-        upstream: Upstream,
+        upstream: Outbound,
         pool: &Rc<HostPool>,
         cluster: &ClusterRef,
         clean: bool,
     ) {
+        let upstream = self.end_filters(upstream);
         self.add_bytes(&upstream);
         match upstream {
             Upstream::Http1(mut connection) => {

@@ -21,6 +21,7 @@ use crate::http::retry::{Outcome, Retries};
 use crate::http::stream::Stream;
 use crate::http::stream::exchange::{Attempt, Step};
 use crate::http::stream::log::AttemptLog;
+use crate::http::stream::outbound::Failed;
 use crate::http::stream::upstream::Event;
 use crate::http::timer::earliest;
 
@@ -152,8 +153,8 @@ impl<D: Downstream> Stream<'_, D> {
         while let Some(Parked { flight, known }) = routing.parked.get_mut(index) {
             let attempt = &mut flight.attempt;
             let event = match self.send_parked(task, attempt) {
-                Ok(()) => attempt.upstream.poll_event(task, &self.cx.worker, &mut known.response),
-                Err(reason) => Poll::Ready(Err(reason)),
+                Ok(()) => attempt.upstream.poll_event(task, self.beside_heads().0, &mut known.response),
+                Err(failed) => Poll::Ready(Err(failed)),
             };
             match event {
                 Poll::Pending => index += 1,
@@ -172,7 +173,12 @@ impl<D: Downstream> Stream<'_, D> {
                 Poll::Ready(Ok(_)) => {
                     self.end_parked(routing, index, &Abandoned::Reset(ResetReason::ProtocolError));
                 }
-                Poll::Ready(Err(reason)) => self.end_parked(routing, index, &Abandoned::Reset(reason)),
+                Poll::Ready(Err(Failed::Reset(reason))) => {
+                    self.end_parked(routing, index, &Abandoned::Reset(reason));
+                }
+                Poll::Ready(Err(Failed::Reply(reply))) => {
+                    return Poll::Ready(Answer { index, said: Some(Step::Reply(reply)) });
+                }
             }
         }
         Poll::Pending
@@ -186,29 +192,32 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// Sends what a parked attempt has not sent of the request, which is kept as long as there may be another attempt.
-    fn send_parked(&mut self, task: &mut Context<'_>, attempt: &mut Attempt) -> Result<(), ResetReason> {
+    fn send_parked(&mut self, task: &mut Context<'_>, attempt: &mut Attempt) -> Result<(), Failed> {
         while !attempt.request_sent {
             if self.outgrown {
-                return Err(ResetReason::LocalReset);
+                return Err(ResetReason::LocalReset.into());
             }
-            if !attempt.upstream.has_room()
-                && !matches!(attempt.upstream.poll_flush(task), Poll::Ready(Ok(())))
+            if !attempt.upstream.has_room(self.cx)
+                && !matches!(attempt.upstream.poll_flush(task, self.beside_heads().0), Poll::Ready(Ok(())))
             {
                 return Ok(());
             }
             if let Some(data) = self.heads.kept.get(attempt.replayed) {
                 attempt.replayed += 1;
-                attempt.upstream.send_data(data.clone())?;
+                let data = data.clone();
+                attempt.upstream.send_data(self.beside_heads().0, data)?;
             } else if self.request_passed() {
                 attempt.request_sent = true;
-                let trailers = Some(&self.heads.request_trailers).filter(|_| self.request_has_trailers);
-                attempt.upstream.send_end(trailers)?;
+                let has_trailers = self.request_has_trailers;
+                let (beside, heads) = self.beside_heads();
+                let trailers = Some(&heads.request_trailers).filter(|_| has_trailers);
+                attempt.upstream.send_end(beside, trailers)?;
             } else {
                 break;
             }
         }
         // A request that cannot be written may have been answered already: the read side tells.
-        let _ = attempt.upstream.poll_flush(task);
+        let _ = attempt.upstream.poll_flush(task, self.beside_heads().0);
         Ok(())
     }
 
