@@ -28,7 +28,7 @@ use crate::http::filters::discovered::DiscoveredFilter;
 use crate::http::stats::RouterStats;
 use crate::manager::scopes::ScopeMap;
 use crate::on_demand::OnDemand;
-use crate::overload::Connections;
+use crate::overload::{Connections, Installed, Overload};
 
 /// One per process, behind an `Arc`: read by every thread, changed only through its cells and atomics.
 pub struct Shared {
@@ -71,6 +71,8 @@ pub struct Shared {
     pub on_demand: OnDemand,
     /// Downstream connections now open, and how many there may be.
     pub downstream: Arc<Connections>,
+    /// The overload manager.
+    pub overload: Installed,
     next_connection: AtomicU64,
 }
 
@@ -138,6 +140,7 @@ impl Shared {
             backing: Arc::new(backing),
             static_secrets: OnceLock::new(),
             on_demand: OnDemand::new(),
+            overload: Installed::default(),
             next_connection: AtomicU64::new(0),
         })
     }
@@ -256,6 +259,7 @@ pub struct CompileContext<'a> {
     pub shared: &'a Arc<Shared>,
     needs: RefCell<Vec<Need>>,
     buffer_limit: usize,
+    bypasses_overload: bool,
 }
 
 impl<'a> CompileContext<'a> {
@@ -266,7 +270,18 @@ impl<'a> CompileContext<'a> {
 
     /// One for a filter chain of a listener with this `per_connection_buffer_limit_bytes`.
     pub fn with_buffer_limit(shared: &'a Arc<Shared>, buffer_limit: usize) -> Self {
-        Self { shared, needs: RefCell::default(), buffer_limit }
+        Self { shared, needs: RefCell::default(), buffer_limit, bypasses_overload: false }
+    }
+
+    /// The same for a listener with this `bypass_overload_manager`.
+    #[must_use]
+    pub fn bypassing_overload(self, bypasses_overload: bool) -> Self {
+        Self { bypasses_overload, ..self }
+    }
+
+    /// The overload manager, where it bears on the listener under compilation.
+    pub fn overload(&self) -> Option<Arc<Overload>> {
+        self.shared.overload.of_listener(self.bypasses_overload)
     }
 
     /// What the listener under compilation lets a connection buffer.

@@ -6,7 +6,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use waystation_filter_api::cell::{Held, Local};
@@ -30,7 +31,7 @@ pub(crate) mod retry;
 mod sniff;
 pub mod stats;
 pub(crate) mod stream;
-mod timer;
+pub(crate) mod timer;
 
 pub use config::Hcm;
 pub(crate) use config::refuse_unsupported;
@@ -38,6 +39,7 @@ pub(crate) use config::refuse_unsupported;
 use crate::drain::DrainHandle;
 use crate::manager::scopes::ScopeMap;
 use crate::on_demand::Wanted;
+use crate::overload::{Scale, ScaledTimeouts, Wait};
 use crate::transport::Transport;
 use crate::worker::Worker;
 use config::Codec;
@@ -100,6 +102,36 @@ impl ConnCx {
         Some(fresh)
     }
 
+    /// The idle timeout of the connection, as long as it is at the present pressure.
+    pub(crate) fn idle_timeout(&self) -> Option<Duration> {
+        self.scaled(self.hcm.timeouts.idle, |timeouts| &timeouts.connection_idle)
+    }
+
+    /// The same for that of its streams.
+    pub(crate) fn stream_idle_timeout(&self) -> Option<Duration> {
+        self.scaled(self.hcm.timeouts.stream_idle, |timeouts| &timeouts.stream_idle)
+    }
+
+    /// When the connection is over, which without pressure is at `end`.
+    pub(crate) fn connection_end(&self, end: Option<Instant>) -> Option<Instant> {
+        let start = self.info.start;
+        let max = end?.saturating_duration_since(start);
+        Some(start + self.scaled(Some(max), |timeouts| &timeouts.connection_max).unwrap_or(max))
+    }
+
+    #[inline]
+    fn scaled(&self, max: Option<Duration>, scale: impl Fn(&ScaledTimeouts) -> &Scale) -> Option<Duration> {
+        let Some(overload) = &self.hcm.overload else { return max };
+        max.map(|max| scale(&overload.reduce_timeouts).of(max))
+    }
+
+    /// Has the task look at its deadlines anew when the pressure changes them; nothing where it never does.
+    pub(crate) async fn wait_for_overload(&self) -> Option<Wait> {
+        self.hcm.overload.as_ref().filter(|overload| overload.reduce_timeouts.is_set())?;
+        let waits = &self.worker.overload_waits;
+        std::future::poll_fn(|task| Poll::Ready(Some(waits.enter(task.waker())))).await
+    }
+
     /// What may give a request without a route one: the virtual host of its host, or the routes of its scope.
     pub(crate) fn missing_route(&self, request: &Headers) -> Option<Wanted> {
         if let Some(table) = self.table(request) {
@@ -152,11 +184,22 @@ pub async fn serve_connection(
     let _open = OpenConnection::new(&cx);
     let alpn_h2 = cx.info.negotiated_protocol.as_deref() == Some(b"h2");
     let served = match hcm.codec {
+        // What a codec is made for has come.
+        Codec::Http1 | Codec::Http2 if hcm.overload.as_ref().is_some_and(|o| o.creating_codec.is_some()) => {
+            sniff::first(&cx, transport).await
+        }
         Codec::Http1 => Some((Sniffed::Http1, transport, BytesMut::new())),
         Codec::Http2 => Some((Sniffed::Http2, transport, BytesMut::new())),
         Codec::Auto if alpn_h2 => Some((Sniffed::Http2, transport, BytesMut::new())),
         Codec::Auto => sniff::sniff(&cx, transport).await,
     };
+    if served.is_some()
+        && let Some(point) = hcm.overload.as_ref().and_then(|overload| overload.creating_codec.as_ref())
+        && point.sheds(|| cx.worker.random())
+    {
+        hcm.stats.hcm.downstream_rq_overload_close().inc();
+        return;
+    }
     match served {
         Some((Sniffed::Http1, transport, input)) => downstream::http1::serve(&cx, transport, input).await,
         // The HTTP/2 driver is many times the size of the other: only those who need it carry it.

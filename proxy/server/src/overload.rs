@@ -1,261 +1,154 @@
-//! `overload_manager`: the limit on open downstream connections over all listeners and workers.
+//! `overload_manager`: pressures of resources, and what is done when they rise.
 //!
-//! The other resource monitors, overload actions and load-shed points are refused by the ledger.
+//! The main thread asks the monitors once in each `refresh_interval` and feeds the pressures through the triggers
+//! (`manager`, around the sans-io core in `trigger`). What comes out are [`Level`]s: a decision on the request path is one
+//! relaxed load of the one that it depends on, and none at all where the bootstrap has nothing for it or the listener has
+//! `bypass_overload_manager`. The limit on downstream connections is no pressure but a count ([`Connections`]).
 
-use std::fmt;
-use std::sync::Arc;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use envoy_types::pb::envoy::config::overload::v3 as pb;
-use envoy_types::pb::envoy::extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig;
-use waystation_filter_api::runtime::{Runtime, RuntimeInteger};
-use waystation_filter_api::wire::{type_name, unpack};
-use waystation_schema::{At as _, ConfigError};
-use waystation_stats::{Scope, stats_group};
+use tokio::sync::watch;
 
-/// The monitor that is known by name; Envoy knows it by no other.
-const DOWNSTREAM_CONNECTIONS: &str = "envoy.resource_monitors.global_downstream_max_connections";
+mod config;
+mod connections;
+mod cpu;
+mod level;
+mod manager;
+mod monitor;
+mod timeouts;
+mod trigger;
+mod waits;
 
-/// Envoy's runtime key for the same limit, in force where no monitor is configured.
-const RUNTIME_LIMIT: &str = "overload.global_downstream_max_connections";
+pub use config::{Compiled, compile};
+pub use connections::{Admission, Connection, Connections};
+pub use level::{Level, Point};
+pub use manager::Manager;
+pub use timeouts::{Scale, ScaledTimeouts};
+pub use waits::{Wait, Waits, follow};
 
-stats_group! {
-    /// `overload.envoy.resource_monitors.global_downstream_max_connections.`
-    pub struct MonitorStats {
-        counters { failed_updates }
-        gauges {
-            /// Always 0, as Envoy's: only monitors that are polled have a pressure.
-            pressure,
-        }
-        histograms {}
-    }
+/// What of the overload manager bears on workers; a field is set where the bootstrap has the action or load-shed point.
+#[derive(Clone, Debug, Default)]
+pub struct Overload {
+    /// `envoy.overload_actions.stop_accepting_requests`.
+    pub stop_accepting_requests: Option<Arc<Level>>,
+    /// `envoy.overload_actions.disable_http_keepalive`.
+    pub disable_http_keepalive: Option<Arc<Level>>,
+    /// `envoy.overload_actions.stop_accepting_connections`.
+    pub stop_accepting_connections: Option<Arc<Level>>,
+    /// `envoy.overload_actions.reject_incoming_connections`.
+    pub reject_incoming_connections: Option<Arc<Level>>,
+    /// All instances of `envoy.overload_actions.reduce_timeouts`.
+    pub reduce_timeouts: ScaledTimeouts,
+    /// `envoy.load_shed_points.tcp_listener_accept`.
+    pub tcp_listener_accept: Option<Arc<Point>>,
+    /// `envoy.load_shed_points.http_connection_manager_decode_headers`.
+    pub decode_headers: Option<Arc<Point>>,
+    /// `envoy.load_shed_points.hcm_ondata_creating_codec`.
+    pub creating_codec: Option<Arc<Point>>,
+    /// `envoy.load_shed_points.http1_server_abort_dispatch`.
+    pub http1_abort_dispatch: Option<Arc<Point>>,
+    /// `envoy.load_shed_points.http2_server_go_away_on_dispatch`.
+    pub go_away: Option<Arc<Point>>,
+    /// `envoy.load_shed_points.http2_server_go_away_and_close_on_dispatch`.
+    pub go_away_and_close: Option<Arc<Point>>,
+    /// `envoy.load_shed_points.http_downstream_filter_check`.
+    pub filter_check: Option<Arc<Point>>,
+    /// `envoy.load_shed_points.connection_pool_new_connection`.
+    pub new_connection: Option<Arc<Point>>,
+    /// `envoy.load_shed_points.tcp_proxy_on_data`.
+    pub tcp_proxy_on_data: Option<Arc<Point>>,
+    /// `envoy.load_shed_points.tcp_proxy_upstream_connect`.
+    pub tcp_proxy_connect: Option<Arc<Point>>,
+    /// Moves with each change of a level that somebody waits for.
+    changes: Option<watch::Receiver<()>>,
+    /// Moves when memory is to be given back.
+    shrink: Option<watch::Receiver<()>>,
 }
 
-/// The limit on open downstream connections that `overload_manager` sets, if it sets one.
-pub fn compile(proto: Option<&pb::OverloadManager>) -> Result<Option<u64>, ConfigError> {
-    let Some(proto) = proto else {
-        return Ok(None);
-    };
-    // `refresh_interval` paces monitors that are polled; this one is asked on each accept. What else the message
-    // holds never gets here: the walk refuses it.
-    let mut limit = None;
-    for (i, monitor) in proto.resource_monitors.iter().enumerate() {
-        let compile = || {
-            if monitor.name != DOWNSTREAM_CONNECTIONS {
-                return Err(ConfigError::field(
-                    "name",
-                    format!("only '{DOWNSTREAM_CONNECTIONS}' is supported"),
-                ));
-            }
-            if limit.is_some() {
-                return Err(ConfigError::new(format!("Duplicate resource monitor {}", monitor.name)));
-            }
-            downstream_connections(monitor).at(|| "typed_config")
-        };
-        let compiled = compile().at(|| format!("resource_monitors[{i}]")).at(|| "overload_manager")?;
-        limit = Some(compiled);
-    }
-    Ok(limit)
-}
-
-fn downstream_connections(monitor: &pb::ResourceMonitor) -> Result<u64, ConfigError> {
-    let Some(pb::resource_monitor::ConfigType::TypedConfig(any)) = &monitor.config_type else {
-        return Err(ConfigError::new("is required"));
-    };
-    match type_name(any) {
-        "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig" => {
-            let proto: DownstreamConnectionsConfig = unpack(any)?;
-            u64::try_from(proto.max_active_downstream_connections).ok().filter(|limit| *limit > 0).ok_or_else(
-                || ConfigError::field("max_active_downstream_connections", "must be greater than 0"),
-            )
-        }
-        other => Err(ConfigError::new(format!("unknown resource monitor type '{other}'"))),
-    }
-}
-
-/// The open downstream connections of the process, and how many there may be.
-///
-/// A connection is counted before it is served and given back when it is dropped, by one atomic for all workers: the
-/// limit holds exactly, at the price of one shared write for each connection.
-#[derive(Debug)]
-pub struct Connections {
-    /// All that are open.
-    open: AtomicU64,
-    /// Those that count against the limit.
-    charged: AtomicU64,
-    runtime_limit: RuntimeInteger,
-    monitor: OnceLock<Monitor>,
-}
-
-/// The limit of `overload_manager`.
-#[derive(Clone, Debug)]
-struct Monitor {
-    limit: u64,
-    stats: MonitorStats,
-}
-
-/// Whether a connection counts against the limit.
+/// What a connection does with bytes that have come, by the load-shed points of HTTP's dispatch.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Admission {
-    /// It does.
-    Limited,
-    /// It does not: its listener has `ignore_global_conn_limit` or `bypass_overload_manager`.
-    Exempt,
+pub enum Dispatch {
+    /// Parses them.
+    Go,
+    /// Parses them, and is to end soon.
+    Drain,
+    /// Ends at once, without an answer.
+    Close,
 }
 
-impl Connections {
-    /// None open; the limit is what the runtime says.
-    pub fn new(runtime: &Runtime) -> Self {
-        Self {
-            open: AtomicU64::new(0),
-            charged: AtomicU64::new(0),
-            runtime_limit: runtime.integer(RUNTIME_LIMIT, u64::MAX),
-            monitor: OnceLock::new(),
-        }
+impl Overload {
+    /// Moves with each change of a level that somebody waits for; nothing when nobody can.
+    pub fn changes(&self) -> Option<watch::Receiver<()>> {
+        self.changes.clone()
     }
 
-    /// Puts the limit of the bootstrap in force, in place of the runtime's. Once, before anything is served.
-    pub fn limit(&self, limit: u64, root: &Scope) {
-        let scope = root.scope("overload").scope(DOWNSTREAM_CONNECTIONS);
+    /// Moves when memory is to be given back; nothing when it never is.
+    pub fn shrink(&self) -> Option<watch::Receiver<()>> {
+        self.shrink.clone()
+    }
+
+    /// Whether a new connection is closed.
+    pub fn rejects_connection(&self, random: impl Fn() -> u64) -> bool {
+        let point = self.tcp_listener_accept.as_deref().is_some_and(|point| point.sheds(&random));
+        point || self.reject_incoming_connections.as_deref().is_some_and(|level| level.fires(random))
+    }
+
+    /// Whether a new request is refused.
+    pub fn rejects_request(&self, random: impl Fn() -> u64) -> bool {
+        let point = self.decode_headers.as_deref().is_some_and(|point| point.sheds(&random));
+        point || self.stop_accepting_requests.as_deref().is_some_and(|level| level.fires(random))
+    }
+
+    /// Whether a response is the last of its connection.
+    pub fn ends_connection(&self, random: impl FnOnce() -> u64) -> bool {
+        self.disable_http_keepalive.as_deref().is_some_and(|level| level.fires(random))
+    }
+
+    /// What to do with bytes that have come on an HTTP connection.
+    pub fn dispatch(&self, random: impl Fn() -> u64) -> Dispatch {
+        if self.go_away_and_close.as_deref().is_some_and(|point| point.sheds(&random)) {
+            Dispatch::Close
+        } else if self.go_away.as_deref().is_some_and(|point| point.sheds(random)) {
+            Dispatch::Drain
+        } else {
+            Dispatch::Go
+        }
+    }
+}
+
+/// The overload manager of the process; empty until the bootstrap has been read, and for good when it has none.
+#[derive(Debug, Default)]
+pub struct Installed(OnceLock<Views>);
+
+#[derive(Debug)]
+struct Views {
+    all: Arc<Overload>,
+    /// What bears on listeners that bypass it, if anything does.
+    bypassed: Option<Arc<Overload>>,
+}
+
+impl Installed {
+    /// Puts it in force. Once, before anything else is compiled.
+    pub fn install(&self, overload: Arc<Overload>) {
+        // To Envoy its timers are the thread's, and know of no listener.
+        let reduce_timeouts = overload.reduce_timeouts.clone();
+        let changes = overload.changes();
+        let bypassed = reduce_timeouts
+            .is_set()
+            .then(|| Arc::new(Overload { reduce_timeouts, changes, ..Overload::default() }));
         // A second call changes nothing: the bootstrap is read once.
-        let _ = self.monitor.set(Monitor { limit, stats: scope.group() });
+        let _ = self.0.set(Views { all: overload, bypassed });
     }
 
-    /// How many are open.
-    pub fn open(&self) -> u64 {
-        self.open.load(Ordering::Relaxed)
+    /// What is in force, if anything is.
+    #[inline]
+    pub fn get(&self) -> Option<&Arc<Overload>> {
+        self.0.get().map(|views| &views.all)
     }
 
-    /// Takes a place for a connection; `None` when there is none left.
-    pub fn admit(self: &Arc<Self>, admission: Admission) -> Option<Connection> {
-        let charged = admission == Admission::Limited;
-        if charged && !self.charge() {
-            return None;
-        }
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Some(Connection { connections: Arc::clone(self), charged })
-    }
-
-    fn charge(&self) -> bool {
-        let limit = match self.monitor.get() {
-            Some(monitor) => monitor.limit,
-            None => self.runtime_limit.get(),
-        };
-        // Compare and exchange, not add and take back: a refused connection must not for a moment fill a place that
-        // another worker asks for. The count guards nothing but itself, so relaxed is enough.
-        let below = |count: u64| (count < limit).then_some(count + 1);
-        let admitted = self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).is_ok();
-        if let Some(monitor) = self.monitor.get().filter(|_| !admitted) {
-            monitor.stats.failed_updates().inc();
-        }
-        admitted
-    }
-}
-
-/// One open downstream connection.
-#[must_use = "the connection counts as closed when this is dropped"]
-pub struct Connection {
-    connections: Arc<Connections>,
-    charged: bool,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.connections.open.fetch_sub(1, Ordering::Relaxed);
-        if self.charged {
-            self.connections.charged.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("charged", &self.charged).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::thread;
-
-    use envoy_types::pb::google::protobuf::Any;
-    use prost::Message as _;
-    use waystation_filter_api::runtime::Layer;
-    use waystation_filter_api::value::Value;
-    use waystation_stats::Store;
-
-    use super::*;
-
-    #[test]
-    fn no_more_than_the_limit_are_open_and_each_place_comes_back() {
-        const LIMIT: usize = 7;
-        let store = Store::default();
-        let connections = Arc::new(Connections::new(&Runtime::new()));
-        connections.limit(LIMIT as u64, &store.root());
-        let (open, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    for _ in 0..5_000 {
-                        let held: Vec<_> =
-                            (0..3).filter_map(|_| connections.admit(Admission::Limited)).collect();
-                        let now = open.fetch_add(held.len(), Ordering::SeqCst) + held.len();
-                        most.fetch_max(now, Ordering::SeqCst);
-                        open.fetch_sub(held.len(), Ordering::SeqCst);
-                    }
-                });
-            }
-        });
-        assert!(most.into_inner() <= LIMIT);
-        assert_eq!(connections.open(), 0);
-        let held: Vec<_> = (0..=LIMIT).map_while(|_| connections.admit(Admission::Limited)).collect();
-        assert_eq!(held.len(), LIMIT);
-        let exempt = connections.admit(Admission::Exempt);
-        assert!(exempt.is_some());
-        assert_eq!(connections.open(), LIMIT as u64 + 1);
-        drop((held, exempt));
-        assert!(connections.admit(Admission::Limited).is_some());
-    }
-
-    #[test]
-    fn the_runtime_limits_where_no_monitor_does() {
-        let runtime = Runtime::new();
-        let connections = Arc::new(Connections::new(&runtime));
-        let first = connections.admit(Admission::Limited);
-        assert!(first.is_some());
-        let values = [(RUNTIME_LIMIT.to_owned(), Value::Number(1.0))].into();
-        runtime.set_layers(vec![Layer { name: "l".to_owned(), values }]);
-        assert!(connections.admit(Admission::Limited).is_none());
-        connections.limit(2, &Store::default().root());
-        assert!(connections.admit(Admission::Limited).is_some());
-    }
-
-    #[test]
-    fn one_monitor_by_its_name() {
-        let monitor = |name: &str, limit: i64| pb::ResourceMonitor {
-            name: name.to_owned(),
-            config_type: Some(pb::resource_monitor::ConfigType::TypedConfig(Any {
-                type_url: "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.\
-                           DownstreamConnectionsConfig"
-                    .to_owned(),
-                value: DownstreamConnectionsConfig { max_active_downstream_connections: limit }
-                    .encode_to_vec(),
-            })),
-        };
-        let compile = |resource_monitors| {
-            compile(Some(&pb::OverloadManager { resource_monitors, ..pb::OverloadManager::default() }))
-                .map_err(|error| error.to_string())
-        };
-        let known = monitor(DOWNSTREAM_CONNECTIONS, 3);
-        assert_eq!(compile(vec![known.clone()]), Ok(Some(3)));
-        assert_eq!(compile(vec![]), Ok(None));
-        let error = compile(vec![known.clone(), known]).expect_err("twice");
-        assert!(error.starts_with("overload_manager.resource_monitors[1]: Duplicate"), "{error}");
-        let error = compile(vec![monitor("other", 3)]).expect_err("another name");
-        assert!(error.starts_with("overload_manager.resource_monitors[0].name: "), "{error}");
-        let error = compile(vec![monitor(DOWNSTREAM_CONNECTIONS, 0)]).expect_err("no connections");
-        assert!(error.contains("max_active_downstream_connections"), "{error}");
+    /// What of it bears on a listener with this `bypass_overload_manager`.
+    pub fn of_listener(&self, bypasses: bool) -> Option<Arc<Overload>> {
+        let views = self.0.get()?;
+        if bypasses { views.bypassed.clone() } else { Some(Arc::clone(&views.all)) }
     }
 }

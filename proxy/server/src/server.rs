@@ -153,6 +153,7 @@ impl Server {
         let now = Instant::now();
         let before = self.phase;
         let configuration = &mut self.configuration;
+        configuration.poll_overload(now);
         if self.phase == Phase::Runtime && !configuration.is_waiting() {
             self.phase = Phase::Clusters;
             configuration.subscribe_clusters();

@@ -1,12 +1,12 @@
 //! `server.*`.
 
-use std::fs;
 use std::time::{Duration, SystemTime};
 
 use waystation_stats::stats_group;
 
 use crate::cli::options::Options;
 use crate::context::Shared;
+use crate::memory::{self, Resident};
 use crate::version;
 
 stats_group! {
@@ -95,14 +95,10 @@ impl ServerStats {
         group.uptime().set(shared.start.elapsed().as_secs());
         group.days_until_first_cert_expiring().set(days_until(first_expiry));
         group.total_connections().set(shared.connections());
-        let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-        let mut pages =
-            statm.split(' ').filter_map(|field| field.parse::<u64>().ok()).map(|pages| pages * 4096);
-        let resident = pages.nth(1).unwrap_or_default();
-        let file = pages.next().unwrap_or_default();
-        group.memory_physical_size().set(resident);
-        group.memory_heap_size().set(resident);
-        group.memory_allocated().set(resident.saturating_sub(file));
+        let Resident { all, files } = memory::resident();
+        group.memory_physical_size().set(all);
+        group.memory_heap_size().set(all);
+        group.memory_allocated().set(all.saturating_sub(files));
     }
 }
 

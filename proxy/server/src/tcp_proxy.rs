@@ -30,9 +30,14 @@ use crate::duplex::{self, End, Limits};
 use crate::manager::on_demand;
 use crate::manager::subscription_stats::SubscriptionStats;
 use crate::on_demand::{Answer, Places, Wanted};
+use crate::overload::Overload;
 use crate::pool::connect::{ConnectError, ConnectOptions, ConnectionGuard, connect};
 use crate::transport::{Socket, Transport};
 use crate::worker::Worker;
+
+mod shedding;
+
+use shedding::Shedding;
 
 /// Envoy's default idle timeout of a session.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -110,6 +115,8 @@ pub struct TcpProxy {
     log_on_connect: bool,
     log_interval: Option<Duration>,
     on_demand: Option<Discovery>,
+    /// The overload manager, where it bears on the listener.
+    overload: Option<Arc<Overload>>,
     stats: TcpStats,
 }
 
@@ -213,6 +220,7 @@ impl TcpProxy {
                 places: Arc::default(),
                 _subscription: on_demand::scope(&context.shared.stats.root()).group(),
             }),
+            overload: context.overload(),
             stats: stats.group(),
         })
     }
@@ -408,8 +416,18 @@ async fn establish(
     };
     info.upstream.cluster = Some(Rc::clone(&cluster) as _);
     let hash = proxy.hash_source_ip.then(|| source_hash(&info.connection.remote_address)).flatten();
+    let point = proxy.overload.as_ref().and_then(|overload| overload.tcp_proxy_connect.as_deref());
+    if point.is_some_and(|point| point.sheds(|| worker.random())) {
+        info.flags.set(ResponseFlag::OverloadManagerTerminated);
+        return None;
+    }
     let mut attempts = 0;
     loop {
+        let point = worker.shared.overload.get().and_then(|overload| overload.new_connection.as_deref());
+        if point.is_some_and(|point| point.sheds(|| worker.random())) {
+            info.flags.set(ResponseFlag::UpstreamOverflow);
+            return None;
+        }
         let destination = info.connection.local_address_restored.then_some(&info.connection.local_address);
         let pick = PickContext {
             hash,
@@ -499,6 +517,8 @@ async fn pump(
     guard: &mut ConnectionGuard,
 ) -> End {
     let limits = Limits { idle_timeout: proxy.idle_timeout, deadline };
+    let point = proxy.overload.as_ref().and_then(|overload| overload.tcp_proxy_on_data.as_deref());
+    let mut down = Shedding::new(down, point, worker);
     let mut session = duplex::Session::new(limits);
     let mut ticks = proxy.log_interval.map(tokio::time::interval);
     if let Some(ticks) = &mut ticks {
@@ -515,7 +535,7 @@ async fn pump(
         let end = {
             let (info, stats) = (&mut *info, &proxy.stats);
             let guard = &mut *guard;
-            let run = session.run(down, up, move |moved| {
+            let run = session.run(&mut down, up, move |moved| {
                 stats.downstream_cx_rx_bytes_total().add(moved.upstream);
                 stats.downstream_cx_tx_bytes_total().add(moved.downstream);
                 info.bytes.body_received += moved.upstream;
@@ -535,7 +555,15 @@ async fn pump(
             }
         };
         match end {
-            Some(end) => return end,
+            Some(end) => {
+                if let Some(shed) = down.shed {
+                    info.flags.set(ResponseFlag::OverloadManagerTerminated);
+                    proxy.stats.downstream_cx_rx_bytes_total().add(shed);
+                    info.bytes.body_received += shed;
+                    info.bytes.wire_received += shed;
+                }
+                return end;
+            }
             None => proxy.log(info, AccessLogType::TcpPeriodic, worker.random()),
         }
     }

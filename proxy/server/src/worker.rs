@@ -23,6 +23,7 @@ use waystation_upstream::{Cluster, Host, HostRef, NoHost, PickContext, Priority,
 use crate::context::Shared;
 use crate::http::retry::BASE_MILLIS;
 use crate::http::stream::Scratch;
+use crate::overload::{self, Waits};
 use crate::pool::{HostPool, TlsName};
 
 /// How often idle connections are looked after.
@@ -62,6 +63,8 @@ pub struct Worker {
     ids: Cell<(u64, u64)>,
     date: RefCell<Date>,
     wall: Cell<(Instant, SystemTime)>,
+    /// Tasks whose deadlines depend on the overload manager.
+    pub(crate) overload_waits: Rc<Waits>,
     /// `thread_local_cluster_manager.worker_<n>.clusters_inflated`: clusters that this worker has something of.
     inflated: Gauge,
 }
@@ -172,7 +175,11 @@ impl Worker {
             ids: Cell::default(),
             date: RefCell::new(Date { until: now, text: [0; 29] }),
             wall: Cell::new((now, SystemTime::now())),
+            overload_waits: Rc::default(),
         });
+        if let Some(overload) = worker.shared.overload.get() {
+            overload::follow(overload, &worker.overload_waits);
+        }
         tokio::task::spawn_local(sweep(Rc::downgrade(&worker)));
         worker
     }

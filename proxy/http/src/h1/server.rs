@@ -137,6 +137,11 @@ impl ServerConn {
         matches!(self.incoming, Incoming::Complete)
     }
 
+    /// Whether the next response head will carry `connection: close`, unless the client leaves its request unfinished.
+    pub fn is_last(&self) -> bool {
+        !self.request.keep_alive
+    }
+
     /// Makes the next response head carry `connection: close`: drain, limits, protocol errors.
     pub fn close_after_response(&mut self) {
         self.request.keep_alive = false;

@@ -30,6 +30,7 @@ use super::timer::after;
 use crate::context::CompileContext;
 use crate::http::downstream::http2::PrematureResets;
 use crate::on_demand::Places;
+use crate::overload::Overload;
 
 mod extensions;
 mod local_reply;
@@ -164,6 +165,10 @@ pub struct Hcm {
     pub(crate) buffer_limit: usize,
     /// Whether upstream connections may state the downstream's addresses in a PROXY header.
     pub(crate) add_proxy_protocol_state: bool,
+    /// The overload manager, where it bears on this listener.
+    pub(crate) overload: Option<Arc<Overload>>,
+    /// Tells a client that is refused for its sake with `x-envoy-local-overloaded`.
+    pub(crate) append_local_overload: bool,
     /// For requests that wait for their configuration.
     pub(crate) places: Arc<Places>,
     /// The inline route configuration, encoded.
@@ -256,7 +261,6 @@ impl Hcm {
         )?;
         refuse("path_normalization_options", path_normalization_options.is_some())?;
         refuse("typed_header_validation_config", typed_header_validation_config.is_some())?;
-        refuse("append_local_overload", *append_local_overload)?;
         refuse(
             "stream_error_on_invalid_http_message",
             bool_value(stream_error_on_invalid_http_message.as_ref(), false),
@@ -357,6 +361,8 @@ impl Hcm {
             filters,
             router,
             trust,
+            overload: cx.overload(),
+            append_local_overload: *append_local_overload,
             places: Arc::default(),
             server_name: if server_name.is_empty() { "envoy".into() } else { server_name.as_str().into() },
             server_header: match proto.server_header_transformation() {

@@ -14,6 +14,9 @@ pub(crate) mod http1;
 pub(crate) mod http2;
 mod refused;
 
+/// The details of requests whose connection `http2_server_go_away_and_close_on_dispatch` ends.
+pub(crate) const FORCED_GOAWAY: &str = "forced_goaway";
+
 /// A codec's connection in the statistics, until it is dropped. What drops it before its end closes it.
 struct OpenCodec<'a> {
     stats: &'a HcmStats,
@@ -98,6 +101,9 @@ pub(crate) trait Downstream {
 
     /// Says in the response head that this is the connection's last response, where the protocol has that.
     fn close_after_response(&mut self);
+
+    /// Whether that has been said, or is to be.
+    fn is_last(&self) -> bool;
 
     /// Cuts the response short.
     fn reset(&mut self, cut: Cut);

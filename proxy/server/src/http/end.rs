@@ -93,6 +93,10 @@ pub(crate) enum StreamEnd {
     IpDetectionFailed(u16),
     /// The request head did not come in time.
     RequestHeaderTimeout,
+    /// The overload manager refuses it, which the client is told of in a header or not.
+    Overloaded { told: bool },
+    /// It does so before the request is parsed.
+    DispatchAborted,
     /// No route.
     RouteNotFound,
     /// The route's cluster does not exist.
@@ -190,6 +194,15 @@ impl StreamEnd {
             Self::IpDetectionFailed(status) => entry(*status, "", "rejecting_because_detection_failed", None),
             Self::RequestHeaderTimeout => {
                 closing(408, "request header timeout", "request_header_timeout", None)
+            }
+            Self::Overloaded { told } => entry(503, "envoy overloaded", "overload", None).map(|mut r| {
+                if *told {
+                    r.reply.headers.append(Known::XEnvoyLocalOverloaded, "true");
+                }
+                r
+            }),
+            Self::DispatchAborted => {
+                closing(500, "Internal Server Error", "overload", Some(Flag::DownstreamProtocolError))
             }
             Self::RouteNotFound => entry(404, "", "route_not_found", Some(Flag::NoRouteFound)),
             Self::ClusterNotFound { status } => {

@@ -264,6 +264,7 @@ impl<D: Downstream> Drop for Stream<'_, D> {
 
 impl<D: Downstream> Stream<'_, D> {
     async fn run(&mut self) -> Result<(), StreamEnd> {
+        self.check_overload()?;
         self.prepare_head()?;
         if self.cx.hcm.log_on_request {
             self.log(AccessLogType::DownstreamStart, self.timer.now());
@@ -278,6 +279,16 @@ impl<D: Downstream> Stream<'_, D> {
         // Once more for each internal redirect that is followed.
         while !self.route_once().await? {}
         Ok(())
+    }
+
+    /// Before anything is spent on a request, as in Envoy: not even its head is looked at.
+    fn check_overload(&self) -> Result<(), StreamEnd> {
+        let Some(overload) = &self.cx.hcm.overload else { return Ok(()) };
+        if !overload.rejects_request(|| self.cx.worker.random()) {
+            return Ok(());
+        }
+        self.cx.hcm.stats.hcm.downstream_rq_overload_close().inc();
+        Err(StreamEnd::Overloaded { told: self.cx.hcm.append_local_overload })
     }
 
     /// Takes the request through the filters and to its route's action. `false` when it was redirected internally.
@@ -381,6 +392,7 @@ impl<D: Downstream> Stream<'_, D> {
             StreamEnd::RequestTimeout => stats.downstream_rq_timeout().inc(),
             StreamEnd::RequestTooLarge => stats.downstream_rq_too_large().inc(),
             StreamEnd::ResponseTooLarge => stats.rs_too_large().inc(),
+            StreamEnd::DispatchAborted => stats.downstream_rq_overload_close().inc(),
             StreamEnd::Codec { .. } | StreamEnd::LowVersion => stats.downstream_cx_protocol_error().inc(),
             StreamEnd::DownstreamReset
             | StreamEnd::DownstreamGone
@@ -434,8 +446,7 @@ impl<D: Downstream> Stream<'_, D> {
 
     /// Waits until everything queued is on its way, or the client is gone or too slow.
     async fn flush(&mut self) -> Result<(), StreamEnd> {
-        let idle = self.deadlines.idle;
-        let until = super::timer::after(self.timer.now(), self.cx.hcm.timeouts.flush.or(idle));
+        let until = super::timer::after(self.timer.now(), self.flush_timeout());
         let (down, timer) = (&mut *self.down, &mut *self.timer);
         std::future::poll_fn(|task| match down.poll_flush(task) {
             std::task::Poll::Pending => {
@@ -444,6 +455,20 @@ impl<D: Downstream> Stream<'_, D> {
             ready => ready,
         })
         .await
+    }
+
+    /// The stream idle timeout, as long as it is at the present pressure.
+    fn idle_timeout(&self) -> Option<Duration> {
+        let idle = self.deadlines.idle?;
+        let overload = self.cx.hcm.overload.as_ref();
+        Some(overload.map_or(idle, |overload| overload.reduce_timeouts.stream_idle.of(idle)))
+    }
+
+    /// How long a response that has ended may take to leave.
+    fn flush_timeout(&self) -> Option<Duration> {
+        let Some(flush) = self.cx.hcm.timeouts.flush else { return self.idle_timeout() };
+        let overload = self.cx.hcm.overload.as_ref();
+        Some(overload.map_or(flush, |overload| overload.reduce_timeouts.stream_flush.of(flush)))
     }
 
     /// Statistics, filters' completion, access log.

@@ -1,10 +1,13 @@
 //! Accepting on one worker: from the socket to the filter chain.
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -12,6 +15,7 @@ use socket2::SockRef;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::rustls::server::Acceptor;
 use waystation_filter_api::address::Address;
@@ -29,6 +33,7 @@ use super::config::{FilterChain, Listener, NetworkFilter};
 use super::load::Place;
 use super::sockets::Sockets;
 use crate::address;
+use crate::http::timer::Timer;
 use crate::manager::listeners::Order;
 use crate::network::filters::{Filtered, Filters};
 use crate::transport::{Socket, Transport};
@@ -156,24 +161,30 @@ impl Listeners {
     /// duplicate that is used here goes first.
     async fn accept_on(&self, sockets: Arc<Sockets>, index: usize, active: &Rc<Active>) -> io::Result<()> {
         let (address, socket) = sockets.of_worker(index, self.worker.index)?;
+        let mut gate = Gate(self.worker.shared.overload.get().and_then(|overload| overload.changes()));
         if socket.local_addr()?.as_socket().is_some() {
             let listener = TcpListener::from_std(socket.into())?;
-            loop {
+            while gate.until_open(active).await {
                 let accepted = tokio::select! {
-                    accepted = listener.accept() => accepted,
+                    biased;
                     () = active.stopped.until_raised() => return Ok(()),
+                    () = gate.until(active, true) => continue,
+                    accepted = listener.accept() => accepted,
                 };
                 match accepted {
                     Ok((stream, peer)) => self.accepted(active, stream, peer),
                     Err(error) => accept_failed(&error).await,
                 }
             }
+            return Ok(());
         }
         let listener = UnixListener::from_std(socket.into())?;
-        loop {
+        while gate.until_open(active).await {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                biased;
                 () = active.stopped.until_raised() => return Ok(()),
+                () = gate.until(active, true) => continue,
+                accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, _)) => {
@@ -187,6 +198,7 @@ impl Listeners {
                 Err(error) => accept_failed(&error).await,
             }
         }
+        Ok(())
     }
 
     fn accepted(&self, active: &Rc<Active>, stream: TcpStream, peer: SocketAddr) {
@@ -246,6 +258,10 @@ impl Listeners {
             listener.stats.downstream_global_cx_overflow().inc();
             return None;
         };
+        if listener.overload.as_ref().is_some_and(|o| o.rejects_connection(|| self.worker.random())) {
+            listener.stats.downstream_cx_overload_reject().inc();
+            return None;
+        }
         if listener.load.total() >= listener.connection_limit.get() {
             listener.stats.downstream_cx_overflow().inc();
             return None;
@@ -437,9 +453,9 @@ impl Listeners {
         };
         let result = match chain.connect_timeout {
             None => handshake.await,
-            Some(limit) => match timeout(limit, handshake).await {
-                Ok(result) => result,
-                Err(_) => {
+            Some(limit) => match self.in_time(listener, limit, handshake).await {
+                Some(result) => result,
+                None => {
                     listener.stats.downstream_cx_transport_socket_connect_timeout().inc();
                     return Err("transport socket timeout".to_owned());
                 }
@@ -450,6 +466,30 @@ impl Listeners {
         info.negotiated_protocol = connection.alpn_protocol().map(Into::into);
         info.tls = Some(Arc::new(context.handshake_done(connection)));
         Ok(Transport::TlsServer(Box::new(stream)))
+    }
+
+    /// Waits no longer than `limit` is at the present pressure (`TRANSPORT_SOCKET_CONNECT`).
+    async fn in_time<T>(
+        &self,
+        listener: &Listener,
+        limit: Duration,
+        what: impl Future<Output = T>,
+    ) -> Option<T> {
+        let scale =
+            listener.overload.as_ref().map(|overload| &overload.reduce_timeouts.transport_socket_connect);
+        let Some(scale) = scale.filter(|scale| !scale.is_none()) else {
+            return timeout(limit, what).await.ok();
+        };
+        let mut what = pin!(what);
+        let (start, mut timer, mut wait) = (Instant::now(), Timer::default(), None);
+        std::future::poll_fn(|task| {
+            wait.get_or_insert_with(|| self.worker.overload_waits.enter(task.waker()));
+            match what.as_mut().poll(task) {
+                Poll::Ready(done) => Poll::Ready(Some(done)),
+                Poll::Pending => timer.poll(task, Some(start + scale.of(limit))).map(|()| None),
+            }
+        })
+        .await
     }
 
     fn listener_of(&self, address: &Address) -> Option<Rc<Active>> {
@@ -489,6 +529,34 @@ impl Listeners {
         };
         for log in &listener.access_log {
             log.log(&cx, fastrand::u64(..));
+        }
+    }
+}
+
+/// Where `stop_accepting_connections` has new connections wait, in the kernel's queue.
+struct Gate(Option<watch::Receiver<()>>);
+
+impl Gate {
+    /// Waits until it is closed, or open. Without an overload manager it never closes.
+    async fn until(&mut self, active: &Active, closed: bool) {
+        let Self(Some(changes)) = self else { return std::future::pending().await };
+        while active.listener().stops_accepting() != closed {
+            if changes.changed().await.is_err() {
+                // Nothing changes any more: the process ends.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// `false` when the listener stops for good before that.
+    async fn until_open(&mut self, active: &Active) -> bool {
+        if self.0.is_none() {
+            return true;
+        }
+        tokio::select! {
+            biased;
+            () = active.stopped.until_raised() => false,
+            () = self.until(active, false) => true,
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::bootstrap::for_each_field;
 use crate::context::{CompileContext, Need, Shared};
 use crate::http::Hcm;
 use crate::network::filters::{self, Before};
-use crate::overload::Admission;
+use crate::overload::{Admission, Overload};
 use crate::tcp_proxy::TcpProxy;
 
 const TLS_INSPECTOR: &str = "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
@@ -69,6 +69,9 @@ pub struct Listener {
     pub default_chain: Option<Arc<FilterChain>>,
     /// Whether connections count against the limit of the whole process.
     pub admission: Admission,
+    /// What of the overload manager bears on the listener, which may have `bypass_overload_manager`.
+    pub overload: Option<Arc<Overload>>,
+    bypasses_overload: bool,
     /// Most connections at a time (`envoy.resource_limits.listener.<name>.connection_limit`).
     pub connection_limit: RuntimeInteger,
     /// Logs of connections that no network filter logs.
@@ -142,6 +145,12 @@ pub enum NetworkFilter {
 }
 
 impl Listener {
+    /// Whether `stop_accepting_connections` is in force.
+    pub fn stops_accepting(&self) -> bool {
+        let level = self.overload.as_ref().and_then(|overload| overload.stop_accepting_connections.as_ref());
+        level.is_some_and(|level| level.is_saturated())
+    }
+
     /// Compiles a listener. Chains whose configuration is unchanged are taken over from `previous`: what has changed is told
     /// by `wire`, the encoded form.
     pub fn compile(
@@ -194,10 +203,17 @@ impl Listener {
             Some(updated) => Arc::clone(&updated.load),
             None => Arc::new(Load::new(concurrency)),
         };
-        // Chains have the limit compiled in.
-        let previous = previous.filter(|previous| previous.buffer_limit == buffer_limit);
-        let chain =
-            |chain, hash| FilterChain::compile(chain, hash, previous, &scope, context.shared, buffer_limit);
+        let overload = shared.overload.of_listener(proto.bypass_overload_manager);
+        // Chains have both compiled in.
+        let previous = previous.filter(|previous| {
+            previous.buffer_limit == buffer_limit
+                && previous.bypasses_overload == proto.bypass_overload_manager
+        });
+        let inner = || {
+            CompileContext::with_buffer_limit(shared, buffer_limit)
+                .bypassing_overload(proto.bypass_overload_manager)
+        };
+        let chain = |chain, hash| FilterChain::compile(chain, hash, previous, &scope, inner());
         let mut chains = Vec::with_capacity(proto.filter_chains.len());
         for (i, (proto_chain, hash)) in proto.filter_chains.iter().zip(hashes.chains).enumerate() {
             chains.push(chain(proto_chain, hash).at(|| segment(&proto.filter_chains, i))?);
@@ -239,6 +255,8 @@ impl Listener {
                 true => Admission::Exempt,
                 false => Admission::Limited,
             },
+            overload,
+            bypasses_overload: proto.bypass_overload_manager,
             load,
             bind_to_port: proto.bind_to_port.as_ref().is_none_or(|flag| flag.value),
             use_original_dst: proto.use_original_dst.as_ref().is_some_and(|flag| flag.value),
@@ -400,8 +418,7 @@ impl FilterChain {
         hash: u64,
         previous: Option<&Listener>,
         scope: &Scope,
-        shared: &Arc<Shared>,
-        buffer_limit: usize,
+        context: CompileContext<'_>,
     ) -> Result<Arc<Self>, ConfigError> {
         // What selects the chain is part of it: connections of a chain that is matched differently drain, as in Envoy.
         let same = |chain: &&Arc<Self>| chain.hash == hash && *chain.name == *proto.name;
@@ -411,7 +428,6 @@ impl FilterChain {
         if proto.use_proxy_proto.as_ref().is_some_and(|flag| flag.value) {
             return Err(ConfigError::field("use_proxy_proto", "use the proxy_protocol listener filter"));
         }
-        let context = CompileContext::with_buffer_limit(shared, buffer_limit);
         let tls = match &proto.transport_socket {
             None => None,
             Some(socket) => {

@@ -96,6 +96,7 @@ pub struct Configuration {
     removals_waiting: HashMap<ResourceType, Vec<Arc<str>>>,
     /// What the workers have not been told yet.
     orders: Vec<Order>,
+    overload: Option<overload::Manager>,
     started: SystemTime,
 }
 
@@ -134,9 +135,17 @@ impl Configuration {
                 "not supported: only x-envoy, the default",
             )));
         }
-        if let Some(limit) = overload::compile(proto.overload_manager.as_ref()).map_err(text)? {
-            shared.downstream.limit(limit, &shared.stats.root());
-        }
+        let root = shared.stats.root();
+        let overload =
+            overload::compile(proto.overload_manager.as_ref(), &shared.runtime, &root, Instant::now());
+        let overload =
+            overload.map_err(text)?.map(|overload::Compiled { manager, overload, connections }| {
+                if let Some(limit) = connections {
+                    shared.downstream.limit(limit, &root);
+                }
+                shared.overload.install(overload);
+                manager
+            });
 
         let locality = proto.node.as_ref().and_then(|node| node.locality.clone()).unwrap_or_default();
         // Who we are is laid over what the bootstrap says of it.
@@ -198,6 +207,7 @@ impl Configuration {
             versions: Versions { clusters: Arc::from(""), listeners: Arc::from("") },
             removals_waiting: HashMap::new(),
             orders: Vec::new(),
+            overload,
             started: SystemTime::now(),
         };
         configuration.add_static(static_clusters, static_listeners)?;
@@ -345,8 +355,17 @@ impl Configuration {
 
     /// When something is due without an event.
     pub fn next_due(&self) -> Option<Instant> {
-        let due = [self.listeners.next_expiry(), self.clusters.next_due(), self.on_demand.next_due()];
+        let overload = self.overload.as_ref().map(overload::Manager::due);
+        let due =
+            [self.listeners.next_expiry(), self.clusters.next_due(), self.on_demand.next_due(), overload];
         due.into_iter().flatten().min()
+    }
+
+    /// Asks the resource monitors, when their time has come.
+    pub fn poll_overload(&mut self, now: Instant) {
+        if let Some(overload) = &mut self.overload {
+            overload.tick(now);
+        }
     }
 
     /// Brings the counters of subscriptions up to date.

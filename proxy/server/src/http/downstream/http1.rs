@@ -13,13 +13,13 @@ use waystation_filter_api::stream::{Bytes as ByteCounts, Protocol};
 use waystation_http::h1::{self, After, Framing, Received, RequestHead, ServerConn, Version};
 use waystation_http::{Headers, Known};
 
-use super::{Cut, Downstream, HeadFacts, OpenCodec, Piece};
+use super::{Cut, Downstream, FORCED_GOAWAY, HeadFacts, OpenCodec, Piece};
 use crate::http::ConnCx;
-use crate::http::config::Timeouts;
 use crate::http::end::StreamEnd;
 use crate::http::outbox::{Outbox, fields_size, first_line, header_lines};
 use crate::http::stream::{self, Begin};
 use crate::http::timer::{Timer, after, earliest};
+use crate::overload::{Dispatch, Overload};
 use crate::transport::Transport;
 use crate::worker::Worker;
 
@@ -49,6 +49,10 @@ pub(crate) struct Http1 {
     /// The connection is of no further use.
     broken: bool,
     buffer_limit: usize,
+    /// The overload manager, where it bears on this connection.
+    overload: Option<Arc<Overload>>,
+    /// The next response is to be the last.
+    drain: bool,
 }
 
 /// Why waiting for a request ended.
@@ -57,6 +61,10 @@ enum Next {
     Refused(h1::Error),
     /// The head did not come in time.
     Late(StreamEnd),
+    /// The overload manager refuses to look at it.
+    Aborted,
+    /// It ends the connection where it stands.
+    ForcedClose,
     Idle,
     MaxDuration,
     /// The drain time is over.
@@ -84,9 +92,13 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         eof: false,
         broken: false,
         buffer_limit: PIPELINE,
+        overload: hcm.overload.clone(),
+        drain: false,
     };
     let mut timer = Timer::default();
     let expires = hcm.timeouts.connection_end(cx.info.start, cx.worker.random());
+    // The task stays the same for the life of the connection.
+    let _wait = cx.wait_for_overload().await;
     let mut served = 0_u32;
     // Since the connection is idle or old: until when a request that is on its way is still answered.
     let mut draining = None;
@@ -149,6 +161,12 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
                 }
                 Begin::refused(now, end)
             }
+            Next::Aborted => {
+                scratch.request.clear();
+                connection.input.clear();
+                Begin::refused(now, StreamEnd::DispatchAborted)
+            }
+            Next::ForcedClose => break,
             Next::Idle | Next::MaxDuration => {
                 match next {
                     Next::Idle => stats.downstream_cx_idle_timeout().inc(),
@@ -175,7 +193,7 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
         if drain_close {
             stats.downstream_cx_drain_close().inc();
         }
-        if drain_close || full || refused || draining.is_some() {
+        if drain_close || full || refused || draining.is_some() || connection.drain {
             connection.codec.close_after_response();
         }
         // The stream's state is most of what a connection would hold: an idle one does without it, for one allocation of
@@ -202,11 +220,12 @@ pub(crate) async fn serve(cx: &ConnCx, transport: Transport, input: BytesMut) {
 
 /// How soon after its first byte a head must be complete, and how its request ends otherwise. To Envoy it is a stream from
 /// that byte on, which has not been active since.
-fn late_head(timeouts: &Timeouts) -> Option<(Duration, StreamEnd)> {
+fn late_head(cx: &ConnCx) -> Option<(Duration, StreamEnd)> {
+    let timeouts = &cx.hcm.timeouts;
     let request_complete = false;
     let limits = [
         (timeouts.request_headers, StreamEnd::RequestHeaderTimeout),
-        (timeouts.stream_idle, StreamEnd::StreamIdleTimeout { request_complete }),
+        (cx.stream_idle_timeout(), StreamEnd::StreamIdleTimeout { request_complete }),
         (timeouts.request, StreamEnd::RequestTimeout),
         (timeouts.max_stream_duration, StreamEnd::MaxStreamDuration { request_complete }),
     ];
@@ -226,13 +245,18 @@ impl Http1 {
         expires: Option<Instant>,
         draining: bool,
     ) -> Next {
-        let timeouts = &cx.hcm.timeouts;
         let since = timer.now();
-        let idle = after(since, timeouts.idle).filter(|_| !draining);
         let mut head_by = None;
+        // What came with the connection, or behind the request before, is dispatched now.
+        let mut fresh = !self.input.is_empty();
         self.bytes = ByteCounts::default();
         std::future::poll_fn(|task| {
             loop {
+                if std::mem::take(&mut fresh)
+                    && let Some(next) = self.dispatch()
+                {
+                    return Poll::Ready(next);
+                }
                 if !self.input.is_empty() {
                     let scratch = scratch.get_or_insert_with(|| cx.worker.take_scratch());
                     let (waiting, line) = (self.input.len(), first_line(&self.input));
@@ -252,22 +276,27 @@ impl Http1 {
                         Err(error) => return Poll::Ready(Next::Refused(error)),
                     }
                     if head_by.is_none() {
-                        head_by = late_head(timeouts).and_then(|(limit, _)| after(timer.now(), Some(limit)));
+                        head_by = late_head(cx).and_then(|(limit, _)| after(timer.now(), Some(limit)));
                     }
                 }
                 match self.poll_fill(task) {
-                    Poll::Ready(Ok(true)) => continue,
+                    Poll::Ready(Ok(true)) => {
+                        fresh = true;
+                        continue;
+                    }
                     Poll::Ready(_) => return Poll::Ready(Next::Closed),
                     Poll::Pending => {}
                 }
                 if self.input.is_empty() {
                     self.worker.give_buffer(std::mem::take(&mut self.input));
                 }
+                let expires = if draining { expires } else { cx.connection_end(expires) };
+                let idle = after(since, cx.idle_timeout()).filter(|_| !draining);
                 let waiting_by = if self.input.is_empty() { earliest(idle, expires) } else { head_by };
                 if timer.poll(task, waiting_by).is_pending() {
                     return Poll::Pending;
                 }
-                let late = late_head(timeouts).filter(|_| !self.input.is_empty());
+                let late = late_head(cx).filter(|_| !self.input.is_empty());
                 return Poll::Ready(if let Some((_, end)) = late {
                     Next::Late(end)
                 } else if draining {
@@ -280,6 +309,19 @@ impl Http1 {
             }
         })
         .await
+    }
+
+    /// What the overload manager makes of bytes that have come.
+    fn dispatch(&mut self) -> Option<Next> {
+        let overload = self.overload.as_deref()?;
+        let random = || self.worker.random();
+        match overload.dispatch(random) {
+            Dispatch::Close => return Some(Next::ForcedClose),
+            Dispatch::Drain => self.drain = true,
+            Dispatch::Go => {}
+        }
+        let point = overload.http1_abort_dispatch.as_deref();
+        point.is_some_and(|point| point.sheds(random)).then_some(Next::Aborted)
     }
 
     /// Reads once. `false` is the end.
@@ -401,6 +443,11 @@ impl Downstream for Http1 {
             if ready!(self.poll_fill(cx)).is_err() {
                 return Poll::Ready(Err(StreamEnd::DownstreamGone));
             }
+            match self.dispatch() {
+                Some(Next::Aborted) => return Poll::Ready(Err(StreamEnd::DispatchAborted)),
+                Some(_) => return Poll::Ready(Err(StreamEnd::ConnectionAborted(FORCED_GOAWAY))),
+                None => {}
+            }
         }
     }
 
@@ -478,6 +525,10 @@ impl Downstream for Http1 {
 
     fn close_after_response(&mut self) {
         self.codec.close_after_response();
+    }
+
+    fn is_last(&self) -> bool {
+        self.codec.is_last()
     }
 
     fn reset(&mut self, _cut: Cut) {

@@ -1,6 +1,6 @@
 //! A downstream HTTP/2 connection: the `h2` crate below, one local task per stream.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future as _;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use crate::http::ConnCx;
 use crate::http::end::StreamEnd;
 use crate::http::frames::{Watch, Watched};
 use crate::http::timer::{Timer, after, earliest};
+use crate::overload::Dispatch;
 use crate::transport::Transport;
 
 mod stream;
@@ -53,8 +54,16 @@ pub(crate) async fn serve(cx: Rc<ConnCx>, transport: Transport, input: BytesMut)
     let watch = Watch::new(guard, codec, !hcm.http2.stream_error_on_invalid_message);
     let streams = Streams::new(cx.info.start, &watch);
     let transport = Rc::new(RefCell::new(transport));
-    let io = Counted { transport: Rc::clone(&transport), prefix: input.freeze(), cx: Rc::clone(&cx) };
-    let (end, refused) = serve_streams(&cx, &watch, &streams, io).await;
+    let greeted = Rc::new(Cell::new(false));
+    let io = Counted {
+        transport: Rc::clone(&transport),
+        prefix: input.freeze(),
+        cx: Rc::clone(&cx),
+        streams: Rc::clone(&streams),
+        greeted: Rc::clone(&greeted),
+    };
+    let _wait = cx.wait_for_overload().await;
+    let (end, refused) = serve_streams(&cx, &watch, &streams, io, &greeted).await;
     let active = refused || streams.are_active();
     open.by_peer = match end {
         End::ByClient => true,
@@ -114,6 +123,7 @@ async fn serve_streams(
     watch: &Rc<Watch>,
     streams: &Rc<Streams>,
     io: Counted,
+    greeted: &Cell<bool>,
 ) -> (End, bool) {
     let hcm = &cx.hcm;
     let stats = &hcm.stats.hcm;
@@ -134,11 +144,11 @@ async fn serve_streams(
     }
     let expires = hcm.timeouts.connection_end(cx.info.start, cx.worker.random());
     let mut timer = Timer::default();
-    let preface_by = earliest(after(cx.info.start, hcm.timeouts.idle), expires);
+    let preface_by = || earliest(after(cx.info.start, cx.idle_timeout()), cx.connection_end(expires));
     let mut preface = pin!(builder.handshake::<_, Bytes>(Watched::downstream(io, Rc::clone(watch))));
     let preface = std::future::poll_fn(|task| match preface.as_mut().poll(task) {
         Poll::Ready(result) => Poll::Ready(Some(result)),
-        Poll::Pending => timer.poll(task, preface_by).map(|()| None),
+        Poll::Pending => timer.poll(task, preface_by()).map(|()| None),
     });
     let mut connection = match preface.await {
         Some(Ok(connection)) => connection,
@@ -148,14 +158,15 @@ async fn serve_streams(
             return (End::Delayed, false);
         }
         None => {
-            match expires.is_some_and(|expires| Instant::now() >= expires) {
+            match cx.connection_end(expires).is_some_and(|expires| Instant::now() >= expires) {
                 true => stats.downstream_cx_max_duration_reached().inc(),
                 false => stats.downstream_cx_idle_timeout().inc(),
             }
             return (End::AtOnce, false);
         }
     };
-    let idle_end = || after_opt(streams.idle_since(), hcm.timeouts.idle);
+    greeted.set(true);
+    let idle_end = || after_opt(streams.idle_since(), cx.idle_timeout());
     let drain_end = |now| hcm.timeouts.drain_end(now, cx.worker.random()).or(Some(now));
     let mut ping = connection.ping_pong();
     let mut pinging: Option<Instant> = None;
@@ -174,20 +185,27 @@ async fn serve_streams(
             Flood,
             /// The client resets its streams before they have a response.
             Resets,
-            /// A response that is the connection's last.
+            /// A response that is the connection's last, or the overload manager has had enough of it.
             Last,
+            /// The overload manager ends it at once.
+            Forced,
             Closed,
             Timer,
         }
         let next = std::future::poll_fn(|task| {
             // GOAWAY goes before the response that says why.
-            if draining.is_none() && streams.last.get() {
+            if draining.is_none() && (streams.last.get() || streams.drain.get()) {
                 return Poll::Ready(Next::Last);
+            }
+            if streams.forced.get() {
+                return Poll::Ready(Next::Forced);
             }
             match connection.poll_accept(task) {
                 Poll::Ready(Some(Ok(stream))) => return Poll::Ready(Next::Stream(Box::new(stream))),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Next::Error(error)),
                 Poll::Ready(None) => return Poll::Ready(Next::Closed),
+                Poll::Pending if streams.forced.get() => return Poll::Ready(Next::Forced),
+                Poll::Pending if draining.is_none() && streams.drain.get() => return Poll::Ready(Next::Last),
                 Poll::Pending => {}
             }
             if let Some(end) = watch.take_refused() {
@@ -208,7 +226,10 @@ async fn serve_streams(
             let pong = after_opt(pinging, options.keepalive_timeout);
             let end = match draining {
                 Some(until) => Some(until),
-                None => earliest(earliest(idle_end(), expires), drain.due(task.waker(), cx.info.id)),
+                None => earliest(
+                    earliest(idle_end(), cx.connection_end(expires)),
+                    drain.due(task.waker(), cx.info.id),
+                ),
             };
             // Each of these is acted upon below when it has come: one that were not would spin.
             timer.poll(task, earliest(earliest(next_ping, pong), end)).map(|()| Next::Timer)
@@ -227,6 +248,7 @@ async fn serve_streams(
                         false => stats.downstream_cx_drain_close().inc(),
                     }
                     connection.graceful_shutdown();
+                    streams.last.set(true);
                     draining = drain_end(now);
                 }
                 let active = Active::new(streams);
@@ -254,9 +276,16 @@ async fn serve_streams(
                 let _ = tokio::time::timeout(Duration::from_secs(1), end).await;
                 return (if broken { End::Delayed } else { End::ByClient }, any);
             }
+            Next::Forced => {
+                connection.abrupt_shutdown(h2::Reason::NO_ERROR);
+                let end = std::future::poll_fn(|task| connection.poll_closed(task));
+                let _ = tokio::time::timeout(Duration::from_secs(1), end).await;
+                return (End::Delayed, false);
+            }
             Next::Flood => return (End::Delayed, false),
             Next::Last => {
                 connection.graceful_shutdown();
+                streams.last.set(true);
                 draining = drain_end(timer.now());
             }
             Next::Resets => {
@@ -294,7 +323,7 @@ async fn serve_streams(
                     Some(_) => {}
                     None => {
                         let has_come = |due: Option<Instant>| due.is_some_and(|due| now >= due);
-                        if has_come(expires) {
+                        if has_come(cx.connection_end(expires)) {
                             stats.downstream_cx_max_duration_reached().inc();
                         } else if has_come(cx.drain.go_away_at(cx.info.id)) {
                             stats.downstream_cx_drain_close().inc();
@@ -304,6 +333,7 @@ async fn serve_streams(
                             continue;
                         }
                         connection.graceful_shutdown();
+                        streams.last.set(true);
                         draining = drain_end(now);
                     }
                 }
@@ -321,6 +351,22 @@ struct Counted {
     transport: Rc<RefCell<Transport>>,
     prefix: Bytes,
     cx: Rc<ConnCx>,
+    streams: Rc<Streams>,
+    /// The library has had the preface: from here on it can say goodbye.
+    greeted: Rc<Cell<bool>>,
+}
+
+impl Counted {
+    /// Asks the overload manager about bytes that have come. `false` when the library is not to see them.
+    fn dispatch(&self) -> bool {
+        let Some(overload) = &self.cx.hcm.overload else { return true };
+        match overload.dispatch(|| self.cx.worker.random()) {
+            Dispatch::Go => {}
+            Dispatch::Drain => self.streams.drain.set(true),
+            Dispatch::Close => self.streams.forced.set(true),
+        }
+        !(self.streams.forced.get() && self.greeted.get())
+    }
 }
 
 impl AsyncRead for Counted {
@@ -339,6 +385,11 @@ impl AsyncRead for Counted {
         }
         let count = buffer.filled().len() - before;
         this.cx.hcm.stats.hcm.downstream_cx_rx_bytes_total().add(count as u64);
+        if count > 0 && !this.dispatch() {
+            // Whoever polls the connection looks at `forced` next: nobody has to be woken.
+            buffer.set_filled(before);
+            return Poll::Pending;
+        }
         Poll::Ready(Ok(()))
     }
 }

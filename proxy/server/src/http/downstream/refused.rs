@@ -52,6 +52,10 @@ impl Downstream for Refused {
 
     fn close_after_response(&mut self) {}
 
+    fn is_last(&self) -> bool {
+        true
+    }
+
     fn reset(&mut self, _: Cut) {}
 
     fn bytes(&self) -> waystation_filter_api::stream::Bytes {

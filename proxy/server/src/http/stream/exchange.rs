@@ -327,8 +327,8 @@ impl<D: Downstream> Stream<'_, D> {
     /// Ready with the cause when a deadline has passed; `own` is the caller's, reported as a per-try timeout.
     pub(super) fn poll_deadlines(&mut self, task: &mut Context<'_>, own: Option<Instant>) -> Poll<StreamEnd> {
         loop {
+            let idle = after(self.last_activity, self.idle_timeout());
             let deadlines = &self.deadlines;
-            let idle = after(self.last_activity, deadlines.idle);
             let others = deadlines.parked;
             let due =
                 [own, deadlines.route, deadlines.request, deadlines.max_duration, others, self.log_due()]

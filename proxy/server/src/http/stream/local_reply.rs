@@ -155,7 +155,7 @@ impl<D: Downstream> Stream<'_, D> {
                 return Poll::Ready(Err(Stopped::End(end)));
             }
             // What has ended the stream may be a deadline that has passed: only the silence counts here.
-            let idle = after(self.last_activity, self.deadlines.idle);
+            let idle = after(self.last_activity, self.idle_timeout());
             let end = StreamEnd::StreamIdleTimeout { request_complete: self.request_complete };
             self.timer.poll(task, idle).map(|()| Err(Stopped::End(end)))
         })

@@ -98,6 +98,14 @@ impl<D: Downstream> Stream<'_, D> {
         self.response_started = true;
         // From here on only the other timeouts cut it.
         self.deadlines.request = None;
+        if let Some(overload) = &hcm.overload
+            && !self.down.is_last()
+            && overload.ends_connection(|| self.cx.worker.random())
+        {
+            hcm.stats.hcm.downstream_cx_overload_disable_keepalive().inc();
+            hcm.stats.hcm.downstream_cx_drain_close().inc();
+            self.down.close_after_response();
+        }
         self.down.send_head(&mut self.heads.response, end);
         if hcm.log_on_tunnel && self.is_tunnel_accepted() {
             self.log_midway(AccessLogType::DownstreamTunnelSuccessfullyEstablished);

@@ -125,6 +125,12 @@ impl<D: Downstream> Stream<'_, D> {
             return Err(StreamEnd::ClusterNotFound { status: action.cluster_not_found_status });
         };
         self.info.upstream.cluster = Some(Rc::clone(&cluster) as _);
+        let point = hcm.overload.as_ref().and_then(|overload| overload.filter_check.as_ref());
+        if point.is_some_and(|point| point.sheds(|| cx.worker.random())) {
+            hcm.stats.router.rq_overload_local_reply().inc();
+            self.info.upstream.attempts = 1;
+            return Err(StreamEnd::Overloaded { told: hcm.append_local_overload });
+        }
         // Borrowed while the routing keeps the cluster.
         let own = cluster.route_policies.is_some().then(|| Rc::clone(&cluster));
         let own = own.as_deref().and_then(|cluster| ClusterPolicies::of(cluster));

@@ -152,6 +152,10 @@ pub(super) async fn acquire(
             }
             continue;
         }
+        let point = worker.shared.overload.get().and_then(|overload| overload.new_connection.as_ref());
+        if point.is_some_and(|point| point.sheds(|| worker.random())) {
+            return Err(NoStream { reason: ResetReason::Overflow, transport: None });
+        }
         let alpn: &[&[u8]] = match wanted {
             Wanted::Raw => &[],
             Wanted::Http1 => &[b"http/1.1"],

@@ -16,7 +16,7 @@ use waystation_http::{Headers, Known, Name, h2 as convert};
 use super::HIGH_WATER;
 use super::streams::{Active, Streams};
 use crate::http::ConnCx;
-use crate::http::downstream::{Cut, Downstream, HeadFacts, Piece};
+use crate::http::downstream::{Cut, Downstream, FORCED_GOAWAY, HeadFacts, Piece};
 use crate::http::end::StreamEnd;
 use crate::http::frames::{FIELD_LIMIT, TOO_LARGE, Watch, cut_off};
 use crate::http::stream::{self, Begin};
@@ -31,6 +31,7 @@ pub(super) async fn serve(
     mut respond: SendResponse<Bytes>,
 ) {
     let Active(streams) = &active;
+    let _wait = cx.wait_for_overload().await;
     let taken_back = std::future::poll_fn(|task| Poll::Ready(respond.poll_reset(task).is_ready())).await;
     let watch = &streams.watch;
     let cx = &*cx;
@@ -125,7 +126,7 @@ impl Downstream for Http2 {
                     self.bytes.wire_received += data.len() as u64 + FRAME_HEADER;
                     return Poll::Ready(Ok(Piece::Data(data)));
                 }
-                Some(Err(error)) => return Poll::Ready(Err(lost(&self.streams.watch, &error))),
+                Some(Err(error)) => return Poll::Ready(Err(lost(&self.streams, &error))),
                 None => self.data_done = true,
             }
         }
@@ -135,7 +136,7 @@ impl Downstream for Http2 {
                 Poll::Ready(Ok(Piece::Trailers))
             }
             Ok(None) => Poll::Ready(Ok(Piece::End)),
-            Err(error) => Poll::Ready(Err(lost(&self.streams.watch, &error))),
+            Err(error) => Poll::Ready(Err(lost(&self.streams, &error))),
         }
     }
 
@@ -147,7 +148,7 @@ impl Downstream for Http2 {
         };
         match ready!(reset) {
             Ok(_) => Poll::Ready(StreamEnd::DownstreamReset),
-            Err(error) => Poll::Ready(lost(&self.streams.watch, &error)),
+            Err(error) => Poll::Ready(lost(&self.streams, &error)),
         }
     }
 
@@ -204,13 +205,17 @@ impl Downstream for Http2 {
                 }
                 Poll::Ready(Ok(()))
             }
-            Err(error) => Poll::Ready(Err(lost(&self.streams.watch, &error))),
+            Err(error) => Poll::Ready(Err(lost(&self.streams, &error))),
         }
     }
 
     fn close_after_response(&mut self) {
         // The response wakes the connection's task.
         self.streams.last.set(true);
+    }
+
+    fn is_last(&self) -> bool {
+        self.streams.last.get()
     }
 
     fn reset(&mut self, cut: Cut) {
@@ -234,7 +239,11 @@ impl Downstream for Http2 {
     }
 }
 
-fn lost(watch: &Watch, error: &h2::Error) -> StreamEnd {
+fn lost(streams: &Streams, error: &h2::Error) -> StreamEnd {
+    let watch = &streams.watch;
+    if streams.forced.get() {
+        return StreamEnd::ConnectionAborted(FORCED_GOAWAY);
+    }
     if let Some(flood) = watch.flood() {
         return StreamEnd::DownstreamViolation(match flood {
             Flood::Empty => "http2.inbound_empty_frames_flood",

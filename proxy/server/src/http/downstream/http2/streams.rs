@@ -41,6 +41,9 @@ pub(super) struct Streams {
     active: Cell<usize>,
     /// A response was the last of the connection.
     pub(super) last: Cell<bool>,
+    /// The overload manager ends the connection: at once, with all that is under way, or when that is over.
+    pub(super) forced: Cell<bool>,
+    pub(super) drain: Cell<bool>,
     /// When the last of them ended.
     idle_since: Cell<Instant>,
     /// How many are over, and were so without a response soon after they began.
@@ -54,6 +57,8 @@ impl Streams {
         Rc::new(Self {
             active: Cell::new(0),
             last: Cell::new(false),
+            forced: Cell::new(false),
+            drain: Cell::new(false),
             idle_since: Cell::new(start),
             over: Cell::new(0),
             premature: Cell::new(0),
