@@ -211,7 +211,9 @@ impl HealthFlag {
     const DEGRADED: u32 = Self::DegradedActiveHc as u32
         | Self::DegradedEdsHealth as u32
         | Self::DegradedOutlierDetection as u32;
-    const EXCLUDED: u32 = Self::PendingActiveHc as u32 | Self::ExcludedViaImmediateHcFail as u32;
+    const EXCLUDED: u32 = Self::PendingActiveHc as u32
+        | Self::ExcludedViaImmediateHcFail as u32
+        | Self::EdsStatusDraining as u32;
 }
 
 /// A host as streams of one worker refer to it (`UpstreamInfo.host` wants an `Rc` of it).

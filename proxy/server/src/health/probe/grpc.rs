@@ -80,8 +80,8 @@ impl GrpcProbe {
         head.append(Known::Te, "trailers");
         head.append(Known::ContentType, "application/grpc");
         head.append(Known::UserAgent, USER_AGENT);
-        head.append(Known::GrpcTimeout, timeout(target.check.settings.timeout));
         target.mutate(&self.metadata, Protocol::Http2, &mut head);
+        head.set(Known::GrpcTimeout, timeout(target.check.settings.timeout));
         let answer = match Http2::send(kept, target, &head, self.request.clone()).await {
             None => NETWORK,
             Some(mut exchange) => match self.receive(&mut exchange).await {
