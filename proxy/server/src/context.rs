@@ -479,6 +479,7 @@ pub(crate) mod tests {
             route_policies: &|_| Ok(None),
             upstream_filters: &|_| Ok(None),
             added_via_api: false,
+            previous: None,
             now: Instant::now(),
         };
         waystation_upstream::Cluster::compile(&proto, &context).unwrap()

@@ -11,6 +11,7 @@ pub mod listeners;
 pub mod needs;
 pub mod offered;
 pub mod on_demand;
+pub mod outliers;
 pub mod routes;
 pub mod scopes;
 pub mod secret_files;

@@ -128,7 +128,7 @@ impl Server {
             let due = self.next_due();
             tokio::select! {
                 change = self.configuration.next() => {
-                    compiled |= !matches!(change, Change::Demand(_));
+                    compiled |= !matches!(change, Change::Demand(_) | Change::Outliers(_));
                     self.configuration.apply(change);
                 }
                 Some(job) = jobs.recv() => job(&mut self),

@@ -21,6 +21,7 @@ use waystation_schema::{At as _, ConfigError};
 use waystation_stats::stats_group;
 use waystation_upstream::jitter::{back_off, spread};
 use waystation_upstream::load_balancer::OriginalDestination;
+use waystation_upstream::outlier::LocalOrigin;
 use waystation_upstream::{Cluster, ClusterStats, MetadataMatch, PickContext};
 use xxhash_rust::xxh64::xxh64;
 
@@ -446,6 +447,7 @@ async fn establish(
         let options = ConnectOptions { downstream: Some(&info.connection), ..ConnectOptions::default() };
         match connect(worker, &cluster, &host, options).await {
             Ok((transport, facts, guard)) => {
+                cluster.local_origin(&host, LocalOrigin::ConnectedFinally);
                 info.upstream.host = Some(Rc::clone(&host) as _);
                 info.upstream.attempts = attempts + 1;
                 info.upstream.local_address = facts.local_address;
@@ -458,6 +460,13 @@ async fn establish(
                 return None;
             }
             Err(error) => {
+                cluster.local_origin(
+                    &host,
+                    match error {
+                        ConnectError::Timeout => LocalOrigin::TimedOut(504),
+                        _ => LocalOrigin::ConnectFailed,
+                    },
+                );
                 attempts += 1;
                 info.upstream.attempts = attempts;
                 info.upstream.host = Some(Rc::clone(&host) as _);

@@ -182,6 +182,7 @@ fn cluster(shared: &Arc<Shared>, upstream: SocketAddr) -> Arc<Cell<Cluster>> {
             route_policies: &|_| Ok(None),
             upstream_filters: &|_| Ok(None),
             added_via_api: false,
+            previous: None,
             now: Instant::now(),
         },
     );

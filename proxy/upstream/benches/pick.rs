@@ -52,6 +52,7 @@ fn cluster(policy: LbPolicy, hosts: u32, weighted: bool) -> Cluster {
         route_policies: &|_| Ok(None),
         upstream_filters: &|_| Ok(None),
         added_via_api: false,
+        previous: None,
         now: Instant::now(),
     };
     Cluster::compile(&proto, &cx).expect("the cluster is valid")

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
@@ -22,12 +22,14 @@ use crate::discovery::{DnsSettings, OriginalDst, ResolverSettings};
 use crate::health_check::HealthCheck;
 use crate::host::Locality;
 use crate::load_balancer::LbPolicy;
+use crate::outlier::{self, Detector};
 use crate::stats::{ClusterStats, RequestSizeStats, TimeoutBudgetStats, TrafficStats};
 
 mod compile;
 mod connection;
 mod endpoints;
 mod http;
+mod outliers;
 mod transport;
 
 pub use connection::{
@@ -73,6 +75,8 @@ pub struct Environment {
     pub bind: Option<BindOptions>,
     /// The bootstrap's `typed_dns_resolver_config`, for clusters that say nothing of a resolver.
     pub resolver: ResolverSettings,
+    /// Tells the main thread that outlier detection has something to decide.
+    pub outliers: Arc<outlier::Report>,
 }
 
 /// What compiling one cluster needs.
@@ -89,6 +93,8 @@ pub struct CompileContext<'a> {
     pub upstream_filters: &'a UpstreamFilterCompiler<'a>,
     /// Whether the cluster came by CDS.
     pub added_via_api: bool,
+    /// The cluster that this one is to replace.
+    pub previous: Option<&'a Arc<Cluster>>,
     /// The time.
     pub now: Instant,
 }
@@ -125,6 +131,8 @@ pub struct Cluster {
     pub health_watch: Option<tokio::sync::watch::Sender<()>>,
     /// Circuit breakers.
     pub admission: Arc<Admission>,
+    /// `outlier_detection`.
+    pub outlier_detection: Option<Box<Detector>>,
     /// Statistics.
     pub stats: ClusterStats,
     /// `track_cluster_stats.timeout_budgets`.
@@ -138,6 +146,8 @@ pub struct Cluster {
     pub(crate) sockets: TransportSockets,
     pub(crate) endpoints: Endpoints,
     pub(crate) environment: Arc<Environment>,
+    /// The cluster that this one is to replace, whose ejected hosts stay so.
+    pub(crate) previous: Option<Weak<Cluster>>,
 }
 
 /// Where endpoints come from.
@@ -274,6 +284,7 @@ impl Environment {
             local_cluster: None,
             bind: None,
             resolver: ResolverSettings::default(),
+            outliers: Arc::new(|_| {}),
         })
     }
 }

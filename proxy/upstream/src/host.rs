@@ -19,6 +19,7 @@ use waystation_filter_api::value::{Metadata, Value};
 
 use crate::cluster::TransportFactory;
 use crate::health_check::Verdict;
+use crate::outlier::Monitor;
 
 /// An endpoint as the configuration in force describes it.
 pub struct Host {
@@ -75,6 +76,8 @@ pub struct HostState {
     health: AtomicU32,
     /// When the host came in or last became healthy, in milliseconds of [`clock_ms`]: the start of slow start.
     ramp_start_ms: AtomicU64,
+    /// What outlier detection counts, in clusters that have it.
+    monitor: Option<Arc<Monitor>>,
     counts: Counts,
 }
 
@@ -344,6 +347,16 @@ impl Host {
         self.state.set_flag(flag, on)
     }
 
+    /// What outlier detection knows of it.
+    pub(crate) fn monitor(&self) -> Option<&Arc<Monitor>> {
+        self.state.monitor.as_ref()
+    }
+
+    /// Success rates in the last interval of outlier detection, of answers and of connecting; -1 is none.
+    pub fn success_rates(&self) -> (f64, f64) {
+        self.monitor().map_or((-1.0, -1.0), |monitor| monitor.success_rates())
+    }
+
     /// Whether the host does not count for panic mode and priority loads.
     pub(crate) fn excluded(&self) -> bool {
         self.state.flags() & HealthFlag::EXCLUDED != 0
@@ -414,12 +427,14 @@ impl Host {
 
 impl HostState {
     /// The state of an endpoint that is seen for the first time.
-    pub(crate) fn new(now: Instant) -> Arc<Self> {
+    pub(crate) fn new(now: Instant, monitor: Option<Arc<Monitor>>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let ejected = monitor.as_ref().is_some_and(|monitor| monitor.is_ejected());
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            health: AtomicU32::new(0),
+            health: AtomicU32::new(if ejected { HealthFlag::FailedOutlierCheck as u32 } else { 0 }),
             ramp_start_ms: AtomicU64::new(clock_ms(now)),
+            monitor,
             counts: Counts::default(),
         })
     }

@@ -10,6 +10,7 @@
 //! * [`load_balancer`]: priorities, localities, subsets, and the policies;
 //! * [`admission`]: circuit breakers, exact across workers;
 //! * [`health_check`]: active health checks, decided without sockets;
+//! * [`outlier`]: passive health checks;
 //! * [`discovery`]: what EDS, DNS and ORIGINAL_DST make of their inputs;
 //! * [`stats`]: the cluster's statistics.
 
@@ -23,6 +24,7 @@ pub mod host;
 pub mod host_set;
 pub mod jitter;
 pub mod load_balancer;
+pub mod outlier;
 pub mod stats;
 mod target;
 

@@ -73,6 +73,7 @@ fn an_idle_cluster_is_small() {
                 route_policies: &|_| Ok(None),
                 upstream_filters: &|_| Ok(None),
                 added_via_api: true,
+                previous: None,
                 now: started,
             };
             let cell = table.cell(&proto.name);

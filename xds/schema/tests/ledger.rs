@@ -61,6 +61,6 @@ fn the_support_table_names_roots_and_reasons() {
     assert!(table.contains(accepted));
     assert!(table.contains("### envoy.config.cluster.v3\n"));
     assert!(table.contains("\n#### Cluster\n"));
-    assert!(table.contains("| `outlier_detection` | rejected | "));
+    assert!(table.contains("| `preconnect_policy` | rejected | "));
     assert!(table.contains("- envoy.extensions.filters.http.lua.v3: `Lua`, "));
 }

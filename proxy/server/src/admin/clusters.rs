@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::CircuitBreakers;
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::r#type::v3 as types;
 use envoy_types::pb::google::protobuf::UInt32Value;
 use hyper::{Response, StatusCode};
 use prost::Message as _;
@@ -63,6 +64,13 @@ fn as_text(clusters: &[Arc<Cluster>]) -> Response<Body> {
 fn write_cluster(cluster: &Cluster, out: &mut String) -> std::fmt::Result {
     let name = cluster.name();
     writeln!(out, "{name}::observability_name::{}", cluster.observability_name())?;
+    if let Some(detector) = &cluster.outlier_detection {
+        for (origin, (average, threshold)) in ["", "local_origin_"].into_iter().zip(detector.success_rates())
+        {
+            writeln!(out, "{name}::outlier::{origin}success_rate_average::{average}")?;
+            writeln!(out, "{name}::outlier::{origin}success_rate_ejection_threshold::{threshold}")?;
+        }
+    }
     for (priority, label) in PRIORITIES {
         for (resource, limit) in LIMITS {
             let max = cluster.admission.max(priority, resource);
@@ -75,7 +83,7 @@ fn write_cluster(cluster: &Cluster, out: &mut String) -> std::fmt::Result {
     {
         writeln!(out, "{name}::eds_service_name::{}", settings.resource_name)?;
     }
-    for host in hosts(cluster) {
+    for host in cluster.hosts() {
         write_host(name, &host, out)?;
     }
     Ok(())
@@ -107,15 +115,9 @@ fn write_host(name: &str, host: &Host, out: &mut String) -> std::fmt::Result {
     writeln!(out, "{prefix}::sub_zone::{}", locality.sub_zone)?;
     writeln!(out, "{prefix}::canary::{}", host.canary())?;
     writeln!(out, "{prefix}::priority::{}", host.priority())?;
-    writeln!(out, "{prefix}::success_rate::-1")?;
-    writeln!(out, "{prefix}::local_origin_success_rate::-1")
-}
-
-fn hosts(cluster: &Cluster) -> Vec<Arc<Host>> {
-    match &cluster.discovery {
-        Discovery::OriginalDst(destination) => destination.hosts(),
-        _ => cluster.endpoints().snapshot().hosts().cloned().collect(),
-    }
+    let (answers, connects) = host.success_rates();
+    writeln!(out, "{prefix}::success_rate::{answers}")?;
+    writeln!(out, "{prefix}::local_origin_success_rate::{connects}")
 }
 
 fn status(cluster: &Cluster) -> pb::ClusterStatus {
@@ -136,10 +138,14 @@ fn status(cluster: &Cluster) -> pb::ClusterStatus {
             ..Thresholds::default()
         }
     });
+    let rates = cluster.outlier_detection.as_ref().map(|detector| detector.success_rates());
+    let [answers, connects] = rates.unwrap_or([(-1.0, -1.0); 2]);
     pb::ClusterStatus {
+        success_rate_ejection_threshold: percent(answers.1),
+        local_origin_success_rate_ejection_threshold: percent(connects.1),
         name: cluster.name().to_owned(),
         added_via_api: cluster.added_via_api,
-        host_statuses: hosts(cluster).iter().map(|host| host_status(host)).collect(),
+        host_statuses: cluster.hosts().iter().map(|host| host_status(host)).collect(),
         circuit_breakers: Some(CircuitBreakers {
             thresholds: thresholds.collect(),
             ..CircuitBreakers::default()
@@ -151,7 +157,6 @@ fn status(cluster: &Cluster) -> pb::ClusterStatus {
             }
             _ => String::new(),
         },
-        ..pb::ClusterStatus::default()
     }
 }
 
@@ -186,12 +191,14 @@ fn host_status(host: &Host) -> pb::HostStatus {
             excluded_via_immediate_hc_fail: host.has_flag(HealthFlag::ExcludedViaImmediateHcFail),
             active_hc_timeout: host.has_flag(HealthFlag::ActiveHcTimeout),
             failed_outlier_check: host.has_flag(HealthFlag::FailedOutlierCheck),
+            failed_degraded_outlier_detection: host.has_flag(HealthFlag::DegradedOutlierDetection),
             eds_health_status: match host.eds_status() {
                 core::HealthStatus::Unknown => core::HealthStatus::Healthy.into(),
                 other => other.into(),
             },
-            ..pb::HostHealthStatus::default()
         }),
+        success_rate: percent(host.success_rates().0),
+        local_origin_success_rate: percent(host.success_rates().1),
         weight: host.weight(),
         hostname: host.hostname().to_owned(),
         priority: host.priority(),
@@ -200,6 +207,10 @@ fn host_status(host: &Host) -> pb::HostStatus {
             zone: locality.zone.to_string(),
             sub_zone: locality.sub_zone.to_string(),
         }),
-        ..pb::HostStatus::default()
     }
+}
+
+/// Below zero there is none.
+fn percent(rate: f64) -> Option<types::Percent> {
+    (rate >= 0.0).then_some(types::Percent { value: rate })
 }

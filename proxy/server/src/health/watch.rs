@@ -240,6 +240,12 @@ impl Member {
 
     fn judge(&self, watch: &Watch, check: &HealthCheck, host: &Host, answer: Answer, verdict: &Verdict) {
         host.judge(verdict, Instant::now());
+        if matches!(answer, Answer::Healthy { .. })
+            && !host.has_flag(HealthFlag::FailedActiveHc)
+            && let Some(detector) = &watch.cluster.outlier_detection
+        {
+            detector.check_passed(host);
+        }
         check.stats.count(answer);
         self.count(check, judged(host));
         if !verdict.events.is_empty() && !watch.checker.events.is_empty() {

@@ -18,6 +18,7 @@ use waystation_schema::{At as _, ConfigError, Message, Policy, check};
 use waystation_stats::stats_group;
 use waystation_upstream::cluster::{self, Cluster, Discovery, Environment};
 use waystation_upstream::discovery::ResolverSettings;
+use waystation_upstream::outlier::Report;
 use waystation_xds::{Client, Interest, Rejection, ResourceType, SubId, SubscriptionSpec, Update};
 use xxhash_rust::xxh64::xxh64;
 
@@ -35,8 +36,8 @@ use crate::upstream_socket;
 stats_group! {
     /// `cluster_manager.`
     ///
-    /// Envoy merges the updates that come of health checks and outlier detection alone; there are neither, and all others
-    /// are in force at once there too. So `cluster_updated_via_merge`, `update_merge_cancelled` and
+    /// Envoy merges the updates that come of health checks and outlier detection alone; here those are in force at once, as
+    /// all others are there too. So `cluster_updated_via_merge`, `update_merge_cancelled` and
     /// `update_out_of_merge_window` are 0.
     pub struct ClusterManagerStats {
         counters {
@@ -120,6 +121,7 @@ impl Clusters {
         proto: &bootstrap::ClusterManager,
         locality: &core::Locality,
         resolver: ResolverSettings,
+        outliers: Arc<Report>,
     ) -> Result<Self, ConfigError> {
         let local_cluster = proto.local_cluster_name.clone();
         let bind = proto.upstream_bind_config.as_ref().map(cluster::BindOptions::compile).transpose();
@@ -131,6 +133,7 @@ impl Clusters {
                 .map(|name| shared.clusters.cell(name)),
             bind: bind.at(|| "cluster_manager.upstream_bind_config")?,
             resolver,
+            outliers,
         });
         let stats: ClusterManagerStats = shared.stats.root().scope("cluster_manager").group();
         Ok(Self {
@@ -261,6 +264,7 @@ impl Clusters {
         let root = self.shared.stats.root();
         let stat_name = if proto.alt_stat_name.is_empty() { &proto.name } else { &proto.alt_stat_name };
         let scope = root.scope("cluster").tag("envoy.cluster_name", stat_name);
+        let previous = self.entries.get(&proto.name).and_then(|entry| entry.active.as_ref());
         let transport = |socket: &core::TransportSocket| upstream_socket::compile(socket, &scope, &context);
         let cluster = Cluster::compile(
             proto,
@@ -271,6 +275,7 @@ impl Clusters {
                 route_policies: &|options| super::routes::cluster_policies(options, &self.shared),
                 upstream_filters: &|options| UpstreamFilters::compile(options, &scope, &context),
                 added_via_api: dynamic,
+                previous: previous.map(|live| &live.cluster),
                 now: Instant::now(),
             },
         )?;
@@ -566,6 +571,16 @@ impl Clusters {
         self.warming.names()
     }
 
+    /// The cluster of this name that is in force.
+    pub fn in_force(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.entries.get(name)?.active.as_ref().map(|live| &live.cluster)
+    }
+
+    /// Counts an update of hosts that nobody sent.
+    pub fn count_update(&self) {
+        self.stats.cluster_updated().inc();
+    }
+
     /// The clusters in force, by name.
     pub fn active(&self) -> Vec<Arc<Cluster>> {
         let active = self.entries.values().filter_map(|entry| entry.active.as_ref());
@@ -601,9 +616,9 @@ mod tests {
         );
         let mut needs = Needs::default();
         let manager = ClusterManager::default();
+        let resolver = ResolverSettings::default();
         let mut clusters =
-            Clusters::new(&shared, &manager, &core::Locality::default(), ResolverSettings::default())
-                .unwrap();
+            Clusters::new(&shared, &manager, &core::Locality::default(), resolver, Arc::new(|_| {})).unwrap();
         let template = "{name: c, type: EDS, eds_cluster_config: {eds_config: {resource_api_version: V3, api_config_source: \
                         {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: x}}]}}}}";
         let message = Message::find("envoy.config.cluster.v3.Cluster").unwrap();

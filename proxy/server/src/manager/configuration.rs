@@ -19,6 +19,7 @@ use waystation_filter_api::address::Address;
 use waystation_schema::{At as _, ConfigError};
 use waystation_tls::SecretKind;
 use waystation_upstream::discovery::ResolverSettings;
+use waystation_upstream::outlier::Crossing;
 use waystation_xds::{
     Client, Event, GrpcService, GrpcSource, Interest, Protocol, ResourceType, Source, SubId, SubscribeError,
     SubscriptionSpec,
@@ -30,6 +31,7 @@ use super::listeners::{Graceful, Listeners, Order};
 use super::needs::{Needs, Slot};
 use super::offered::Offered;
 use super::on_demand::{self, OnDemand};
+use super::outliers::Outliers;
 use super::secret_files::SecretFiles;
 use super::subscription_stats::Counters;
 use crate::admin::certs::TlsUsers;
@@ -63,6 +65,8 @@ pub enum Change {
     Xds(Event),
     /// A cluster found endpoints by itself.
     Discovery(DnsEvent),
+    /// Requests have failed so often that hosts may have to go.
+    Outliers(Vec<Crossing>),
     /// Files of secrets were replaced.
     SecretFiles,
     /// A request needs something that is fetched on demand.
@@ -77,6 +81,7 @@ pub struct Configuration {
     bootstrap: Bytes,
     client: Client,
     clusters: Clusters,
+    outliers: Outliers,
     listeners: Listeners,
     needs: Needs,
     on_demand: OnDemand,
@@ -181,7 +186,11 @@ impl Configuration {
         let static_secrets = static_secrets(resources.secrets, &shared).map_err(text)?;
         let manager = proto.cluster_manager.clone().unwrap_or_default();
         let resolver = ResolverSettings::of_bootstrap(&proto).map_err(text)?;
-        let clusters = Clusters::new(&shared, &manager, &locality, resolver).map_err(text)?;
+        let outliers = Outliers::new(manager.outlier_detection.as_ref(), &shared)
+            .at(|| "cluster_manager.outlier_detection")
+            .map_err(text)?;
+        let clusters =
+            Clusters::new(&shared, &manager, &locality, resolver, outliers.report()).map_err(text)?;
         let listeners = Listeners::new(&shared, options.concurrency, options.mode);
         let counters = Counters::new(&shared.stats.root(), dynamic.ads_config.is_some());
         let on_demand = OnDemand::new(&shared);
@@ -193,6 +202,7 @@ impl Configuration {
             bootstrap: encoded,
             client,
             clusters,
+            outliers,
             listeners,
             needs,
             on_demand,
@@ -294,6 +304,7 @@ impl Configuration {
         tokio::select! {
             event = self.client.next() => Change::Xds(event),
             Some(event) = self.clusters.next() => Change::Discovery(event),
+            crossings = self.outliers.next() => Change::Outliers(crossings),
             () = self.secret_files.moved() => Change::SecretFiles,
             question = self.on_demand.next() => Change::Demand(question),
         }
@@ -304,6 +315,7 @@ impl Configuration {
         match change {
             Change::Xds(event) => self.on_event(event),
             Change::Discovery(event) => self.clusters.on_discovery(event),
+            Change::Outliers(crossings) => self.outliers.decide(crossings, &self.clusters),
             Change::SecretFiles => self.reload_secrets(),
             Change::Demand(question) => self.on_question(question),
         }
@@ -331,7 +343,9 @@ impl Configuration {
         self.clusters.activate(now, &mut self.needs, &mut self.client);
         for name in self.clusters.take_activated() {
             self.on_demand.activated(&name);
+            self.outliers.watch(&name, now, &self.clusters);
         }
+        self.outliers.tick(now, &self.clusters);
         self.on_demand.expire(now, &mut self.client);
     }
 
@@ -356,8 +370,13 @@ impl Configuration {
     /// When something is due without an event.
     pub fn next_due(&self) -> Option<Instant> {
         let overload = self.overload.as_ref().map(overload::Manager::due);
-        let due =
-            [self.listeners.next_expiry(), self.clusters.next_due(), self.on_demand.next_due(), overload];
+        let due = [
+            self.listeners.next_expiry(),
+            self.clusters.next_due(),
+            self.outliers.next_due(),
+            self.on_demand.next_due(),
+            overload,
+        ];
         due.into_iter().flatten().min()
     }
 

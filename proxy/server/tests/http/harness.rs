@@ -472,6 +472,7 @@ typed_extension_protocol_options:
                 route_policies: &|_| Ok(None),
                 upstream_filters: &|_| Ok(None),
                 added_via_api: false,
+                previous: None,
                 now: Instant::now(),
             },
         );

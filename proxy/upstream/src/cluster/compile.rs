@@ -17,6 +17,7 @@ use crate::admission::Admission;
 use crate::discovery::{Assignment, DnsSettings, OriginalDst, ResolverSettings};
 use crate::health_check::HealthCheck;
 use crate::load_balancer::LbPolicy;
+use crate::outlier::Detector;
 use crate::stats::{ClusterStats, cluster_scope};
 
 pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cluster, ConfigError> {
@@ -39,6 +40,14 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
     let health_check = HealthCheck::compile(proto, runtime, &scope)?.map(Box::new);
     let original_dst = matches!(discovery, Discovery::OriginalDst(_));
     refuse("health_checks", original_dst && health_check.is_some(), "hosts of ORIGINAL_DST are not checked")?;
+    let outlier_detection = match &proto.outlier_detection {
+        Some(detection) => {
+            let report = &cx.environment.outliers;
+            let detector = Detector::compile(detection, &proto.name, runtime, &scope, report);
+            Some(Box::new(detector.at(|| "outlier_detection")?))
+        }
+        None => None,
+    };
     let cluster = Cluster {
         name: proto.name.as_str().into(),
         alt_stat_name: (!proto.alt_stat_name.is_empty()).then(|| proto.alt_stat_name.as_str().into()),
@@ -73,6 +82,8 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
             Admission::compile(proto.circuit_breakers.as_ref(), &proto.name, runtime, &scope, &stats)
                 .at(|| "circuit_breakers")?,
         ),
+        previous: cx.previous.filter(|_| outlier_detection.is_some()).map(Arc::downgrade),
+        outlier_detection,
         timeout_budget: budgets.then(|| scope.group()),
         request_sizes: sizes.then(|| scope.group()),
         traffic: OnceLock::new(),
@@ -99,8 +110,6 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
 /// Refuses what would change traffic or security and is not here. Fields that are neither refused here nor compiled:
 /// `upstream_config` of the generic kind is what an unset one means.
 fn refuse_unsupported(proto: &pb::Cluster) -> Result<(), ConfigError> {
-    let later = "not implemented in this version";
-    refuse("outlier_detection", proto.outlier_detection.is_some(), later)?;
     refuse("filters", !proto.filters.is_empty(), "upstream network filters")?;
     refuse(
         "transport_socket_matcher",

@@ -13,6 +13,7 @@ use waystation_filter_api::value::Metadata;
 use waystation_schema::ConfigError;
 use waystation_stats::Gauge;
 
+use super::outliers::Monitors;
 use super::{Cluster, Discovery};
 use crate::discovery::{Assignment, EndpointSpec, LocalityAssignment};
 use crate::host::{Health, HealthCheckTarget, HealthFlag, Host, HostState, Locality};
@@ -151,6 +152,7 @@ impl Cluster {
         let mut applied = Applied::default();
         let mut changed = assignment.policy != *old.policy();
         let mut levels: Vec<LevelDraft> = Vec::new();
+        let mut monitors = Monitors::new(self);
         let mut seen: HashMap<(u32, &Address), ()> = HashMap::new();
         for group in &assignment.localities {
             let level = group.priority as usize;
@@ -167,7 +169,10 @@ impl Cluster {
                 // The one host of a LOGICAL_DNS cluster stays itself when its name resolves to another address.
                 let state = before.or_else(|| old.hosts().next().filter(|_| logical)).map(|host| &host.state);
                 let health_before = state.map(|state| state.flags());
-                let state = state.map_or_else(|| HostState::new(now), Arc::clone);
+                let state = match state {
+                    Some(state) => Arc::clone(state),
+                    None => HostState::new(now, monitors.of(address)),
+                };
                 self.set_unchecked(&state, spec, before, now);
                 state.set_eds_status(spec.status, now);
                 changed |= health_before.is_some_and(|before| before != state.flags());
@@ -367,6 +372,9 @@ impl Cluster {
         stats.membership_healthy().set(healthy);
         stats.membership_degraded().set(degraded);
         stats.membership_excluded().set(excluded);
+        if let Some(detector) = &self.outlier_detection {
+            detector.count(&self.members(snapshot));
+        }
         // Envoy looks at the weights of what is discovered only.
         if !matches!(self.discovery, Discovery::Static) {
             stats.max_host_weight().set(u64::from(weight));

@@ -201,7 +201,7 @@ impl OriginalDst {
             return None;
         }
         let host = Arc::new(Host {
-            state: HostState::new(now),
+            state: HostState::new(now, cluster.monitor()),
             address: Address::Ip(address),
             locality: Arc::new(Locality::default()),
             metadata: None,

@@ -192,6 +192,7 @@ fn zone_aware_routing_keeps_to_its_zone_as_far_as_it_can() {
         local_cluster: Some(Arc::clone(&own)),
         bind: None,
         resolver: Default::default(),
+        outliers: Arc::new(|_| {}),
     });
     own.set(Some(Rig::within(&local, &environment).cluster));
 

@@ -39,7 +39,10 @@ fn what_is_not_here_is_refused_by_path() {
         assert_eq!(error.path(), path, "{error}");
     };
     check("health_checks[0].interval", &|proto| proto.health_checks.push(Default::default()));
-    check("outlier_detection", &|proto| proto.outlier_detection = Some(Default::default()));
+    check("outlier_detection.monitors", &|proto| {
+        let monitors = vec![core::TypedExtensionConfig::default()];
+        proto.outlier_detection = Some(pb::OutlierDetection { monitors, ..Default::default() });
+    });
     check("filters", &|proto| proto.filters.push(Default::default()));
     check("lrs_server", &|proto| proto.lrs_server = Some(Default::default()));
     check("preconnect_policy", &|proto| proto.preconnect_policy = Some(Default::default()));

@@ -372,6 +372,7 @@ fn the_bootstraps_resolver_is_for_clusters_without_their_own() {
         local_cluster: None,
         bind: None,
         resolver,
+        outliers: Arc::new(|_| {}),
     });
     let resolver_of = |change: &dyn Fn(&mut pb::Cluster)| {
         let mut proto = cluster(LbPolicy::RoundRobin, vec![locality("", 0, 0, vec![at("a.example", 80)])]);

@@ -7,5 +7,6 @@ mod balancing;
 mod compile;
 mod discovery;
 mod hashing;
+mod outlier;
 mod subsets;
 mod support;

@@ -31,7 +31,7 @@ impl Rig {
     pub(crate) fn within(proto: &pb::Cluster, environment: &Arc<Environment>) -> Self {
         let stats = Store::default();
         let now = Instant::now();
-        let cluster = compile_at(proto, environment, &stats, now).unwrap();
+        let cluster = compile_at(proto, environment, &stats, now, None).unwrap();
         Self {
             cluster: Arc::new(cluster),
             local: LocalLb::default(),
@@ -75,7 +75,18 @@ impl Rig {
 }
 
 pub(crate) fn compile(proto: &pb::Cluster) -> Result<Cluster, ConfigError> {
-    compile_at(proto, &Environment::new(Runtime::new()), &Store::default(), Instant::now())
+    compile_at(proto, &Environment::new(Runtime::new()), &Store::default(), Instant::now(), None)
+}
+
+/// A cluster that is to replace `previous`.
+pub(crate) fn compile_after(
+    proto: &pb::Cluster,
+    environment: &Arc<Environment>,
+    stats: &Store,
+    now: Instant,
+    previous: &Arc<Cluster>,
+) -> Cluster {
+    compile_at(proto, environment, stats, now, Some(previous)).unwrap()
 }
 
 fn compile_at(
@@ -83,6 +94,7 @@ fn compile_at(
     environment: &Arc<Environment>,
     stats: &Store,
     now: Instant,
+    previous: Option<&Arc<Cluster>>,
 ) -> Result<Cluster, ConfigError> {
     let transport = |socket: &core::TransportSocket| -> Result<TransportFactory, ConfigError> {
         if socket.name == "broken" {
@@ -100,6 +112,7 @@ fn compile_at(
             route_policies: &|_| Ok(None),
             upstream_filters: &|_| Ok(None),
             added_via_api: true,
+            previous,
             now,
         },
     )

@@ -11,12 +11,15 @@ use waystation_filter_api::stream::Protocol;
 use waystation_http::{Headers, Known};
 use waystation_route::{MirrorPolicy, Route, RouteAction};
 use waystation_upstream::cluster::ClusterRef;
+use waystation_upstream::outlier::LocalOrigin;
 use waystation_upstream::{PickContext, Priority};
 
 use super::Stream;
-use super::request::format_context;
-use super::upstream::{self, Carried, Event, RequestPermit, Upstream};
+use super::request::{format_context, is_grpc};
+use super::router::outlier;
+use super::upstream::{self, Carried, Event, NoStream, RequestPermit, Upstream};
 use crate::http::downstream::Downstream;
+use crate::http::end::ResetReason;
 use crate::pool::TlsName;
 use crate::worker::{LocalCluster, Sharing, Worker};
 
@@ -226,11 +229,18 @@ async fn exchange(worker: &Rc<Worker>, local: &LocalCluster, request: Headers, b
             .await
         }
     };
-    let Ok(mut stream) = stream else { return };
+    let host = pool.host();
+    let mut stream = match stream {
+        Ok(stream) => stream,
+        Err(NoStream { reason: ResetReason::Overflow, .. }) => return,
+        Err(_) => return cluster.local_origin(&host, LocalOrigin::ConnectFailed),
+    };
     let Some(_permit) = RequestPermit::acquire(&cluster, priority) else { return };
+    cluster.local_origin(&host, LocalOrigin::Connected);
+    let is_grpc = is_grpc(&request);
     let mut ended = body.is_bodiless();
     if stream.send_head(worker, &request, ended).is_err() {
-        return;
+        return cluster.local_origin(&host, LocalOrigin::ConnectFailed);
     }
     worker.shared.async_client.rq_total().inc();
     // To the mirror's cluster the request comes from inside: from this proxy.
@@ -258,9 +268,13 @@ async fn exchange(worker: &Rc<Worker>, local: &LocalCluster, request: Headers, b
         let _ = stream.poll_flush(task);
         loop {
             match std::task::ready!(stream.poll_event(task, worker, &mut head)) {
-                Err(_) => return Poll::Ready(false),
+                Err(_) => {
+                    cluster.local_origin(&host, LocalOrigin::ConnectFailed);
+                    return Poll::Ready(false);
+                }
                 Ok(Event::Head { end }) => {
                     let status = head.status().unwrap_or(0);
+                    outlier::answered(&cluster, &host, &head, is_grpc);
                     cluster.count_response(status);
                     categories().for_each(|stats| stats.record(status));
                     if end {

@@ -29,6 +29,7 @@ mod attempt;
 mod connect;
 mod counting;
 mod hedge;
+pub(super) mod outlier;
 
 use attempt::Attempted;
 use counting::Counted;

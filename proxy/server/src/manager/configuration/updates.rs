@@ -108,6 +108,7 @@ impl Configuration {
         }
         for name in self.removals(update, unreadable) {
             self.clusters.remove(&name, &mut self.needs, &mut self.client);
+            self.outliers.watch(&name, Instant::now(), &self.clusters);
         }
         if rejected.is_empty() && !self.on_demand.owns(update.sub) {
             self.versions.clusters = Arc::clone(&update.version);

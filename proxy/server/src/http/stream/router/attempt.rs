@@ -9,10 +9,11 @@ use waystation_route::Route;
 use waystation_upstream::NoHost;
 use waystation_upstream::cluster::ClusterRef;
 use waystation_upstream::host::{ActiveRequest, Outcome as HostOutcome};
+use waystation_upstream::outlier::LocalOrigin;
 
 use super::connect::Unmade;
 use super::hedge::{Abandoned, Answer};
-use super::{RetryPermit, Routing};
+use super::{RetryPermit, Routing, outlier};
 use crate::http::downstream::Downstream;
 use crate::http::end::{ResetReason, StreamEnd};
 use crate::http::millis;
@@ -50,6 +51,8 @@ pub(super) struct InFlight {
     pub(super) _request: RequestPermit,
     /// The request is only a head.
     bodiless: bool,
+    /// The host was charged with its slowness.
+    charged: bool,
     /// Another was begun in its stead: there will be no second one.
     pub(super) retried: bool,
 }
@@ -126,6 +129,7 @@ impl<D: Downstream> Stream<'_, D> {
                     self.info.upstream.host = previous;
                 } else {
                     self.info.upstream.attempted.extend(previous);
+                    cluster.local_origin(&host, LocalOrigin::ConnectFailed);
                 }
                 self.info.upstream.transport_failure_reason =
                     transport.as_ref().map(|reason| reason.replace(' ', "_").into());
@@ -143,6 +147,7 @@ impl<D: Downstream> Stream<'_, D> {
             let outcome = Outcome::Reset(reason, false);
             return Err(self.after_failure(routing, retries, permit, outcome, reason, None, None));
         };
+        cluster.local_origin(&host, LocalOrigin::Connected);
         let active = host.begin_request();
         let info = upstream.info();
         self.info.upstream.local_address.clone_from(&info.local_address);
@@ -188,10 +193,19 @@ impl<D: Downstream> Stream<'_, D> {
                     return Err(self.stopped(Stopped::Reply(reply)).await);
                 }
             };
+            cluster.local_origin(&host, LocalOrigin::ConnectFailed);
             let outcome = Outcome::Reset(reason, true);
             return Err(self.after_failure(routing, retries, permit, outcome, reason, None, Some(active)));
         }
-        Ok(InFlight { attempt, pool, active: Some(active), _request: request, bodiless, retried: false })
+        Ok(InFlight {
+            attempt,
+            pool,
+            active: Some(active),
+            _request: request,
+            bodiless,
+            charged: false,
+            retried: false,
+        })
     }
 
     /// Passes the response of an attempt on, unless that is not the answer; `said` is what it has said already.
@@ -240,6 +254,7 @@ impl<D: Downstream> Stream<'_, D> {
                         (end, details) = (true, "websocket_handshake_unsuccessful");
                     }
                     routing.counted.head(&self.heads.response, cluster.request_sizes.is_some());
+                    outlier::answered(&cluster, &flight.pool.host(), &self.heads.response, self.is_grpc);
                     if let Some(active) = flight.active.take() {
                         if let Some(check) = &cluster.health_check
                             && self.heads.response.contains(Known::XEnvoyImmediateHealthCheckFail)
@@ -327,6 +342,7 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 Step::Reset(reason) => {
                     self.flag_attempt(reason.flag());
+                    cluster.local_origin(&flight.pool.host(), LocalOrigin::ConnectFailed);
                     self.lose(flight.attempt.upstream, &cluster, reason);
                     if self.response_started {
                         let transport = None;
@@ -346,6 +362,8 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 Step::PerTry { .. } if routing.timeouts.hedge_on_per_try_timeout => {
                     flight.attempt.limits.end_tries();
+                    flight.charged = true;
+                    cluster.local_origin(&flight.pool.host(), outlier::timed_out(routing.alternative));
                     self.flag_attempt(ResponseFlag::UpstreamRequestTimeout);
                     if flight.retried || flight.attempt.head_seen || self.interim || !self.may_hedge(retries)
                     {
@@ -370,6 +388,7 @@ impl<D: Downstream> Stream<'_, D> {
                     } else {
                         cluster.stats.upstream_rq_per_try_timeout().inc();
                     }
+                    cluster.local_origin(&flight.pool.host(), outlier::timed_out(routing.alternative));
                     self.release(flight.attempt.upstream, &flight.pool, &cluster, false);
                     if let Some(active) = flight.active.take() {
                         active.finish(HostOutcome::Timeout);
@@ -393,6 +412,10 @@ impl<D: Downstream> Stream<'_, D> {
                     return Attempted::Over(end);
                 }
                 Step::End(end) => {
+                    let awaited = !flight.attempt.head_seen && !flight.charged;
+                    if matches!(end, StreamEnd::RouteTimeout { .. }) && awaited {
+                        cluster.local_origin(&flight.pool.host(), outlier::timed_out(routing.alternative));
+                    }
                     let host_outcome = match &end {
                         StreamEnd::RouteTimeout { .. } => {
                             self.count_timeout(routing);

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use waystation_filter_api::stream::UpstreamInfo;
 use waystation_http::Headers;
 use waystation_upstream::host::Outcome as HostOutcome;
+use waystation_upstream::outlier::LocalOrigin;
 
-use super::Routing;
 use super::attempt::InFlight;
 use super::counting::Counted;
+use super::{Routing, outlier};
 use crate::http::downstream::Downstream;
 use crate::http::end::{ResetReason, StreamEnd};
 use crate::http::retry::{Outcome, Retries};
@@ -233,12 +234,14 @@ impl<D: Downstream> Stream<'_, D> {
                 HostOutcome::Timeout
             }
             Abandoned::Refused => {
+                outlier::answered(&cluster, &pool.host(), &self.heads.response, self.is_grpc);
                 if let Some(log) = &mut self.attempt_log {
                     log.status = self.heads.response.status().unwrap_or(0);
                 }
                 HostOutcome::Error
             }
             Abandoned::Reset(reason) => {
+                cluster.local_origin(&pool.host(), LocalOrigin::ConnectFailed);
                 self.flag_attempt(reason.flag());
                 self.count(routing, if *reason == ResetReason::ProtocolError { 502 } else { 503 });
                 HostOutcome::Error
