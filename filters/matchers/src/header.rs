@@ -5,7 +5,7 @@ use waystation_http::{HeaderName, Headers, Known};
 use waystation_schema::{At, ConfigError};
 
 use crate::regex::Regex;
-use crate::string::StringMatcher;
+use crate::string::{Literal, StringMatcher};
 
 /// Compiled `envoy.config.route.v3.HeaderMatcher`. Of several values of one header, one has to match.
 #[derive(Clone, Debug)]
@@ -70,6 +70,14 @@ impl HeaderMatcher {
     /// The header looked at.
     pub fn name(&self) -> &HeaderName {
         &self.name
+    }
+
+    /// What a value of the header has to be or begin with, when that is known and the header must be there.
+    pub fn literal(&self) -> Option<Literal<'_>> {
+        match &self.condition {
+            Condition::Text(text) if !self.invert && !self.missing_is_empty => text.literal(),
+            _ => None,
+        }
     }
 
     /// Whether `headers` match.

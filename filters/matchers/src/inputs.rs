@@ -25,6 +25,10 @@ pub enum InputScope {
     Network,
     /// HTTP streams; connection inputs are available, too.
     Http,
+    /// The RBAC network filter: what Envoy lets it look at.
+    NetworkRbac,
+    /// The RBAC HTTP filter: likewise.
+    HttpRbac,
 }
 
 /// What is known at the moment of matching. A listener knows a connection, a route knows the request head, an
@@ -174,7 +178,40 @@ impl Input {
         if is_http && scope == InputScope::Network {
             return Err(ConfigError::new(format!("{} needs an HTTP request", type_name(any))));
         }
+        input.check_rbac(scope, type_name(any))?;
         Ok(input)
+    }
+
+    fn check_rbac(&self, scope: InputScope, name: &str) -> Result<(), ConfigError> {
+        let (filter, only_here) = match scope {
+            InputScope::Network | InputScope::Http => return Ok(()),
+            InputScope::NetworkRbac => ("RBAC network filter cannot match", false),
+            InputScope::HttpRbac => (
+                "RBAC HTTP filter cannot match on",
+                matches!(self, Self::RequestHeader(_) | Self::DynamicMetadata(_)),
+            ),
+        };
+        match self {
+            Self::DestinationIp
+            | Self::DestinationPort
+            | Self::SourceIp
+            | Self::SourcePort
+            | Self::DirectSourceIp
+            | Self::ServerName
+            | Self::FilterState { .. }
+            | Self::UriSan
+            | Self::DnsSan
+            | Self::Subject
+            | Self::Environment(_) => Ok(()),
+            Self::TransportProtocol | Self::ApplicationProtocol => Err(ConfigError::new(format!(
+                "Didn't find a registered implementation for type URL: '{name}'"
+            ))),
+            _ if only_here => Ok(()),
+            _ => {
+                let reason = "requirement violation while creating RBAC match tree: INVALID_ARGUMENT";
+                Err(ConfigError::new(format!("{reason}: {filter} '{name}'")))
+            }
+        }
     }
 
     fn decode(any: &Any) -> Result<Self, ConfigError> {

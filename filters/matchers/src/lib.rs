@@ -1,7 +1,8 @@
 //! Compiled forms of Envoy's matchers.
 //!
 //! * [`StringMatcher`], [`Regex`], [`Substitution`]: text;
-//! * [`HeaderMatcher`], [`QueryParameterMatcher`], [`CookieMatcher`], [`PathMatcher`]: parts of a request;
+//! * [`HeaderMatcher`], [`QueryParameterMatcher`], [`CookieMatcher`], [`PathMatcher`], [`UriTemplate`]: parts of a request;
+//! * [`SanMatcher`]: names in a certificate;
 //! * [`ValueMatcher`], [`MetadataMatcher`], [`FilterStateMatcher`]: metadata and filter state;
 //! * [`CidrList`], [`CidrMap`], [`PrefixMap`]: addresses and prefixes, in time that does not grow with the table;
 //! * [`Matcher`]: the tree of `xds.type.matcher.v3.Matcher`, generic over its action, with its [`Inputs`].
@@ -22,8 +23,10 @@ mod path;
 mod prefix_map;
 mod query;
 mod regex;
+mod san;
 mod string;
 mod tree;
+mod uri_template;
 mod value;
 
 pub use cidr::{Cidr, CidrList, CidrMap};
@@ -36,6 +39,8 @@ pub use path::{PathMatcher, without_query};
 pub use prefix_map::{PrefixMap, Prefixes};
 pub use query::{QueryParameterMatcher, query_parameter, query_parameters};
 pub use regex::{Regex, Substitution};
-pub use string::StringMatcher;
+pub use san::{SanKind, SanMatcher, dns_name_matches};
+pub use string::{Literal, StringMatcher};
 pub use tree::{Matcher, TreeContext, Verdict};
+pub use uri_template::{UriRewrite, UriTemplate};
 pub use value::{DoubleMatcher, ListMatcher, ValueMatcher};

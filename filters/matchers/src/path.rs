@@ -3,7 +3,7 @@
 use envoy_types::pb::envoy::r#type::matcher::v3 as pb;
 use waystation_schema::{At, ConfigError};
 
-use crate::string::StringMatcher;
+use crate::string::{Literal, StringMatcher};
 
 /// Compiled `envoy.type.matcher.v3.PathMatcher`: looks at a request target without query and fragment.
 #[derive(Clone, Debug)]
@@ -16,6 +16,11 @@ impl PathMatcher {
             None => Err(ConfigError::field("rule", "is required")),
             Some(pb::path_matcher::Rule::Path(text)) => Ok(Self(StringMatcher::compile(text).at(|| "path")?)),
         }
+    }
+
+    /// What every target that matches is or begins with, when that is known.
+    pub fn literal(&self) -> Option<Literal<'_>> {
+        self.0.literal()
     }
 
     /// Whether a request target (`:path`) matches.

@@ -8,6 +8,15 @@ use waystation_schema::{At, ConfigError};
 use crate::messages::envoy_twin;
 use crate::regex::Regex;
 
+/// Text that tells beforehand what a matcher cannot match, ASCII case aside.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Literal<'a> {
+    /// Only this matches.
+    Exact(&'a [u8]),
+    /// Only what begins so matches.
+    Prefix(&'a [u8]),
+}
+
 /// Compiled `envoy.type.matcher.v3.StringMatcher`, on bytes. Case is ASCII case, as in Envoy.
 #[derive(Clone, Debug)]
 pub struct StringMatcher {
@@ -80,6 +89,15 @@ impl StringMatcher {
         Self { pattern: Pattern::Regex(regex), ignore_case: false }
     }
 
+    /// What every text that matches is or begins with, when that is known.
+    pub fn literal(&self) -> Option<Literal<'_>> {
+        match &self.pattern {
+            Pattern::Exact(text) => Some(Literal::Exact(text)),
+            Pattern::Prefix(text) => Some(Literal::Prefix(text)),
+            Pattern::Suffix(_) | Pattern::Contains(_) | Pattern::Regex(_) => None,
+        }
+    }
+
     /// Whether `value` matches.
     pub fn is_match(&self, value: &[u8]) -> bool {
         match (&self.pattern, self.ignore_case) {
@@ -95,10 +113,17 @@ impl StringMatcher {
                 start.is_some_and(|start| value[start..].eq_ignore_ascii_case(text))
             }
             (Pattern::Contains(finder), false) => finder.find(value).is_some(),
-            (Pattern::Contains(finder), true) => finder.find(&value.to_ascii_lowercase()).is_some(),
+            (Pattern::Contains(finder), true) => contains_ignoring_case(value, finder.needle()),
             (Pattern::Regex(regex), _) => regex.is_match(value),
         }
     }
+}
+
+/// `text` is lower case.
+fn contains_ignoring_case(value: &[u8], text: &[u8]) -> bool {
+    let Some(first) = text.first() else { return true };
+    let mut starts = memchr::memchr2_iter(*first, first.to_ascii_uppercase(), value);
+    starts.any(|at| value.get(at..at + text.len()).is_some_and(|found| found.eq_ignore_ascii_case(text)))
 }
 
 fn contains(text: &str, ignore_case: bool) -> Pattern {

@@ -20,7 +20,7 @@ pub enum ValueMatcher {
     String(StringMatcher),
     /// Matches this boolean.
     Bool(bool),
-    /// Matches when there is a value, or when there is none.
+    /// Matches when there is a value; with `false` never, as in Envoy.
     Present(bool),
     /// Matches a list.
     List(ListMatcher),
@@ -66,7 +66,7 @@ impl ValueMatcher {
     /// Whether `value` matches; `None` is a value that is not there.
     pub fn is_match(&self, value: Option<&Value>) -> bool {
         match (self, value) {
-            (Self::Present(wanted), value) => value.is_some() == *wanted,
+            (Self::Present(wanted), value) => *wanted && value.is_some(),
             (Self::Or(matchers), value) => matchers.iter().any(|matcher| matcher.is_match(value)),
             (Self::Null, Some(Value::Null)) => true,
             (Self::Double(matcher), Some(Value::Number(number))) => matcher.is_match(*number),
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_do_not_mix_and_missing_values_match_only_absence() {
+    fn kinds_do_not_mix_and_missing_values_match_nothing() {
         let range = pb::double_matcher::MatchPattern::Range(DoubleRange { start: 1.0, end: 2.0 });
         let double = || DoubleMatch(pb::DoubleMatcher { match_pattern: Some(range) });
         assert!(
@@ -159,7 +159,11 @@ mod tests {
         );
         assert!(!matches(double(), Some(&Value::Bool(true))));
         assert!(matches(NullMatch(pb::value_matcher::NullMatch {}), Some(&Value::Null)));
-        assert!(matches(PresentMatch(false), None) && !matches(PresentMatch(true), None));
+        assert!(!matches(PresentMatch(false), None) && !matches(PresentMatch(true), None));
+        assert!(
+            !matches(PresentMatch(false), Some(&Value::Null))
+                && matches(PresentMatch(true), Some(&Value::Null))
+        );
         assert!(matches(BoolMatch(false), Some(&Value::Bool(false))) && !matches(BoolMatch(false), None));
         let one_of = pb::list_matcher::MatchPattern::OneOf(Box::new(proto(double())));
         let list = || ListMatch(Box::new(pb::ListMatcher { match_pattern: Some(one_of.clone()) }));

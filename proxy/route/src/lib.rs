@@ -37,7 +37,6 @@ mod scoped;
 mod stats;
 mod table;
 pub mod timeouts;
-mod uri_template;
 mod virtual_host;
 
 pub use action::{Action, RouteAction};

@@ -1,20 +1,17 @@
 //! `RouteMatch`: whether a request belongs to a route.
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
-use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use pb::route_match::PathSpecifier;
 use waystation_filter_api::runtime::RuntimeFraction;
 use waystation_filter_api::stream::StreamInfo;
-use waystation_filter_api::wire::{type_name, unpack};
 use waystation_http::{Headers, Known};
 use waystation_matchers::{
     CookieMatcher, FilterStateMatcher, HeaderMatcher, MetadataMatcher, QueryParameterMatcher, Regex,
-    all_match,
+    UriTemplate, all_match,
 };
 use waystation_schema::{At, ConfigError};
 
 use crate::table::CompileContext;
-use crate::uri_template::UriTemplate;
 
 /// Compiled `RouteMatch`.
 #[derive(Debug)]
@@ -166,7 +163,7 @@ impl PathPattern {
                 Self::Segment { prefix: prefix.as_bytes().into(), ignore_case }
             }
             Some(PathSpecifier::PathMatchPolicy(policy)) => {
-                Self::Template(template(policy).at(|| "typed_config").at(|| "path_match_policy")?)
+                Self::Template(UriTemplate::compile_extension(policy).at(|| "path_match_policy")?)
             }
         })
     }
@@ -238,19 +235,6 @@ pub(crate) fn is_grpc(headers: &Headers) -> bool {
 fn is_connect(headers: &Headers) -> bool {
     headers.method() == Some(b"CONNECT")
         || headers.get(Known::Upgrade).is_some_and(|upgrade| upgrade.eq_ignore_ascii_case(b"connect-udp"))
-}
-
-fn template(
-    policy: &envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig,
-) -> Result<UriTemplate, ConfigError> {
-    let any = policy.typed_config.as_ref().ok_or_else(|| ConfigError::new("is required"))?;
-    match type_name(any) {
-        "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" => {
-            let UriTemplateMatchConfig { path_template } = unpack(any)?;
-            UriTemplate::compile(&path_template).at(|| "path_template")
-        }
-        name => Err(ConfigError::new(format!("not supported: path match policy {name}"))),
-    }
 }
 
 #[cfg(test)]

@@ -12,12 +12,11 @@ use waystation_filter_api::stream::StreamInfo;
 use waystation_filter_api::wire::{type_name, unpack};
 use waystation_format::{AccessLogType, FormatContext, Formatter};
 use waystation_http::{HeaderName, Headers, Known};
-use waystation_matchers::{Substitution, without_query};
+use waystation_matchers::{Substitution, UriRewrite, without_query};
 use waystation_schema::{At, ConfigError};
 
 use crate::cluster::header;
 use crate::matching::PathPattern;
-use crate::uri_template::UriRewrite;
 
 /// A compiled path rewrite.
 #[derive(Debug)]

@@ -16,12 +16,12 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor};
 use waystation_filter_api::data_source::{self, Data};
 use waystation_filter_api::wire::refuse;
+use waystation_matchers::SanMatcher;
 use waystation_schema::{At as _, ConfigError};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::prelude::X509Certificate;
 
 use crate::identity::{UNNAMED_CA, certificates};
-use san::SanMatcher;
 use spiffe::TrustDomains;
 
 use pb::certificate_validation_context::TrustChainVerification;

@@ -16,7 +16,7 @@ use webpki::{
 };
 use x509_parser::prelude::X509Certificate;
 
-use super::san::has_name;
+use super::san::{has_match, has_name};
 use super::{Authorities, Refusal, Trust, Validation};
 use crate::parameters::Parameters;
 use crate::signature::Schemes;
@@ -128,7 +128,7 @@ impl Verifier {
         }
         if !replaces_matchers
             && !validation.sans.is_empty()
-            && !validation.sans.iter().any(|matcher| matcher.matches(certificate))
+            && !validation.sans.iter().any(|matcher| has_match(certificate, matcher))
         {
             return Err(refuse(Refusal::San));
         }

@@ -2,8 +2,12 @@
 
 use std::fmt;
 
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
+use prost::Name;
 use regex::bytes;
-use waystation_schema::ConfigError;
+use waystation_filter_api::wire::{type_name, unpack};
+use waystation_schema::{At, ConfigError};
 
 /// Bounds of Envoy's own parser.
 const MAX_TEMPLATE: usize = 256;
@@ -17,7 +21,7 @@ const SEGMENTS: &str = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=*/]*";
 
 /// A compiled `UriTemplateMatchConfig.path_template`.
 #[derive(Clone)]
-pub(crate) struct UriTemplate {
+pub struct UriTemplate {
     regex: bytes::Regex,
     template: Box<str>,
     /// Group `n + 1` captures variable `n`.
@@ -27,7 +31,7 @@ pub(crate) struct UriTemplate {
 
 /// A compiled `UriTemplateRewriteConfig.path_template_rewrite`.
 #[derive(Clone, Debug)]
-pub(crate) struct UriRewrite {
+pub struct UriRewrite {
     template: UriTemplate,
     parts: Box<[Part]>,
 }
@@ -39,7 +43,11 @@ enum Part {
 }
 
 impl UriTemplate {
-    pub(crate) fn compile(template: &str) -> Result<Self, ConfigError> {
+    /// Compiles the text form.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn compile(template: &str) -> Result<Self, ConfigError> {
         check_start(template)?;
         let mut parser = Parser { rest: template, regex: r"\A".into(), variables: Vec::new(), ended: false };
         parser.path()?;
@@ -54,12 +62,33 @@ impl UriTemplate {
         })
     }
 
-    pub(crate) fn is_match(&self, path: &[u8]) -> bool {
+    /// Compiles an extension of the category `envoy.path.match`, of which there is one.
+    ///
+    /// # Errors
+    /// For another extension, or what is wrong with the template.
+    pub fn compile_extension(proto: &TypedExtensionConfig) -> Result<Self, ConfigError> {
+        let any = proto.typed_config.as_ref();
+        let any = any.ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
+        let name = type_name(any);
+        let compiled = if name == UriTemplateMatchConfig::full_name() {
+            let UriTemplateMatchConfig { path_template } = unpack(any)?;
+            Self::compile(&path_template).at(|| "path_template")
+        } else {
+            Err(ConfigError::new(format!(
+                "Didn't find a registered implementation for '{}' with type URL: '{name}'",
+                proto.name
+            )))
+        };
+        compiled.at(|| "typed_config")
+    }
+
+    /// Whether it matches a path without its query.
+    pub fn is_match(&self, path: &[u8]) -> bool {
         self.regex.is_match(path)
     }
 
     /// What every matching path begins with.
-    pub(crate) fn literal_prefix(&self) -> &[u8] {
+    pub fn literal_prefix(&self) -> &[u8] {
         &self.literal_prefix
     }
 }
@@ -72,7 +101,10 @@ impl fmt::Debug for UriTemplate {
 
 impl UriRewrite {
     /// Compiles a rewrite of the paths that `template` matches.
-    pub(crate) fn compile(rewrite: &str, template: &UriTemplate) -> Result<Self, ConfigError> {
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn compile(rewrite: &str, template: &UriTemplate) -> Result<Self, ConfigError> {
         check_start(rewrite)?;
         let mut parts = Vec::new();
         let mut rest = rewrite;
@@ -101,7 +133,7 @@ impl UriRewrite {
     }
 
     /// The new path, if the template matches.
-    pub(crate) fn rewrite(&self, path: &[u8]) -> Option<Vec<u8>> {
+    pub fn rewrite(&self, path: &[u8]) -> Option<Vec<u8>> {
         let captures = self.template.regex.captures(path)?;
         let mut out = Vec::with_capacity(path.len());
         for part in &self.parts {
