@@ -222,4 +222,12 @@ impl StreamInfo {
             traced: false,
         }
     }
+
+    /// Reads dynamic metadata: a TCP session's are its connection's.
+    pub fn with_metadata<R>(&self, read: impl FnOnce(&Metadata) -> R) -> R {
+        match self.protocol {
+            Some(_) => read(&self.metadata),
+            None => read(&self.connection.metadata.borrow()),
+        }
+    }
 }

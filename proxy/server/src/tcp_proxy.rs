@@ -313,6 +313,11 @@ pub async fn serve(
         proxy.log(&logged.info, AccessLogType::TcpConnectionStart, worker.random());
     }
     relay(&worker, proxy, &mut transport, &mut logged.info).await;
+    // What a filter has kept for itself has been received nevertheless.
+    let held_back = transport.held_back() as u64;
+    proxy.stats.downstream_cx_rx_bytes_total().add(held_back);
+    logged.info.bytes.body_received += held_back;
+    logged.info.bytes.wire_received += held_back;
 }
 
 /// A connection that another network filter has ended before it came here: it is counted and logged.

@@ -161,6 +161,14 @@ impl Transport {
         if silent { Liveness::Idle } else { Liveness::Dead }
     }
 
+    /// How many bytes have come in that a network filter holds back.
+    pub fn held_back(&self) -> usize {
+        match self {
+            Self::Filtered(filtered) => filtered.held_back(),
+            Self::Plain(_) | Self::TlsServer(_) | Self::TlsClient(_) => 0,
+        }
+    }
+
     /// As [`Socket::reset_on_close`].
     pub fn reset_on_close(&self) {
         self.socket().reset_on_close();

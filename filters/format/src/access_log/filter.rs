@@ -151,10 +151,10 @@ impl Condition {
             }
             Self::Metadata { path, match_missing } => match path {
                 None => *match_missing,
-                Some((path, value)) => match path.find(&info.metadata) {
+                Some((path, value)) => info.with_metadata(|metadata| match path.find(metadata) {
                     Some(found) => value.is_match(Some(found)),
                     None => *match_missing,
-                },
+                }),
             },
             Self::LogType { types, exclude } => types.contains(&cx.log_type.number()) != *exclude,
         }

@@ -519,7 +519,7 @@ impl CertificateField {
 impl MetadataOf {
     fn with(self, info: &StreamInfo, read: impl FnOnce(&Metadata) -> Option<Written>) -> Option<Written> {
         match self {
-            Self::Dynamic => read(&info.metadata),
+            Self::Dynamic => info.with_metadata(read),
             Self::Cluster => read(info.upstream.cluster.as_ref()?.metadata()?),
             Self::UpstreamHost => read(info.upstream.host.as_ref()?.metadata()?),
             Self::Route => {

@@ -232,6 +232,11 @@ impl Filtered {
         &self.io
     }
 
+    /// How many bytes the peer has said that have not come through the filters.
+    pub(crate) fn held_back(&self) -> usize {
+        self.read.held.len()
+    }
+
     /// Whether written bytes go through no filter.
     pub(crate) fn writes_directly(&self) -> bool {
         !self.filters.wants.write
