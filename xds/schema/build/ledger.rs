@@ -19,6 +19,7 @@ pub(crate) enum State {
 #[derive(Default)]
 pub(crate) struct Ledger {
     roots: HashSet<String>,
+    strict: HashSet<String>,
     messages: HashMap<String, Entry>,
     /// `(prefix, state)` of the lines whose type ends with `*`.
     patterns: Vec<(String, State)>,
@@ -51,6 +52,10 @@ static IMPLEMENTED: State = State::Implemented;
 impl Ledger {
     pub(crate) fn is_root(&self, message: &str) -> bool {
         self.roots.contains(message)
+    }
+
+    pub(crate) fn is_strict(&self, message: &str) -> bool {
+        self.strict.contains(message)
     }
 
     /// The state of a message as a whole.
@@ -120,14 +125,18 @@ pub(crate) fn read(path: &str, pool: &DescriptorPool) -> Result<Ledger, LedgerEr
             Some(rest) => (true, rest.trim()),
             None => (false, content),
         };
+        let (strict, content) = match content.strip_prefix("strict ") {
+            Some(rest) => (true, rest.trim()),
+            None => (false, content),
+        };
         let (name, state) = match content.split_once(':') {
             Some((name, state)) => (name.trim(), Some(parse_state(state).map_err(at)?)),
             None => (content, None),
         };
         if let Some(prefix) = name.strip_suffix('*') {
             let state = state.ok_or_else(|| at("a pattern needs a state".to_owned()))?;
-            if root {
-                return Err(at("a pattern cannot be a root".to_owned()));
+            if root || strict {
+                return Err(at("a pattern cannot be a root or strict".to_owned()));
             }
             if !pool.all_messages().any(|message| message.full_name().starts_with(prefix)) {
                 return Err(at(format!("no message matches {name}")));
@@ -138,6 +147,9 @@ pub(crate) fn read(path: &str, pool: &DescriptorPool) -> Result<Ledger, LedgerEr
         let message = pool.get_message_by_name(name).ok_or_else(|| at(format!("no message {name}")))?;
         if root {
             ledger.roots.insert(name.to_owned());
+        }
+        if strict {
+            ledger.strict.insert(name.to_owned());
         }
         let entry = Entry { whole: state, ..Entry::default() };
         if ledger.messages.insert(name.to_owned(), entry).is_some() {

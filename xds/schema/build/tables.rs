@@ -159,6 +159,9 @@ impl Writer {
         if ledger.is_root(item.full_name()) {
             flags |= message::ROOT;
         }
+        if ledger.is_strict(item.full_name()) {
+            flags |= message::STRICT;
+        }
         let mut record = [0; message::WORDS];
         record[message::NAME] = self.strings.add(item.full_name());
         record[message::KIND] =

@@ -8,7 +8,8 @@ use crate::walk::{Finding, Place, Visitor, walk};
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Policy {
     /// Fields and types that the schema or the ledger does not know are warnings, not errors: Envoy's
-    /// `--allow-unknown-static-fields`, and its default for dynamic resources.
+    /// `--allow-unknown-static-fields`, and its default for dynamic resources. Not so the fields of a message that the ledger
+    /// calls strict.
     pub allow_unknown: bool,
     /// Deprecated fields that Envoy refuses by default are warnings, not errors: the runtime key
     /// `envoy.features.enable_all_deprecated_features`.
@@ -47,6 +48,7 @@ impl Visitor for Checker {
             | Finding::Rejected { .. }
             | Finding::RejectedType { .. }
             | Finding::TypedStruct(_) => return Err(error),
+            Finding::UnknownField { message, .. } if message.is_strict() => return Err(error),
             Finding::UnknownType { .. } | Finding::UnknownField { .. } | Finding::Unclaimed => {
                 if !self.policy.allow_unknown {
                     return Err(error);

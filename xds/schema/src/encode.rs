@@ -112,7 +112,7 @@ impl Encoder<'_> {
             let Some(field) = message.field_by_name(name) else {
                 let error =
                     document.error(key, format!("{} has no such field", message.full_name())).at(name);
-                if self.options.allow_unknown {
+                if self.options.allow_unknown && !message.is_strict() {
                     self.unknown.push(error);
                     continue;
                 }

@@ -34,6 +34,8 @@ pub(crate) mod message {
     pub(crate) const NO_RULES: u8 = 2;
     /// Flag: the ledger accepts it as the root of a document or the content of an `Any`.
     pub(crate) const ROOT: u8 = 4;
+    /// Flag: the ledger wants unknown fields refused whatever the policy.
+    pub(crate) const STRICT: u8 = 8;
 }
 
 /// Words of a field record.

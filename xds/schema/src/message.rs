@@ -225,6 +225,11 @@ impl Message {
         self.flags() & message::ROOT != 0
     }
 
+    /// Whether a field of it that is not known must not be passed over, whatever the policy.
+    pub(crate) fn is_strict(self) -> bool {
+        self.flags() & message::STRICT != 0
+    }
+
     pub(crate) fn ledger_word(self) -> u32 {
         self.word(message::LEDGER)
     }

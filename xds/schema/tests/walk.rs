@@ -248,6 +248,42 @@ fn policies_decide_over_the_unknown_and_the_deprecated() {
     );
 }
 
+/// Where access is decided, a part that is not known may be the part that keeps somebody out.
+#[test]
+fn what_decides_over_access_is_understood_in_full_or_refused() {
+    let allow_unknown = Policy { allow_unknown: true, ..Policy::default() };
+    let listener = message("envoy.config.listener.v3.Listener");
+    let text = |policy: &str| {
+        format!(
+            r#"{{"name":"l","filter_chains":[{{"filters":[{{"name":"r","typed_config":{{
+                "@type":"a/envoy.extensions.filters.network.rbac.v3.RBAC","stat_prefix":"s",
+                "rules":{{"policies":{{"p":{policy}}}}}}}}}]}}]}}"#
+        )
+    };
+    for (policy, field) in [
+        (r#"{"permissions":[{"any":true}],"principals":[{"any":true}],"unless":{}}"#, "unless"),
+        (r#"{"permissions":[{"not_rule":{"any":true,"only":1}}],"principals":[{"any":true}]}"#, "only"),
+        (r#"{"permissions":[{"any":true}],"principals":[{"and_ids":{"ids":[{"any":true,"if":1}]}}]}"#, "if"),
+    ] {
+        let options = TextOptions { allow_unknown: true };
+        let error = json_to_wire(listener, &text(policy), options).unwrap_err().to_string();
+        assert!(error.contains(&format!("{field}: envoy.config.rbac.v3.")), "{error}");
+    }
+
+    let policy = message("envoy.config.rbac.v3.Policy");
+    let known = json_to_wire(
+        policy,
+        r#"{"permissions":[{"any":true}],"principals":[{"any":true}]}"#,
+        TextOptions::default(),
+    );
+    let mut wire = known.unwrap().wire;
+    assert!(check(policy, &wire, allow_unknown).is_ok());
+    // Field 200, a varint.
+    wire.extend([0xc0, 0x0c, 1]);
+    let error = check(policy, &wire, allow_unknown).unwrap_err();
+    assert_eq!(error.to_string(), "#200: envoy.config.rbac.v3.Policy has no field with number 200");
+}
+
 #[test]
 fn the_ledger_refuses_and_ignores() {
     let bootstrap = message("envoy.config.bootstrap.v3.Bootstrap");
