@@ -110,9 +110,15 @@ impl Metadata {
 
     /// Sets one key below a namespace (dynamic metadata).
     pub fn set(&mut self, namespace: &str, key: &str, value: Value) {
-        let slot = self.filter.entry(namespace.into()).or_insert_with(|| Value::Struct(Struct::new()));
-        if let Value::Struct(fields) = slot {
-            fields.insert(key.into(), value);
+        if !self.filter.contains_key(namespace) {
+            self.filter.insert(namespace.into(), Value::Struct(Struct::new()));
+        }
+        let Some(Value::Struct(fields)) = self.filter.get_mut(namespace) else { return };
+        match fields.get_mut(key) {
+            Some(field) => *field = value,
+            None => {
+                fields.insert(key.into(), value);
+            }
         }
     }
 }

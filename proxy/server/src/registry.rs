@@ -65,6 +65,11 @@ pub const EXTENSIONS: &[Extension] = &[
     ),
     extension(
         "envoy.filters.http",
+        "envoy.filters.http.rbac",
+        &["envoy.extensions.filters.http.rbac.v3.RBAC", "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"],
+    ),
+    extension(
+        "envoy.filters.http",
         "envoy.filters.http.router",
         &["envoy.extensions.filters.http.router.v3.Router"],
     ),
@@ -130,6 +135,11 @@ pub const EXTENSIONS: &[Extension] = &[
     ),
     extension(
         "envoy.filters.network",
+        "envoy.filters.network.rbac",
+        &["envoy.extensions.filters.network.rbac.v3.RBAC"],
+    ),
+    extension(
+        "envoy.filters.network",
         "envoy.filters.network.tcp_proxy",
         &["envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"],
     ),
@@ -178,6 +188,7 @@ pub const EXTENSIONS: &[Extension] = &[
         "envoy.load_balancing_policies.wrr_locality",
         &["envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality"],
     ),
+    extension("envoy.matching.action", "envoy.filters.rbac.action", &["envoy.config.rbac.v3.Action"]),
     extension(
         "envoy.path.match",
         "envoy.path.match.uri_template.uri_template_matcher",
@@ -187,6 +198,11 @@ pub const EXTENSIONS: &[Extension] = &[
         "envoy.path.rewrite",
         "envoy.path.rewrite.uri_template.uri_template_rewriter",
         &["envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig"],
+    ),
+    extension(
+        "envoy.rbac.principals",
+        "envoy.rbac.principals.mtls_authenticated",
+        &["envoy.extensions.rbac.principals.mtls_authenticated.v3.Config"],
     ),
     extension(
         "envoy.request_id",

@@ -30,6 +30,7 @@ pub const EXTENSIONS: &[&HttpFilterExtension] = &[
     &waystation_http_filters::fault::EXTENSION,
     &waystation_http_filters::header_mutation::EXTENSION,
     &on_demand::EXTENSION,
+    &waystation_rbac::http::EXTENSION,
 ];
 
 /// The filters besides the codec that may stand on the upstream side; Envoy has no others there either.

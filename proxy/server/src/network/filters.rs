@@ -28,7 +28,8 @@ use crate::transport::{Socket, Transport};
 use crate::worker::Worker;
 
 /// Every network filter that is not terminal.
-pub const EXTENSIONS: &[&NetworkFilterExtension] = &[&connection_limit::EXTENSION, &network::EXTENSION];
+pub const EXTENSIONS: &[&NetworkFilterExtension] =
+    &[&connection_limit::EXTENSION, &network::EXTENSION, &waystation_rbac::network::EXTENSION];
 
 /// Bytes read at a time at least.
 const READ: usize = 16 * 1024;
