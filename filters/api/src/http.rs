@@ -480,6 +480,8 @@ pub struct FactoryContext<'a> {
     pub runtime: &'a Runtime,
     /// Identity of this proxy.
     pub node: &'a NodeInfo,
+    /// The cluster that this proxy is a member of, if it has been told (`cluster_manager.local_cluster_name`).
+    pub local_cluster: Option<&'a Arc<dyn LocalCluster>>,
     /// What extensions share between their configurations.
     pub singletons: &'a Singletons,
     /// Compiles the filters that stand inside others.
@@ -528,6 +530,12 @@ impl InnerFilters for () {
     ) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
         Err(ConfigError::new("there are no inner filters here"))
     }
+}
+
+/// The cluster that this proxy is a member of.
+pub trait LocalCluster: fmt::Debug + Send + Sync {
+    /// How many there are, this proxy among them.
+    fn members(&self) -> u64;
 }
 
 /// Who this proxy is (`Bootstrap.node` with the command line's overrides).

@@ -1,6 +1,7 @@
 //! What is known of one HTTP stream or TCP session while it lives: the source of access logs, header formatters
 //! and filters.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::rc::Rc;
@@ -48,8 +49,31 @@ pub trait RouteView: fmt::Debug {
     fn virtual_host_name(&self, route: u32) -> &str;
     /// `VirtualHost.metadata` of the route.
     fn virtual_host_metadata(&self, route: u32) -> Option<&Metadata>;
+    /// `rate_limits` of the route and of its virtual host; nothing for a route that does not forward.
+    fn rate_limits(&self, _route: u32) -> Option<RateLimits<'_>> {
+        None
+    }
     /// The name of the virtual cluster that a request of this stream falls in, for `%VIRTUAL_CLUSTER_NAME%`.
     fn virtual_cluster_name(&self, virtual_cluster: u32) -> Option<&str>;
+}
+
+/// Rate limit policies of a route; the filters that apply them know the type behind them.
+#[derive(Clone, Copy)]
+pub struct RateLimits<'a> {
+    /// `RouteAction.rate_limits`.
+    pub route: Option<&'a (dyn Any + Send + Sync)>,
+    /// `VirtualHost.rate_limits`.
+    pub virtual_host: Option<&'a (dyn Any + Send + Sync)>,
+    /// `RouteAction.include_vh_rate_limits`.
+    pub include_virtual_host: bool,
+}
+
+impl fmt::Debug for RateLimits<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimits")
+            .field("include_virtual_host", &self.include_virtual_host)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The upstream host a stream went to.

@@ -119,6 +119,11 @@ impl Formatter {
         }
     }
 
+    /// Whether the text is one command operator and nothing else.
+    pub fn is_one_operator(&self) -> bool {
+        self.single_operator().is_some()
+    }
+
     /// The operator, when the text is nothing else: in JSON its value keeps its type.
     fn single_operator(&self) -> Option<&Operator> {
         match &*self.segments {

@@ -450,7 +450,8 @@ fn filter_state<'a>(key: &str, field: &str, inputs: &Inputs<'a>) -> Data<'a> {
     value.map_or(Data::Missing, |value| Data::Text(Cow::Owned(value)))
 }
 
-fn percent_decode(value: &[u8]) -> Cow<'_, [u8]> {
+/// A query parameter's text: `%20` is a space, and what is malformed stays as it is.
+pub fn percent_decode(value: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'%', value).is_none() {
         return Cow::Borrowed(value);
     }

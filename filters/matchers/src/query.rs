@@ -3,6 +3,7 @@
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use waystation_schema::{At, ConfigError};
 
+use crate::inputs::percent_decode;
 use crate::string::StringMatcher;
 
 /// Compiled `envoy.config.route.v3.QueryParameterMatcher`: looks at the first parameter of its name, undecoded.
@@ -35,7 +36,16 @@ impl QueryParameterMatcher {
 
     /// Whether a request target (`:path`) matches.
     pub fn is_match(&self, target: &[u8]) -> bool {
-        let value = query_parameter(target, &self.name);
+        self.is_value_match(query_parameter(target, &self.name))
+    }
+
+    /// As [`is_match`](Self::is_match), with names and values decoded: as rate limit actions see them, and routes do not.
+    pub fn is_match_decoded(&self, target: &[u8]) -> bool {
+        let found = query_parameters(target).find(|(name, _)| *percent_decode(name) == *self.name);
+        self.is_value_match(found.map(|(_, value)| percent_decode(value)).as_deref())
+    }
+
+    fn is_value_match(&self, value: Option<&[u8]>) -> bool {
         match &self.condition {
             Condition::Present(wanted) => value.is_some() == *wanted,
             Condition::Text(text) => value.is_some_and(|value| text.is_match(value)),

@@ -1,6 +1,9 @@
 //! Local rate limiting.
 //!
 //! * [`bucket`]: the token bucket, exact however many workers take from it;
+//! * [`descriptor`]: what requests are counted as, of the `rate_limits` of routes and filters;
+//! * [`limiter`]: buckets by descriptor;
+//! * [`http`], which is `envoy.filters.http.local_ratelimit`;
 //! * [`network`], [`listener`]: `envoy.filters.network.local_ratelimit` and `envoy.filters.listener.local_ratelimit`;
 //! * [`connection_limit`], which is `envoy.filters.network.connection_limit`.
 //!
@@ -10,6 +13,9 @@
 
 pub mod bucket;
 pub mod connection_limit;
+pub mod descriptor;
+pub mod http;
+pub mod limiter;
 pub mod listener;
 pub mod network;
 

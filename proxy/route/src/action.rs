@@ -6,8 +6,9 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::RoutingPriority;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use pb::route_action::{ClusterNotFoundResponseCode, InternalRedirectAction};
-use waystation_filter_api::wire::{duration, refuse};
+use waystation_filter_api::wire::{bool_value, duration, refuse};
 use waystation_http::Headers;
+use waystation_ratelimit::descriptor::Policies;
 use waystation_schema::{At, ConfigError};
 
 use crate::cluster::{ClusterSpecifier, MetadataMatch, Priority, Target, criteria};
@@ -16,6 +17,7 @@ use crate::filter_config::FilterConfigs;
 use crate::hash::HashPolicy;
 use crate::matching::PathPattern;
 use crate::policy::{HedgePolicy, InternalRedirectPolicy, MaxStreamDuration, MirrorPolicy, UpgradeConfig};
+use crate::rate_limits;
 use crate::redirect::Redirect;
 use crate::retry::{self, RetryPolicy};
 use crate::rewrite::{HostRewrite, PathRewrite};
@@ -65,6 +67,10 @@ pub struct RouteAction {
     pub mirrors: Arc<[MirrorPolicy]>,
     /// Which circuit breakers count.
     pub priority: Priority,
+    /// `rate_limits`, if there are any.
+    pub rate_limits: Option<Box<Policies>>,
+    /// `include_vh_rate_limits`: the virtual host's apply beside the route's own.
+    pub include_vh_rate_limits: bool,
     /// Hash policies in order.
     pub hash_policies: Box<[HashPolicy]>,
     /// Upgrades that the route allows or forbids.
@@ -150,8 +156,6 @@ impl RouteAction {
             cluster_specifier,
             host_rewrite_specifier,
         } = proto;
-        refuse("rate_limits", !rate_limits.is_empty(), "rate limit actions")?;
-        refuse("include_vh_rate_limits", include_vh_rate_limits.is_some(), "rate limit actions")?;
         refuse("cors", cors.is_some(), "use typed_per_filter_config of envoy.filters.http.cors")?;
         let criteria = criteria(metadata_match.as_ref());
         let clusters = ClusterSpecifier::compile(cluster_specifier.as_ref(), &criteria, levels, compiler)?;
@@ -194,6 +198,8 @@ impl RouteAction {
                 RoutingPriority::Default => Priority::Default,
                 RoutingPriority::High => Priority::High,
             },
+            rate_limits: rate_limits::compile(rate_limits, compiler.cx)?,
+            include_vh_rate_limits: bool_value(include_vh_rate_limits.as_ref(), false),
             hash_policies: HashPolicy::compile_all(hash_policy)?,
             upgrades: UpgradeConfig::compile_all(upgrade_configs)?,
             internal_redirect: internal_redirect.map(Box::new),

@@ -29,6 +29,7 @@ mod index;
 mod matching;
 mod mutations;
 mod policy;
+mod rate_limits;
 mod redirect;
 mod retry;
 mod rewrite;

@@ -8,7 +8,7 @@ use envoy_types::pb::google::protobuf::Any;
 use waystation_filter_api::cell::CellTable;
 use waystation_filter_api::http::FilterConfig;
 use waystation_filter_api::runtime::Runtime;
-use waystation_filter_api::stream::{RouteView, StreamInfo};
+use waystation_filter_api::stream::{RateLimits, RouteView, StreamInfo};
 use waystation_filter_api::value::Metadata;
 use waystation_filter_api::wire::refuse;
 use waystation_http::{HeaderName, Headers, Known};
@@ -20,6 +20,7 @@ use crate::filter_config::{FilterConfigs, FilterNames, FilterSlot};
 use crate::matching::Request;
 use crate::mutations::Mutations;
 use crate::policy::MirrorPolicy;
+use crate::rate_limits;
 use crate::redirect::port_start;
 use crate::route::Route;
 use crate::stats::RequestCounters;
@@ -364,6 +365,10 @@ impl RouteView for RouteTable {
 
     fn virtual_host_metadata(&self, route: u32) -> Option<&Metadata> {
         self.virtual_host(route)?.metadata.as_ref()
+    }
+
+    fn rate_limits(&self, route: u32) -> Option<RateLimits<'_>> {
+        rate_limits::of(self, route)
     }
 
     fn virtual_cluster_name(&self, virtual_cluster: u32) -> Option<&str> {

@@ -11,6 +11,7 @@ use waystation_filter_api::value::Metadata;
 use waystation_filter_api::wire::{refuse, type_name, unpack};
 use waystation_http::Headers;
 use waystation_matchers::{HeaderMatcher, InputScope, Inputs, Matcher, PrefixMap, TreeContext, all_match};
+use waystation_ratelimit::descriptor::Policies;
 use waystation_schema::{At, ConfigError};
 
 use crate::filter_config::FilterConfigs;
@@ -18,6 +19,7 @@ use crate::index::RouteIndex;
 use crate::matching::Request;
 use crate::mutations::Mutations;
 use crate::policy::{HedgePolicy, MirrorPolicy};
+use crate::rate_limits;
 use crate::retry::{self, RetryPolicy};
 use crate::route::Route;
 use crate::stats::RequestCounters;
@@ -38,6 +40,7 @@ pub struct VirtualHost {
     pub include_attempt_count_in_response: bool,
     /// Whether retries after a per-try timeout carry `x-envoy-is-timeout-retry`.
     pub include_is_timeout_retry_header: bool,
+    pub(crate) rate_limits: Option<Box<Policies>>,
     pub(crate) domains: Box<[Box<str>]>,
     pub(crate) routes: Box<[Route]>,
     pub(crate) virtual_clusters: Box<[VirtualCluster]>,
@@ -122,7 +125,6 @@ impl VirtualHost {
             metadata,
             route_specifiers,
         } = proto;
-        refuse("rate_limits", !rate_limits.is_empty(), "rate limit actions")?;
         refuse("cors", cors.is_some(), "use typed_per_filter_config of envoy.filters.http.cors")?;
         refuse("route_specifiers", !route_specifiers.is_empty(), "route specifiers")?;
         if name.is_empty() {
@@ -195,6 +197,7 @@ impl VirtualHost {
             include_request_attempt_count: *include_request_attempt_count,
             include_attempt_count_in_response: *include_attempt_count_in_response,
             include_is_timeout_retry_header: *include_is_timeout_retry_header,
+            rate_limits: rate_limits::compile(rate_limits, compiler.cx)?,
             domains: domains.iter().map(|domain| domain.to_ascii_lowercase().into()).collect(),
             virtual_clusters: virtual_clusters.collect::<Result<_, _>>()?,
             other_counters,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretProto;
 use waystation_filter_api::cell::{Cell, CellTable};
-use waystation_filter_api::http::NodeInfo;
+use waystation_filter_api::http::{LocalCluster, NodeInfo};
 use waystation_filter_api::runtime::Runtime;
 use waystation_filter_api::singletons::Singletons;
 use waystation_filter_api::wire;
@@ -46,6 +46,8 @@ pub struct Shared {
     pub singletons: Singletons,
     /// Clusters by name.
     pub clusters: CellTable<Cluster>,
+    /// `cluster_manager.local_cluster_name`, once the bootstrap is read.
+    pub local_cluster: OnceLock<Arc<dyn LocalCluster>>,
     /// Route configurations by [`resource_key`].
     pub routes: CellTable<RouteTable>,
     /// Scopes of SRDS subscriptions.
@@ -129,6 +131,7 @@ impl Shared {
             node,
             singletons: Singletons::default(),
             clusters: CellTable::new(),
+            local_cluster: OnceLock::new(),
             routes: CellTable::new(),
             scopes: CellTable::new(),
             secrets: SecretTable::new(),

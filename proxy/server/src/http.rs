@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use waystation_filter_api::cell::{Held, Local};
 use waystation_filter_api::connection::ConnectionInfo;
-use waystation_filter_api::stream::RouteView;
+use waystation_filter_api::stream::{RateLimits, RouteView};
 use waystation_filter_api::value::Metadata;
 use waystation_http::Headers;
 use waystation_route::{FilterSlot, RouteTable};
@@ -164,6 +164,10 @@ impl RouteView for Table {
 
     fn virtual_host_metadata(&self, route: u32) -> Option<&Metadata> {
         self.held.virtual_host_metadata(route)
+    }
+
+    fn rate_limits(&self, route: u32) -> Option<RateLimits<'_>> {
+        self.held.rate_limits(route)
     }
 
     fn virtual_cluster_name(&self, virtual_cluster: u32) -> Option<&str> {

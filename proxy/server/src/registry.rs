@@ -57,6 +57,11 @@ pub const EXTENSIONS: &[Extension] = &[
     ),
     extension(
         "envoy.filters.http",
+        "envoy.filters.http.local_ratelimit",
+        &["envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"],
+    ),
+    extension(
+        "envoy.filters.http",
         "envoy.filters.http.on_demand",
         &[
             "envoy.extensions.filters.http.on_demand.v3.OnDemand",

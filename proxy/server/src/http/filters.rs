@@ -30,6 +30,7 @@ pub const EXTENSIONS: &[&HttpFilterExtension] = &[
     &waystation_http_filters::fault::EXTENSION,
     &waystation_http_filters::header_mutation::EXTENSION,
     &on_demand::EXTENSION,
+    &waystation_ratelimit::http::EXTENSION,
     &waystation_rbac::http::EXTENSION,
 ];
 
@@ -245,6 +246,7 @@ impl Inner<'_> {
             root: &shared.stats.root(),
             runtime: &shared.runtime,
             node: &shared.node,
+            local_cluster: shared.local_cluster.get(),
             singletons: &shared.singletons,
             filters: self,
         })

@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_pb;
 use prost::Message as _;
 use waystation_filter_api::cell::Cell;
+use waystation_filter_api::http::LocalCluster;
 use waystation_filter_api::wire;
 use waystation_schema::{At as _, ConfigError, Message, Policy, check};
 use waystation_stats::stats_group;
@@ -114,6 +115,16 @@ pub struct Clusters {
     stats: ClusterManagerStats,
 }
 
+/// The cluster that this proxy is a member of.
+#[derive(Debug)]
+struct OwnCluster(Arc<Cell<Cluster>>);
+
+impl LocalCluster for OwnCluster {
+    fn members(&self) -> u64 {
+        self.0.with(|cluster| cluster.map_or(0, |cluster| cluster.endpoints().snapshot().len() as u64))
+    }
+}
+
 impl Clusters {
     /// None yet.
     pub fn new(
@@ -135,6 +146,10 @@ impl Clusters {
             resolver,
             outliers,
         });
+        if let Some(cell) = &environment.local_cluster {
+            // There is one bootstrap; a second would name the same cluster.
+            let _ = shared.local_cluster.set(Arc::new(OwnCluster(Arc::clone(cell))));
+        }
         let stats: ClusterManagerStats = shared.stats.root().scope("cluster_manager").group();
         Ok(Self {
             dns: DnsTasks::new(stats.cluster_updated().to_owned()),
