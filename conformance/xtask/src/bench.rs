@@ -13,6 +13,7 @@ mod instructions;
 mod load;
 mod peers;
 mod place;
+mod policies;
 mod process;
 mod report;
 mod routes;
@@ -40,6 +41,8 @@ scenarios (all, when none is named):
   idle                memory and start with a small configuration, memory of an idle connection
   clusters update     10 000 clusters: start, scrape, the change of one
   routes              10 000 routes: the last against the first
+  policies            what filters, breakers and outlier detection add to a request
+  health              1 000 hosts with active health checks
 
 options:
   --waystation BIN    instead of building it
@@ -59,7 +62,7 @@ struct Bench {
 
 type Scenario = fn(&Bench) -> Result<Vec<Section>, String>;
 
-const SCENARIOS: [(&str, Scenario); 9] = [
+const SCENARIOS: [(&str, Scenario); 11] = [
     ("h1", traffic::h1),
     ("h2", traffic::h2),
     ("h2h1", traffic::h2h1),
@@ -69,6 +72,8 @@ const SCENARIOS: [(&str, Scenario); 9] = [
     ("clusters", scale::clusters),
     ("update", scale::update),
     ("routes", routes::routes),
+    ("policies", policies::policies),
+    ("health", policies::health),
 ];
 
 #[derive(Default)]

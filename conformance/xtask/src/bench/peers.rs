@@ -1,5 +1,6 @@
 //! The proxies: where they are, their versions, how each is started with its form of the same configuration.
 
+use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,6 +63,8 @@ pub(super) enum Probe {
 pub(super) struct Origin {
     pub(super) http1: SocketAddr,
     pub(super) http2: SocketAddr,
+    /// HTTP/1 on all addresses of this machine.
+    pub(super) everywhere: SocketAddr,
     _process: Process,
 }
 
@@ -200,12 +203,17 @@ impl Origin {
     pub(super) fn start(place: &Place) -> Result<Self, String> {
         let program = run::find("nginx").ok_or("`nginx` is not installed (it is the origin, too)")?;
         let folder = place.folder("origin")?;
-        let (http1, http2) = (free_address()?, free_address()?);
+        let (http1, http2, everywhere) = (free_address()?, free_address()?, free_address()?);
+        let service = folder.join("envoy.service.auth.v3.Authorization");
+        fs::create_dir_all(&service).map_err(|error| error.to_string())?;
+        // A gRPC frame without content.
+        write(&service.join("Check"), "\0\0\0\0\0")?;
         let text = fill(
             &template("nginx/origin.conf")?,
             &[
                 ("@LISTEN@", &*http1.port().to_string()),
                 ("@LISTEN_H2@", &*http2.port().to_string()),
+                ("@EVERYWHERE@", &*everywhere.port().to_string()),
                 ("@DIR@", &*folder.to_string_lossy()),
             ],
         );
@@ -220,7 +228,7 @@ impl Origin {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        Ok(Self { http1, http2, _process: process })
+        Ok(Self { http1, http2, everywhere, _process: process })
     }
 }
 
