@@ -120,6 +120,8 @@ fn a_filter_that_does_not_pause_allocates_nothing() {
         let looks = each(&Proxy::start_with(&upstream, Arc::new(Looks { asks: false }), 1 << 20).await).await;
         let asks = each(&Proxy::start_with(&upstream, Arc::new(Looks { asks: true }), 1 << 20).await).await;
         assert_eq!(looks, none);
+        let filters = (0..10).map(|_| Arc::new(Looks { asks: false }) as Arc<dyn HttpFilterFactory>);
+        assert_eq!(each(&Proxy::start_with_all(&upstream, filters.collect()).await).await, none);
         // One handle for each direction, however often it is asked for.
         assert_eq!(asks - looks, 2, "{none}, {looks}, {asks}");
     });

@@ -415,7 +415,7 @@ typed_extension_protocol_options:
   typed_config:
     "@type": type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand
     odcds: {source: {ads: {}, resource_api_version: V3}, timeout: 2s}"#;
-        Self::assembled(upstream, "", filter, "", limit, None).await
+        Self::assembled(upstream, "", filter, "", limit, Vec::new()).await
     }
 
     /// Has a cluster appear under another name.
@@ -434,11 +434,19 @@ typed_extension_protocol_options:
         filter: Arc<dyn HttpFilterFactory>,
         limit: usize,
     ) -> Self {
-        Self::assembled(upstream, "", "", "", limit, Some(filter)).await
+        Self::assembled(upstream, "", "", "", limit, vec![filter]).await
+    }
+
+    /// With several filters of the caller's own.
+    pub(crate) async fn start_with_all(
+        upstream: &Upstream,
+        filters: Vec<Arc<dyn HttpFilterFactory>>,
+    ) -> Self {
+        Self::assembled(upstream, "", "", "", 1 << 20, filters).await
     }
 
     async fn configured(upstream: &Upstream, hcm: &str, filters: &str, cluster: &str) -> Self {
-        Self::assembled(upstream, hcm, filters, cluster, 1 << 20, None).await
+        Self::assembled(upstream, hcm, filters, cluster, 1 << 20, Vec::new()).await
     }
 
     async fn assembled(
@@ -447,7 +455,7 @@ typed_extension_protocol_options:
         filters: &str,
         cluster: &str,
         limit: usize,
-        filter: Option<Arc<dyn HttpFilterFactory>>,
+        own: Vec<Arc<dyn HttpFilterFactory>>,
     ) -> Self {
         let store = Store::default();
         let shared = Shared::new(store, NodeInfo::default(), Backing::default(), &options());
@@ -487,7 +495,7 @@ typed_extension_protocol_options:
         );
         let hcm = Hcm::compile(&proto, &root.scope("listener").scope("test"), &context);
         let mut hcm = hcm.unwrap_or_else(|error| panic!("{error}"));
-        if let Some(filter) = filter {
+        for filter in own {
             hcm.push_filter("own", filter);
         }
         let hcm = Held::new(Arc::new(hcm));
