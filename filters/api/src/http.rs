@@ -277,12 +277,29 @@ pub trait Driver {
     /// A handle that ends the pause of the filter whose phase this is; the same handle each time.
     fn resume_handle(&self) -> Resume;
 
+    /// Whether the operator has failed the health check of this proxy (`/healthcheck/fail`).
+    fn is_health_check_failed(&self) -> bool;
+
+    /// How many hosts a cluster has; nothing when there is no such cluster.
+    fn membership(&self, cluster: &str) -> Option<Membership>;
+
     /// Fetches the virtual host of `head` by VHDS, or the route configuration of its scope. Nothing when there is nothing to
     /// fetch.
     fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<Fetched>>;
 
     /// Fetches the cluster that the stream's route sends `head` to. Nothing when there is nothing to fetch.
     fn fetch_cluster(&self, source: &Arc<ClusterSource>, head: &Headers) -> Option<LocalFuture<Fetched>>;
+}
+
+/// The hosts of a cluster, by their health.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Membership {
+    /// All of them.
+    pub total: u64,
+    /// Those that get requests.
+    pub healthy: u64,
+    /// Those that get requests when the healthy ones do not suffice.
+    pub degraded: u64,
 }
 
 /// How a wait for configuration has ended.

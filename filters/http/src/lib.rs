@@ -7,4 +7,5 @@
 
 pub mod fault;
 pub mod header_mutation;
+pub mod health_check;
 pub mod stream_rate_limiter;

@@ -57,6 +57,11 @@ pub const EXTENSIONS: &[Extension] = &[
     ),
     extension(
         "envoy.filters.http",
+        "envoy.filters.http.health_check",
+        &["envoy.extensions.filters.http.health_check.v3.HealthCheck"],
+    ),
+    extension(
+        "envoy.filters.http",
         "envoy.filters.http.local_ratelimit",
         &["envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"],
     ),
@@ -147,6 +152,26 @@ pub const EXTENSIONS: &[Extension] = &[
         "envoy.filters.network",
         "envoy.filters.network.tcp_proxy",
         &["envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"],
+    ),
+    extension(
+        "envoy.health_check.event_sinks",
+        "envoy.health_check.event_sink.file",
+        &["envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink"],
+    ),
+    extension(
+        "envoy.health_checkers",
+        "envoy.health_checkers.grpc",
+        &["envoy.config.core.v3.HealthCheck.GrpcHealthCheck"],
+    ),
+    extension(
+        "envoy.health_checkers",
+        "envoy.health_checkers.http",
+        &["envoy.config.core.v3.HealthCheck.HttpHealthCheck"],
+    ),
+    extension(
+        "envoy.health_checkers",
+        "envoy.health_checkers.tcp",
+        &["envoy.config.core.v3.HealthCheck.TcpHealthCheck"],
     ),
     extension(
         "envoy.http.original_ip_detection",

@@ -29,6 +29,7 @@ mod on_demand;
 pub const EXTENSIONS: &[&HttpFilterExtension] = &[
     &waystation_http_filters::fault::EXTENSION,
     &waystation_http_filters::header_mutation::EXTENSION,
+    &waystation_http_filters::health_check::EXTENSION,
     &on_demand::EXTENSION,
     &waystation_ratelimit::http::EXTENSION,
     &waystation_rbac::http::EXTENSION,

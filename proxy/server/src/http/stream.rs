@@ -488,7 +488,8 @@ impl<D: Downstream> Stream<'_, D> {
             stats.hcm.downstream_rq_rx_reset().inc();
         }
         stats.hcm.downstream_rq_time().record(millis(self.info.start, now));
-        if self.info.response_code != 0 {
+        // The answers to health checks are not what clients get.
+        if self.info.response_code != 0 && !self.info.health_check {
             stats.classes.record(self.info.response_code);
             stats.listener_classes.record(self.info.response_code);
         }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use waystation_filter_api::http::{ClusterSource, Driver, Fetched, LocalFuture, Resume};
+use waystation_filter_api::http::{ClusterSource, Driver, Fetched, LocalFuture, Membership, Resume};
 use waystation_http::Headers;
 use waystation_route::{Action, ClusterRef};
 
@@ -51,6 +51,19 @@ impl Driver for PhaseDriver<'_> {
 
     fn resume_handle(&self) -> Resume {
         self.station.resume_handle()
+    }
+
+    fn is_health_check_failed(&self) -> bool {
+        self.cx.worker.shared.health_check_failed()
+    }
+
+    fn membership(&self, cluster: &str) -> Option<Membership> {
+        let cluster = self.cx.worker.cluster_named(cluster)?.get()?;
+        Some(Membership {
+            total: cluster.stats.membership_total().value(),
+            healthy: cluster.stats.membership_healthy().value(),
+            degraded: cluster.stats.membership_degraded().value(),
+        })
     }
 
     fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<Fetched>> {

@@ -73,7 +73,8 @@ impl<D: Downstream> Stream<'_, D> {
         counted: &Counted<'_>,
         status: u16,
     ) {
-        if self.cx.hcm.router.dynamic_stats {
+        // Health checks that others make through us would distort what clients get.
+        if self.cx.hcm.router.dynamic_stats && !self.info.health_check {
             cluster.count_response(status);
             self.each_category(local, cluster, counted, |stats| stats.record(status));
         }
@@ -87,7 +88,7 @@ impl<D: Downstream> Stream<'_, D> {
             let used = percent_of(elapsed, routing.timeouts.global);
             budgets.upstream_rq_timeout_budget_percent_used().record(used);
         }
-        if self.cx.hcm.router.dynamic_stats {
+        if self.cx.hcm.router.dynamic_stats && !self.info.health_check {
             routing.cluster.responses().record_time(elapsed);
             let (local, cluster, counted) = (&routing.local, &routing.cluster, &routing.counted);
             self.each_category(local, cluster, counted, |stats| stats.record_time(elapsed));
