@@ -11,6 +11,11 @@ pub trait Object: fmt::Debug {
         None
     }
 
+    /// Whether the serialised form is JSON, that of a message rather than a mere string.
+    fn is_json(&self) -> bool {
+        false
+    }
+
     /// The value of a field (`%FILTER_STATE(key:FIELD:name)%`), if the object has fields.
     fn field(&self, _name: &str) -> Option<Vec<u8>> {
         None

@@ -128,6 +128,22 @@ pub struct Phases {
     pub complete: bool,
 }
 
+impl Phases {
+    /// The phases that either wants.
+    #[must_use]
+    pub fn union(self, other: Self) -> Self {
+        Self {
+            request_headers: self.request_headers | other.request_headers,
+            request_body: self.request_body | other.request_body,
+            request_trailers: self.request_trailers | other.request_trailers,
+            response_headers: self.response_headers | other.response_headers,
+            response_body: self.response_body | other.response_body,
+            response_trailers: self.response_trailers | other.response_trailers,
+            complete: self.complete | other.complete,
+        }
+    }
+}
+
 /// What a phase may look at and change besides the head or data it is given.
 pub struct StreamCx<'a> {
     /// Facts about the stream.
@@ -156,17 +172,23 @@ pub struct Asked {
     pub clear_route: bool,
     /// Data that go on ahead of what the phase was shown.
     pub ahead: Vec<Bytes>,
-    /// The instance that takes the place of the one asked, and its phases.
-    pub successor: Option<(Box<dyn HttpFilter>, Phases)>,
+    /// The instance that takes the place of the one asked.
+    pub successor: Option<Box<dyn HttpFilter>>,
+    /// Further phases that it wants.
+    pub phases: Phases,
+    /// Who makes the filters that are to stand beside this one.
+    pub delegates: Vec<Arc<dyn HttpFilterFactory>>,
 }
 
 impl fmt::Debug for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { clear_route, ahead, successor } = self;
+        let Self { clear_route, ahead, successor, phases, delegates } = self;
         f.debug_struct("Asked")
             .field("clear_route", clear_route)
             .field("ahead", ahead)
-            .field("successor", &successor.as_ref().map(|(_, phases)| phases))
+            .field("successor", &successor.is_some())
+            .field("phases", phases)
+            .field("delegates", delegates)
             .finish()
     }
 }
@@ -200,26 +222,42 @@ impl<'a> StreamCx<'a> {
     }
 
     /// Calls a phase of `filter`, an instance that `factory` has made, in this one's place, as wrappers of filters do. A
-    /// successor that it names stands in `filter` afterwards; a wrapper must have asked for that one's phases, too.
+    /// successor that it names stands in `filter` afterwards.
     pub fn of<R>(
         &mut self,
-        factory: &'a dyn HttpFilterFactory,
+        factory: &dyn HttpFilterFactory,
         filter: &mut Box<dyn HttpFilter>,
-        phase: impl FnOnce(&mut dyn HttpFilter, &mut Self) -> R,
+        phase: impl FnOnce(&mut dyn HttpFilter, &mut StreamCx<'_>) -> R,
     ) -> R {
-        let outer = std::mem::replace(&mut self.factory, factory);
-        let result = phase(&mut **filter, self);
-        self.factory = outer;
-        if let Some((successor, _)) = self.asked.successor.take() {
+        let mut inner = StreamCx {
+            info: self.info,
+            request: self.request.as_deref_mut(),
+            response: self.response.as_deref_mut(),
+            route_config: self.route_config,
+            name: self.name,
+            driver: self.driver,
+            factory,
+            asked: self.asked,
+        };
+        let result = phase(&mut **filter, &mut inner);
+        if let Some(successor) = self.asked.successor.take() {
             *filter = successor;
         }
         result
     }
 
-    /// Has another instance of the same factory's take this one's place from the next phase on, which wants other phases
-    /// than the factory says. So a filter that finds nothing to do for a stream has cost it neither memory nor phases.
+    /// Has another instance of the same factory's take this one's place from the next phase on, which wants these phases as
+    /// well. So a filter that finds nothing to do for a stream has cost it neither memory nor phases.
     pub fn succeed_by(&mut self, filter: Box<dyn HttpFilter>, phases: Phases) {
-        self.asked.successor = Some((filter, phases));
+        self.asked.successor = Some(filter);
+        self.asked.phases = self.asked.phases.union(phases);
+    }
+
+    /// Has filters of these factories stand beside this one from now on, in this order, under its name: they see next what this
+    /// phase was shown, if its message goes on, and whatever follows. No phases but those of heads, data and trailers
+    /// may ask for it.
+    pub fn delegate_to(&mut self, factories: impl IntoIterator<Item = Arc<dyn HttpFilterFactory>>) {
+        self.asked.delegates.extend(factories);
     }
 
     /// A handle that ends this filter's pause.

@@ -5,7 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod composite;
 pub mod fault;
 pub mod header_mutation;
 pub mod health_check;
+pub mod match_delegate;
 pub mod stream_rate_limiter;

@@ -44,6 +44,14 @@ pub const EXTENSIONS: &[Extension] = &[
     extension("envoy.clusters", "envoy.cluster.strict_dns", &[]),
     extension(
         "envoy.filters.http",
+        "envoy.filters.http.composite",
+        &[
+            "envoy.extensions.filters.http.composite.v3.Composite",
+            "envoy.extensions.filters.http.composite.v3.CompositePerRoute",
+        ],
+    ),
+    extension(
+        "envoy.filters.http",
         "envoy.filters.http.fault",
         &["envoy.extensions.filters.http.fault.v3.HTTPFault"],
     ),
@@ -64,6 +72,14 @@ pub const EXTENSIONS: &[Extension] = &[
         "envoy.filters.http",
         "envoy.filters.http.local_ratelimit",
         &["envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"],
+    ),
+    extension(
+        "envoy.filters.http",
+        "envoy.filters.http.match_delegate",
+        &[
+            "envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+            "envoy.extensions.common.matching.v3.ExtensionWithMatcherPerRoute",
+        ],
     ),
     extension(
         "envoy.filters.http",

@@ -566,7 +566,11 @@ fn write_filter_state(
         StateForm::Field(name) => put(out, &object.field(name)?),
         StateForm::Typed => {
             // As JSON of the object's message; a plain string is a quoted one.
-            json::put_string(out, &object.serialize()?);
+            let serialized = object.serialize()?;
+            match object.is_json() {
+                true => out.extend_from_slice(&serialized),
+                false => json::put_string(out, &serialized),
+            }
             Some(Written::Json)
         }
     };

@@ -27,9 +27,11 @@ mod on_demand;
 
 /// Every HTTP filter besides the router.
 pub const EXTENSIONS: &[&HttpFilterExtension] = &[
+    &waystation_http_filters::composite::EXTENSION,
     &waystation_http_filters::fault::EXTENSION,
     &waystation_http_filters::header_mutation::EXTENSION,
     &waystation_http_filters::health_check::EXTENSION,
+    &waystation_http_filters::match_delegate::EXTENSION,
     &on_demand::EXTENSION,
     &waystation_ratelimit::http::EXTENSION,
     &waystation_rbac::http::EXTENSION,
@@ -265,7 +267,9 @@ impl InnerFilters for Inner<'_> {
         name: &str,
         source: &core::ExtensionConfigSource,
     ) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
-        let cx = self.cx.ok_or_else(|| ConfigError::new("not supported: discovery from here"))?;
+        let cx = self.cx.ok_or_else(|| {
+            ConfigError::new("Failed to get downstream factory context or server factory context.")
+        })?;
         let place = discovered_place(name, source, self.scope, cx)?;
         Ok(place)
     }

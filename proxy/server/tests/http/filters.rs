@@ -210,6 +210,47 @@ impl HttpFilter for Awaits {
     }
 }
 
+/// Has others stand beside it, from the head of a request or of its response on.
+#[derive(Debug)]
+struct Delegates {
+    to: [Arc<Scripted>; 3],
+    at_response: bool,
+}
+
+struct Delegating;
+
+impl HttpFilterFactory for Delegates {
+    fn phases(&self) -> Phases {
+        Phases { request_headers: !self.at_response, response_headers: self.at_response, ..Phases::default() }
+    }
+
+    fn create(&self, _: &[FilterConfig]) -> Option<Box<dyn HttpFilter>> {
+        Some(Box::new(Delegating))
+    }
+}
+
+impl Delegating {
+    fn delegate(cx: &mut StreamCx<'_>) -> Flow {
+        let to = cx.config::<Delegates>().to.clone();
+        cx.delegate_to(to.map(|factory| factory as _));
+        Flow::Continue
+    }
+}
+
+impl HttpFilter for Delegating {
+    fn decode_headers(&mut self, cx: &mut StreamCx<'_>, _: &mut Headers, _: bool) -> Flow {
+        Self::delegate(cx)
+    }
+
+    fn encode_headers(&mut self, cx: &mut StreamCx<'_>, _: &mut Headers, _: bool) -> Flow {
+        Self::delegate(cx)
+    }
+}
+
+fn refuses(_: &mut StreamCx<'_>, _: Ask<'_>) -> Flow {
+    Flow::Reply(Box::new(LocalReply::new(403, "no", "refused")))
+}
+
 const CHUNKED: &str = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n\
                        3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n";
 
@@ -323,6 +364,41 @@ fn an_instance_gives_its_place_to_another_with_other_phases() {
         let get = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
         let answer = proxy.exchange(get).await;
         assert!(answer.contains("defg") && !answer.contains('!'), "{answer}");
+    });
+}
+
+#[test]
+fn filters_that_are_put_beside_another_are_walked_as_any() {
+    run(async {
+        let decode = [waits as Answer, resumed_later, buffers].map(Scripted::decode);
+        let upstream = Upstream::echo().await;
+        let filter = Delegates { to: decode, at_response: false };
+        let proxy = Proxy::start_with(&upstream, Arc::new(filter), 100).await;
+        let answer = proxy.exchange(CHUNKED).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("abcdefg!"), "{answer}");
+        // The last one is the first that a response comes to.
+        let encode = [waits as Answer, trickles, buffers].map(Scripted::encode);
+        for at_response in [true, false] {
+            let upstream = Upstream::answering(CHUNKED_ANSWER).await;
+            let filter = Delegates { to: encode.clone(), at_response };
+            let proxy = Proxy::start_with(&upstream, Arc::new(filter), 100).await;
+            let answer = proxy.exchange("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+            let letters = |c: &char| "abcdefg!".contains(*c);
+            let body = answer.split_once("\r\n\r\n").unwrap().1;
+            assert_eq!(body.chars().filter(letters).collect::<String>(), "abcdefg!", "{answer}");
+        }
+    });
+}
+
+#[test]
+fn a_filter_beside_one_that_waits_is_not_forgotten() {
+    run(async {
+        let upstream = Upstream::echo().await;
+        let to = [waits as Answer, refuses, waits].map(Scripted::decode);
+        let filter = Delegates { to, at_response: false };
+        let proxy = Proxy::start_with(&upstream, Arc::new(filter), 100).await;
+        let answer = proxy.exchange("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     });
 }
 

@@ -1,6 +1,8 @@
 //! The filters' instances: made for the stream's route, made anew behind a filter that has waited for one, told of the end.
 
-use waystation_filter_api::http::Flow;
+use std::sync::Arc;
+
+use waystation_filter_api::http::{FilterConfig, Flow, HttpFilterFactory};
 use waystation_route::{Action, ClusterSpecifier, FilterLevels, FilterSlot};
 
 use super::station::Station;
@@ -57,7 +59,9 @@ impl<D: Downstream> Stream<'_, D> {
         self.check_upgrade()?;
         if !had_route && self.table.is_some() {
             let entry = chain.slots[step].entry;
-            chain.slots.truncate(step + 1);
+            // Those that it has been given beside it stay.
+            let behind = chain.slots.iter().rposition(|slot| slot.entry == entry).unwrap_or(step) + 1;
+            chain.slots.truncate(behind);
             chain.route = self.selected();
             for slot in &mut chain.slots {
                 slot.levels =
@@ -94,20 +98,54 @@ impl Chain {
         if levels.disabled.filter(|_| begins).unwrap_or(entry.disabled) {
             return;
         }
-        let in_force = entry.factory.in_force();
-        let factory = in_force.as_deref().unwrap_or(&*entry.factory);
-        let Some(filter) = factory.create(levels.configs) else { return };
-        let phases = factory.phases();
-        self.phases.response_body |= phases.response_body;
-        self.slots.push(Slot {
-            entry: index,
-            levels: slot,
-            factory: in_force,
-            filter,
-            phases,
-            request: Station::default(),
-            response: Station::default(),
+        if let Some(slot) = Slot::new(index, slot, &entry.factory, levels.configs) {
+            self.phases.response_body |= slot.phases.response_body;
+            self.slots.push(slot);
+        }
+    }
+
+    /// Puts filters beside the one at `index` of `slots`, where a message that goes this way comes to them next.
+    pub(super) fn put_beside(&mut self, way: Way, index: usize, factories: Vec<Arc<dyn HttpFilterFactory>>) {
+        let Slot { entry, levels: slot, .. } = self.slots[index];
+        let configs = levels(self.route.as_ref(), slot).configs;
+        let made = factories.into_iter().filter_map(|factory| {
+            let made = Slot::new(entry, slot, &factory, configs)?;
+            // Whoever made it is not the entry's own factory.
+            Some(Slot { factory: made.factory.or(Some(factory)), ..made })
         });
+        let made: Vec<Slot> = made.collect();
+        let at = match way {
+            Way::Request => index + 1,
+            Way::Response => index,
+        };
+        // Steps count from the message's end of the list, so those that hold a head are found by their places.
+        let held = [(Way::Request, self.request.head_at), (Way::Response, self.response.head_at)]
+            .map(|(way, step)| (way, self.place(way, step)));
+        for (way, place) in held {
+            let place = if place >= at { place + made.len() } else { place };
+            self.lane(way).head_at = match way {
+                Way::Request => place,
+                Way::Response => self.slots.len() + made.len() - 1 - place,
+            };
+        }
+        self.phases.response_body |= made.iter().any(|slot| slot.phases.response_body);
+        self.slots.splice(at..at, made);
+    }
+}
+
+impl Slot {
+    /// With an instance for a stream whose route configures it so, if the stream needs one.
+    fn new(
+        entry: usize,
+        levels: Option<FilterSlot>,
+        factory: &Arc<dyn HttpFilterFactory>,
+        configs: &[FilterConfig],
+    ) -> Option<Self> {
+        let in_force = factory.in_force();
+        let factory = in_force.as_deref().unwrap_or(&**factory);
+        let (filter, phases) = (factory.create(configs)?, factory.phases());
+        let (request, response) = (Station::default(), Station::default());
+        Some(Self { entry, levels, factory: in_force, filter, phases, request, response })
     }
 }
 

@@ -83,7 +83,7 @@ impl Chain {
     }
 
     /// The place in `slots` of a step, which counts in the order of `way`.
-    fn place(&self, way: Way, step: usize) -> usize {
+    pub(super) fn place(&self, way: Way, step: usize) -> usize {
         match way {
             Way::Request => step,
             Way::Response => self.slots.len() - 1 - step,
@@ -221,7 +221,11 @@ impl Chain {
 
     fn pass_head<P: Place>(&mut self, place: &mut P, way: Way, from: usize) -> Progress {
         let end = self.lane(way).head_is_all;
-        for step in from..self.steps(way) {
+        for step in from.. {
+            // A filter may have got others beside it meanwhile.
+            if step >= self.steps(way) {
+                break;
+            }
             if !self.phases(way, step).0 {
                 continue;
             }
@@ -247,7 +251,11 @@ impl Chain {
         end: bool,
     ) -> Progress {
         let mut data = BodyData::Shared(data);
-        for step in from..self.steps(way) {
+        for step in from.. {
+            // A filter may have got others beside it meanwhile.
+            if step >= self.steps(way) {
+                break;
+            }
             let wants = self.phases(way, step).1;
             let station = self.station(way, step);
             match &station.stop {
@@ -300,7 +308,11 @@ impl Chain {
         way: Way,
         from: usize,
     ) -> Progress {
-        for step in from..self.steps(way) {
+        for step in from.. {
+            // A filter may have got others beside it meanwhile.
+            if step >= self.steps(way) {
+                break;
+            }
             let wants = self.phases(way, step).2;
             let station = self.station(way, step);
             match &station.stop {
@@ -521,9 +533,13 @@ impl Chain {
                 }
             }
         };
-        if let Some((filter, phases)) = asked.successor {
-            (slot.filter, slot.phases) = (filter, phases);
-            self.phases.response_body |= phases.response_body;
+        if let Some(filter) = asked.successor {
+            slot.filter = filter;
+        }
+        slot.phases = slot.phases.union(asked.phases);
+        self.phases.response_body |= asked.phases.response_body;
+        if !asked.delegates.is_empty() {
+            self.put_beside(way, index, asked.delegates);
         }
         self.ahead = asked.ahead;
         if asked.clear_route {
