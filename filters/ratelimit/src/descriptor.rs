@@ -8,7 +8,7 @@ pub use action::Request;
 pub(crate) use policy::Descriptors;
 pub use policy::{HitsAddend, Place, Policies, Policy};
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use smallvec::SmallVec;
 
@@ -72,6 +72,16 @@ impl Entries {
         }
     }
 
+    /// Appends an entry whose value is printed.
+    pub fn push_display(&mut self, key: &[u8], value: impl fmt::Display) {
+        self.push(key, b"");
+        let start = self.0.len();
+        // Nothing here fails.
+        let _ = write!(Tail(&mut self.0), "{value}");
+        let len = (self.0.len() - start) as u32;
+        self.0[start - size_of::<u32>()..start].copy_from_slice(&len.to_ne_bytes());
+    }
+
     /// The encoding.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -87,6 +97,16 @@ impl Entries {
             Some(part)
         };
         std::iter::from_fn(move || Some((part()?, part()?)))
+    }
+}
+
+/// Prints at the end of bytes.
+struct Tail<'a>(&'a mut SmallVec<[u8; 96]>);
+
+impl fmt::Write for Tail<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
     }
 }
 

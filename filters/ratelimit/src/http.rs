@@ -18,7 +18,7 @@ use waystation_format::{AccessLogType, FormatContext};
 use waystation_http::{Headers, Known};
 use waystation_schema::ConfigError;
 
-use crate::limiter::{Limit, Limiter};
+use crate::limiter::{Found, Limit, Limiter};
 use settings::Settings;
 
 /// The filter.
@@ -88,7 +88,7 @@ impl HttpFilter for Telling {
                 (Known::XRatelimitReset, seconds(bucket.next_token(now))),
             ];
             for (name, value) in values {
-                head.append(name, value.to_string());
+                head.append(name, itoa::Buffer::new().format(value));
             }
         }
         Flow::Continue
@@ -107,12 +107,10 @@ fn limit(cx: &mut StreamCx<'_>, head: &mut Headers, told: &mut Option<Arc<Limit>
     let now = cx.now();
     let descriptors = settings.descriptors(head, cx.info, now);
     let share = settings.share.as_ref().map_or(1, |local| local.members().max(1));
-    let decision = match settings.is_per_connection {
-        false => settings.limiter.decide(&descriptors, share, now),
-        true => connections_own(cx, settings, now).decide(&descriptors, share, now),
-    };
+    let own_limiter = settings.is_per_connection.then(|| connections_own(cx, settings, now));
+    let decision = own_limiter.as_deref().unwrap_or(&settings.limiter).decide(&descriptors, share, now);
     if settings.tells(decision.headers) {
-        told.clone_from(&decision.by);
+        *told = decision.by.as_ref().map(Found::to_kept);
     }
     if decision.allowed {
         stats.ok().inc();
@@ -144,7 +142,7 @@ fn limit(cx: &mut StreamCx<'_>, head: &mut Headers, told: &mut Option<Arc<Limit>
         && !reply.headers.contains(Known::RetryAfter)
     {
         let wait = seconds(limit.bucket.next_token(now)).max(1);
-        reply.headers.append(Known::RetryAfter, wait.to_string());
+        reply.headers.append(Known::RetryAfter, itoa::Buffer::new().format(wait));
     }
     reply.flag = Some(ResponseFlag::RateLimited);
     reply.grpc_status = settings.resource_exhausted.then_some(RESOURCE_EXHAUSTED);

@@ -3,6 +3,7 @@
 mod dynamic;
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -62,15 +63,43 @@ enum Default {
     Limit(Arc<Limit>),
 }
 
+/// A limit of a limiter. Those that are configured are borrowed: a count that all workers share would be one more line of
+/// memory for them to fight over.
+#[derive(Clone, Debug)]
+pub enum Found<'a> {
+    /// Configured.
+    Fixed(&'a Arc<Limit>),
+    /// Made for what came up.
+    Dynamic(Arc<Limit>),
+}
+
+impl Found<'_> {
+    /// The limit, to keep.
+    pub fn to_kept(&self) -> Arc<Limit> {
+        Arc::clone(self)
+    }
+}
+
+impl Deref for Found<'_> {
+    type Target = Arc<Limit>;
+
+    fn deref(&self) -> &Arc<Limit> {
+        match self {
+            Self::Fixed(limit) => limit,
+            Self::Dynamic(limit) => limit,
+        }
+    }
+}
+
 /// What a limiter decided.
 #[derive(Clone, Debug)]
-pub struct Decision {
+pub struct Decision<'a> {
     /// Whether there was enough.
     pub allowed: bool,
     /// Whether the request may go on although there was not: only shadow limits have refused it.
     pub shadow: bool,
     /// Whose answer it is: that which refused, or the tightest of those that did not.
-    pub by: Option<Arc<Limit>>,
+    pub by: Option<Found<'a>>,
     /// What the descriptor that decided says about headers.
     pub headers: HeadersOption,
 }
@@ -147,8 +176,8 @@ impl Rule {
     }
 }
 
-impl Decision {
-    fn refused(by: Option<Arc<Limit>>, headers: HeadersOption) -> Self {
+impl<'a> Decision<'a> {
+    fn refused(by: Option<Found<'a>>, headers: HeadersOption) -> Self {
         Self { allowed: false, shadow: false, by, headers }
     }
 }
@@ -157,13 +186,13 @@ impl Limiter {
     /// Asks the bucket of each descriptor, the slowest first, and then the default one if there was none or always. The first
     /// that refuses decides, and the first shadow limit if no other does; what others have given before is gone, as in
     /// Envoy. `share` is how many instances share the limits.
-    pub fn decide(&self, descriptors: &[Descriptor], share: u64, now: Instant) -> Decision {
-        let mut found: SmallVec<[(&Descriptor, Arc<Limit>); 4]> = SmallVec::new();
+    pub fn decide(&self, descriptors: &[Descriptor], share: u64, now: Instant) -> Decision<'_> {
+        let mut found: SmallVec<[(&Descriptor, Found<'_>); 4]> = SmallVec::new();
         for descriptor in descriptors {
             found.extend(self.find(&descriptor.entries, now).map(|limit| (descriptor, limit)));
         }
         if found.len() > 1 {
-            let rate = |(_, limit): &(_, Arc<Limit>)| limit.bucket.config().rate();
+            let rate = |(_, limit): &(_, Found<'_>)| limit.bucket.config().rate();
             found.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
         }
         let mut shadow = None;
@@ -173,9 +202,9 @@ impl Limiter {
                 limit.bucket.give(now, hits);
             } else if !limit.bucket.take(now, hits, share) {
                 if !limit.shadow {
-                    return Decision::refused(Some(Arc::clone(limit)), descriptor.headers);
+                    return Decision::refused(Some(limit.clone()), descriptor.headers);
                 }
-                shadow.get_or_insert((descriptor.headers, Arc::clone(limit)));
+                shadow.get_or_insert((descriptor.headers, limit.clone()));
             }
         }
         let mut allowed_by = found.into_iter().next().map(|(descriptor, limit)| (descriptor.headers, limit));
@@ -185,9 +214,9 @@ impl Limiter {
                 Default::Deny => return Decision::refused(None, HeadersOption::Inherit),
                 Default::Limit(limit) => {
                     if !limit.bucket.take(now, 1, share) {
-                        return Decision::refused(Some(Arc::clone(limit)), HeadersOption::Inherit);
+                        return Decision::refused(Some(Found::Fixed(limit)), HeadersOption::Inherit);
                     }
-                    allowed_by.get_or_insert_with(|| (HeadersOption::Inherit, Arc::clone(limit)));
+                    allowed_by.get_or_insert_with(|| (HeadersOption::Inherit, Found::Fixed(limit)));
                 }
             }
         }
@@ -198,11 +227,12 @@ impl Limiter {
         Decision { allowed: true, shadow: false, by, headers: headers.unwrap_or_default() }
     }
 
-    fn find(&self, entries: &Entries, now: Instant) -> Option<Arc<Limit>> {
+    fn find(&self, entries: &Entries, now: Instant) -> Option<Found<'_>> {
         if let Some(limit) = self.fixed.get(entries.as_bytes()) {
-            return Some(Arc::clone(limit));
+            return Some(Found::Fixed(limit));
         }
-        self.dynamic.iter().find(|dynamic| dynamic.matches(entries)).map(|dynamic| dynamic.get(entries, now))
+        let dynamic = self.dynamic.iter().find(|dynamic| dynamic.matches(entries))?;
+        Some(Found::Dynamic(dynamic.get(entries, now)))
     }
 }
 

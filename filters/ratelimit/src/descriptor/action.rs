@@ -237,14 +237,13 @@ impl Action {
                 }
             }
             Self::RemoteAddress => {
-                let address = remote_address(request)?;
-                out.push(b"remote_address", address.to_string().as_bytes());
+                out.push_display(b"remote_address", remote_address(request)?);
             }
             Self::MaskedRemoteAddress { v4, v6 } => {
                 let address = remote_address(request)?;
                 let len = if address.is_ipv4() { *v4 } else { *v6 };
-                let range = format!("{}/{len}", Cidr::new(address, len).address());
-                out.push(b"masked_remote_address", range.as_bytes());
+                let first = Cidr::new(address, len).address();
+                out.push_display(b"masked_remote_address", format_args!("{first}/{len}"));
             }
             Self::Text { condition, key, value } => {
                 if !condition.holds(request) {
