@@ -337,6 +337,8 @@ pub(crate) struct Step {
     pub(crate) ordered: bool,
     /// Repeats and counts.
     pub(crate) times: Option<usize>,
+    /// With `tally`: so many of them at a time, over connections of their own.
+    pub(crate) at_once: Option<usize>,
     pub(crate) tally: Option<Tally>,
     /// Admin: `body` (default), `status`, `shape`, `lines: regex`, `json: /pointer`.
     pub(crate) show: Option<Value>,

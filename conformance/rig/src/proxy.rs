@@ -33,7 +33,11 @@ impl Proxy {
         let address = tmp.join("admin.txt");
         let mut command = Command::new(binary);
         command.arg("-c").arg(&path).arg("--admin-address-path").arg(&address);
-        command.args(["--concurrency", "1", "--disable-hot-restart", "--file-flush-interval-msec", "20"]);
+        command.args(["--disable-hot-restart", "--file-flush-interval-msec", "20"]);
+        // One worker, so that what a case sees has one order, unless the case is about many.
+        if !args.iter().any(|arg| arg == "--concurrency") {
+            command.args(["--concurrency", "1"]);
+        }
         command.args(args);
         Self::spawn(command, tmp, &address).await
     }

@@ -184,11 +184,40 @@ impl<'a> Steps<'a> {
     async fn requests(&mut self, step: &Step) -> Result<Value> {
         let Some(tally) = &step.tally else { return self.request(step).await.map(|(v, _)| v) };
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-        for _ in 0..step.times.unwrap_or(1) {
+        let times = step.times.unwrap_or(1);
+        if let Some(at_once) = step.at_once {
+            for round in (0..times).step_by(at_once) {
+                for key in self.volley(step, at_once.min(times - round)).await? {
+                    *counts.entry(key).or_default() += 1;
+                }
+            }
+            return Ok(tallied(tally, &counts));
+        }
+        for _ in 0..times {
             let (_, key) = self.request(step).await?;
             *counts.entry(key).or_default() += 1;
         }
         Ok(tallied(tally, &counts))
+    }
+
+    /// So many requests over connections of their own, all sent before an answer is read.
+    async fn volley(&mut self, step: &Step, count: usize) -> Result<Vec<String>> {
+        let (out, to_head) = self.bytes_h1(step)?;
+        let mut conns = Vec::with_capacity(count);
+        for _ in 0..count {
+            match self.connection(step, false).await? {
+                Ok((Client::H1(conn), _)) => conns.push(conn),
+                _ => bail!("no HTTP/1 connection"),
+            }
+        }
+        for conn in &mut conns {
+            let _ = timeout(ANSWER, conn.send(&out)).await;
+        }
+        let mut keys = Vec::with_capacity(count);
+        for conn in &mut conns {
+            keys.push(self.read(conn, step, to_head).await?.1);
+        }
+        Ok(keys)
     }
 
     /// One request; the second part is what a tally counts.
@@ -225,7 +254,8 @@ impl<'a> Steps<'a> {
         self.place.fill(step.host.as_deref().unwrap_or("case.test"))
     }
 
-    async fn request_h1(&mut self, step: &Step, mut conn: Conn) -> Result<(Value, String, Option<Client>)> {
+    /// The request's bytes, and whether it is a HEAD.
+    fn bytes_h1(&self, step: &Step) -> Result<(Vec<u8>, bool)> {
         let (method, path) = self.line(step)?;
         let version = step.version.as_deref().unwrap_or("1.1");
         let mut head = format!("{method} {path} HTTP/{version}\r\n");
@@ -248,8 +278,13 @@ impl<'a> Steps<'a> {
         } else if let Some(body) = &step.body {
             out.extend_from_slice(&body.0);
         }
+        Ok((out, method == "HEAD"))
+    }
+
+    async fn request_h1(&mut self, step: &Step, mut conn: Conn) -> Result<(Value, String, Option<Client>)> {
+        let (out, to_head) = self.bytes_h1(step)?;
         let _ = timeout(ANSWER, conn.send(&out)).await;
-        let (result, key) = self.read(&mut conn, step, method == "HEAD").await?;
+        let (result, key) = self.read(&mut conn, step, to_head).await?;
         Ok((result, key, Some(Client::H1(conn))))
     }
 
