@@ -216,7 +216,7 @@ impl Limiter {
                     if !limit.bucket.take(now, 1, share) {
                         return Decision::refused(Some(Found::Fixed(limit)), HeadersOption::Inherit);
                     }
-                    allowed_by.get_or_insert_with(|| (HeadersOption::Inherit, Found::Fixed(limit)));
+                    allowed_by.get_or_insert((HeadersOption::Inherit, Found::Fixed(limit)));
                 }
             }
         }
