@@ -561,6 +561,11 @@ pub trait InnerFilters {
         config: Option<&AnyProto>,
     ) -> Result<Arc<dyn HttpFilterFactory>, ConfigError>;
 
+    /// Whether they are for requests on their way to a host, rather than for those that come from clients.
+    fn are_upstream(&self) -> bool {
+        false
+    }
+
     /// A place for the filter `name`, whose configuration comes by ECDS.
     ///
     /// # Errors

@@ -44,6 +44,8 @@ type Filters = Box<[Arc<dyn HttpFilterFactory>]>;
 #[derive(Debug)]
 struct Factory {
     stats: CompositeStats,
+    /// As in Envoy, the filter state does not tell of what was chosen on the upstream side.
+    tells: bool,
     named: HashMap<Box<str>, Filters>,
 }
 
@@ -68,7 +70,8 @@ fn compile(wire: &[u8], cx: &FactoryContext<'_>) -> Result<Arc<dyn HttpFilterFac
         }
         named.insert(name.as_str().into(), filters);
     }
-    let factory = Arc::new(Factory { stats: cx.stats.scope("composite").group(), named });
+    let stats = cx.stats.scope("composite").group();
+    let factory = Arc::new(Factory { stats, tells: !cx.filters.are_upstream(), named });
     let tree = matcher.map(|matcher| compile_tree(&matcher, cx).at(|| "matcher")).transpose()?;
     Ok(Arc::new(Delegating::composite(factory, tree)))
 }
@@ -161,7 +164,9 @@ impl HttpFilter for Composite {
         let filters = action.filters.as_ref().or_else(|| factory.named.get(&action.name));
         let Some(filters) = filters else { return };
         factory.stats.filter_delegation_success().inc();
-        note_action(cx, &action.name);
+        if factory.tells {
+            note_action(cx, &action.name);
+        }
         cx.delegate_to(filters.iter().cloned());
     }
 }

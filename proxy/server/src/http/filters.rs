@@ -144,8 +144,8 @@ fn compile_upstream(
     for (index, proto) in protos.iter().enumerate() {
         let last = index + 1 == protos.len();
         let compile = || {
-            let type_name = match &proto.config_type {
-                Some(ConfigType::TypedConfig(any)) => type_name(any),
+            let any = match &proto.config_type {
+                Some(ConfigType::TypedConfig(any)) => any,
                 Some(ConfigType::ConfigDiscovery(_)) => {
                     return Err(ConfigError::field(
                         "config_discovery",
@@ -154,17 +154,17 @@ fn compile_upstream(
                 }
                 None => return Err(ConfigError::field("typed_config", "is required")),
             };
-            check_terminal(&proto.name, type_name == UPSTREAM_CODEC, last, "upstream http")?;
-            if !last && !UPSTREAM.contains(&type_name) && !proto.is_optional {
-                return Err(ConfigError::new(format!(
-                    "Didn't find a registered implementation for '{}' with type URL: '{type_name}'",
-                    proto.name
-                )));
+            check_terminal(&proto.name, type_name(any) == UPSTREAM_CODEC, last, "upstream http")?;
+            if last {
+                return Ok(None);
             }
-            match last || !UPSTREAM.contains(&type_name) {
-                true => Ok(None),
-                false => compile_one(proto, false, scope, cx, &mut RouterConfig::default()),
-            }
+            let extension = match find_upstream(&proto.name, any) {
+                Err(_) if proto.is_optional => return Ok(None),
+                found => found?,
+            };
+            let inner = Inner { scope, shared: cx.shared, cx: None, upstream: true };
+            let factory = inner.compile_as(extension, any).at(|| "typed_config")?;
+            Ok(Some(FilterEntry { name: proto.name.as_str().into(), factory, disabled: proto.disabled }))
         };
         entries.extend(compile().at(|| format!("{field}[{}]", proto.name))?);
     }
@@ -209,7 +209,7 @@ fn compile_one(
         Err(_) if proto.is_optional => return Ok(None),
         found => found?,
     };
-    let inner = Inner { scope, shared: cx.shared, cx: Some(cx) };
+    let inner = Inner { scope, shared: cx.shared, cx: Some(cx), upstream: false };
     let factory = inner.compile_as(extension, any).at(|| "typed_config")?;
     Ok(Some(FilterEntry { name: proto.name.as_str().into(), factory, disabled: proto.disabled }))
 }
@@ -217,20 +217,28 @@ fn compile_one(
 /// The extension that a filter's configuration is of.
 fn find(name: &str, any: &Any) -> Result<&'static HttpFilterExtension, ConfigError> {
     let found = EXTENSIONS.iter().copied().find(|extension| extension.type_name == type_name(any));
-    found.ok_or_else(|| {
-        ConfigError::new(format!(
-            "Didn't find a registered implementation for '{name}' with type URL: '{}'",
-            type_name(any)
-        ))
-    })
+    found.ok_or_else(|| not_found(name, any))
 }
 
-/// Compiles filters below a connection manager's statistics.
+/// The same on the upstream side.
+fn find_upstream(name: &str, any: &Any) -> Result<&'static HttpFilterExtension, ConfigError> {
+    if UPSTREAM.contains(&type_name(any)) { find(name, any) } else { Err(not_found(name, any)) }
+}
+
+fn not_found(name: &str, any: &Any) -> ConfigError {
+    let type_name = type_name(any);
+    ConfigError::new(format!(
+        "Didn't find a registered implementation for '{name}' with type URL: '{type_name}'"
+    ))
+}
+
+/// Compiles filters below the statistics of a connection manager or a cluster.
 struct Inner<'a> {
     scope: &'a Scope,
     shared: &'a Arc<Shared>,
     /// Where something may still be subscribed to.
     cx: Option<&'a CompileContext<'a>>,
+    upstream: bool,
 }
 
 impl Inner<'_> {
@@ -259,7 +267,12 @@ impl Inner<'_> {
 impl InnerFilters for Inner<'_> {
     fn compile(&self, name: &str, config: Option<&Any>) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
         let any = config.ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
+        let find = if self.upstream { find_upstream } else { find };
         self.compile_as(find(name, any)?, any).at(|| "typed_config")
+    }
+
+    fn are_upstream(&self) -> bool {
+        self.upstream
     }
 
     fn discover(
@@ -362,6 +375,6 @@ pub(crate) fn compile_route_config(
 ) -> Result<Option<FilterConfig>, ConfigError> {
     let found = EXTENSIONS.iter().find(|extension| extension.route_type_name == Some(type_name(any)));
     let Some(extension) = found else { return Ok(None) };
-    let inner = Inner { scope: &shared.stats.root(), shared, cx: None };
+    let inner = Inner { scope: &shared.stats.root(), shared, cx: None, upstream: false };
     inner.with(|context| (extension.compile_route)(&any.value, context)).map(Some)
 }
