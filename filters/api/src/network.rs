@@ -109,7 +109,7 @@ impl<'a> NetworkCx<'a> {
         Self { connection, now, random, resume, out }
     }
 
-    /// Says something to the peer, past all filters.
+    /// Says something to the peer, past all filters. A new connection hears it after its handshake, unless it is closed before.
     pub fn write(&mut self, bytes: &[u8]) {
         self.out.extend_from_slice(bytes);
     }
