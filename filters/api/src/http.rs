@@ -170,6 +170,8 @@ pub struct StreamCx<'a> {
 pub struct Asked {
     /// The route is to be selected anew.
     pub clear_route: bool,
+    /// The most bytes of request body that the chain may hold.
+    pub request_buffer_limit: Option<usize>,
     /// Data that go on ahead of what the phase was shown.
     pub ahead: Vec<Bytes>,
     /// The instance that takes the place of the one asked.
@@ -182,9 +184,10 @@ pub struct Asked {
 
 impl fmt::Debug for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { clear_route, ahead, successor, phases, delegates } = self;
+        let Self { clear_route, request_buffer_limit, ahead, successor, phases, delegates } = self;
         f.debug_struct("Asked")
             .field("clear_route", clear_route)
+            .field("request_buffer_limit", request_buffer_limit)
             .field("ahead", ahead)
             .field("successor", &successor.is_some())
             .field("phases", phases)
@@ -278,6 +281,12 @@ impl<'a> StreamCx<'a> {
     /// Has the route selected anew, after a filter changed what it depends on.
     pub fn clear_route_cache(&mut self) {
         self.asked.clear_route = true;
+    }
+
+    /// Sets the most bytes of request body that filters of this stream may hold ([`Hold::Buffer`]), in place of the
+    /// listener's limit, be it less or more.
+    pub fn set_request_buffer_limit(&mut self, bytes: usize) {
+        self.asked.request_buffer_limit = Some(bytes);
     }
 
     /// Sends data on ahead of what this phase was shown, whatever the phase returns: body of the filter's own before the
@@ -560,11 +569,6 @@ pub trait InnerFilters {
         name: &str,
         config: Option<&AnyProto>,
     ) -> Result<Arc<dyn HttpFilterFactory>, ConfigError>;
-
-    /// Whether they are for requests on their way to a host, rather than for those that come from clients.
-    fn are_upstream(&self) -> bool {
-        false
-    }
 
     /// A place for the filter `name`, whose configuration comes by ECDS.
     ///

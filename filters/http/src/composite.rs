@@ -44,8 +44,6 @@ type Filters = Box<[Arc<dyn HttpFilterFactory>]>;
 #[derive(Debug)]
 struct Factory {
     stats: CompositeStats,
-    /// As in Envoy, the filter state does not tell of what was chosen on the upstream side.
-    tells: bool,
     named: HashMap<Box<str>, Filters>,
 }
 
@@ -70,8 +68,7 @@ fn compile(wire: &[u8], cx: &FactoryContext<'_>) -> Result<Arc<dyn HttpFilterFac
         }
         named.insert(name.as_str().into(), filters);
     }
-    let stats = cx.stats.scope("composite").group();
-    let factory = Arc::new(Factory { stats, tells: !cx.filters.are_upstream(), named });
+    let factory = Arc::new(Factory { stats: cx.stats.scope("composite").group(), named });
     let tree = matcher.map(|matcher| compile_tree(&matcher, cx).at(|| "matcher")).transpose()?;
     Ok(Arc::new(Delegating::composite(factory, tree)))
 }
@@ -164,9 +161,7 @@ impl HttpFilter for Composite {
         let filters = action.filters.as_ref().or_else(|| factory.named.get(&action.name));
         let Some(filters) = filters else { return };
         factory.stats.filter_delegation_success().inc();
-        if factory.tells {
-            note_action(cx, &action.name);
-        }
+        note_action(cx, &action.name);
         cx.delegate_to(filters.iter().cloned());
     }
 }

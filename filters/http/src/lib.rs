@@ -5,6 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adaptive_concurrency;
+pub mod admission_control;
+pub mod bandwidth_limit;
+pub mod buffer;
 pub mod composite;
 pub mod fault;
 pub mod header_mutation;

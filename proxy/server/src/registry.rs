@@ -44,6 +44,29 @@ pub const EXTENSIONS: &[Extension] = &[
     extension("envoy.clusters", "envoy.cluster.strict_dns", &[]),
     extension(
         "envoy.filters.http",
+        "envoy.filters.http.adaptive_concurrency",
+        &["envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency"],
+    ),
+    extension(
+        "envoy.filters.http",
+        "envoy.filters.http.admission_control",
+        &["envoy.extensions.filters.http.admission_control.v3.AdmissionControl"],
+    ),
+    extension(
+        "envoy.filters.http",
+        "envoy.filters.http.bandwidth_limit",
+        &["envoy.extensions.filters.http.bandwidth_limit.v3.BandwidthLimit"],
+    ),
+    extension(
+        "envoy.filters.http",
+        "envoy.filters.http.buffer",
+        &[
+            "envoy.extensions.filters.http.buffer.v3.Buffer",
+            "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+        ],
+    ),
+    extension(
+        "envoy.filters.http",
         "envoy.filters.http.composite",
         &[
             "envoy.extensions.filters.http.composite.v3.Composite",
@@ -98,6 +121,16 @@ pub const EXTENSIONS: &[Extension] = &[
         "envoy.filters.http",
         "envoy.filters.http.router",
         &["envoy.extensions.filters.http.router.v3.Router"],
+    ),
+    extension(
+        "envoy.filters.http.upstream",
+        "envoy.filters.http.admission_control",
+        &["envoy.extensions.filters.http.admission_control.v3.AdmissionControl"],
+    ),
+    extension(
+        "envoy.filters.http.upstream",
+        "envoy.filters.http.buffer",
+        &["envoy.extensions.filters.http.buffer.v3.Buffer"],
     ),
     extension(
         "envoy.filters.http.upstream",

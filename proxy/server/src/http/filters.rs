@@ -27,6 +27,10 @@ mod on_demand;
 
 /// Every HTTP filter besides the router.
 pub const EXTENSIONS: &[&HttpFilterExtension] = &[
+    &waystation_http_filters::adaptive_concurrency::EXTENSION,
+    &waystation_http_filters::admission_control::EXTENSION,
+    &waystation_http_filters::bandwidth_limit::EXTENSION,
+    &waystation_http_filters::buffer::EXTENSION,
     &waystation_http_filters::composite::EXTENSION,
     &waystation_http_filters::fault::EXTENSION,
     &waystation_http_filters::header_mutation::EXTENSION,
@@ -144,8 +148,8 @@ fn compile_upstream(
     for (index, proto) in protos.iter().enumerate() {
         let last = index + 1 == protos.len();
         let compile = || {
-            let any = match &proto.config_type {
-                Some(ConfigType::TypedConfig(any)) => any,
+            let type_name = match &proto.config_type {
+                Some(ConfigType::TypedConfig(any)) => type_name(any),
                 Some(ConfigType::ConfigDiscovery(_)) => {
                     return Err(ConfigError::field(
                         "config_discovery",
@@ -154,17 +158,17 @@ fn compile_upstream(
                 }
                 None => return Err(ConfigError::field("typed_config", "is required")),
             };
-            check_terminal(&proto.name, type_name(any) == UPSTREAM_CODEC, last, "upstream http")?;
-            if last {
-                return Ok(None);
+            check_terminal(&proto.name, type_name == UPSTREAM_CODEC, last, "upstream http")?;
+            if !last && !UPSTREAM.contains(&type_name) && !proto.is_optional {
+                return Err(ConfigError::new(format!(
+                    "Didn't find a registered implementation for '{}' with type URL: '{type_name}'",
+                    proto.name
+                )));
             }
-            let extension = match find_upstream(&proto.name, any) {
-                Err(_) if proto.is_optional => return Ok(None),
-                found => found?,
-            };
-            let inner = Inner { scope, shared: cx.shared, cx: None, upstream: true };
-            let factory = inner.compile_as(extension, any).at(|| "typed_config")?;
-            Ok(Some(FilterEntry { name: proto.name.as_str().into(), factory, disabled: proto.disabled }))
+            match last || !UPSTREAM.contains(&type_name) {
+                true => Ok(None),
+                false => compile_one(proto, false, scope, cx, &mut RouterConfig::default()),
+            }
         };
         entries.extend(compile().at(|| format!("{field}[{}]", proto.name))?);
     }
@@ -209,7 +213,7 @@ fn compile_one(
         Err(_) if proto.is_optional => return Ok(None),
         found => found?,
     };
-    let inner = Inner { scope, shared: cx.shared, cx: Some(cx), upstream: false };
+    let inner = Inner { scope, shared: cx.shared, cx: Some(cx) };
     let factory = inner.compile_as(extension, any).at(|| "typed_config")?;
     Ok(Some(FilterEntry { name: proto.name.as_str().into(), factory, disabled: proto.disabled }))
 }
@@ -217,28 +221,20 @@ fn compile_one(
 /// The extension that a filter's configuration is of.
 fn find(name: &str, any: &Any) -> Result<&'static HttpFilterExtension, ConfigError> {
     let found = EXTENSIONS.iter().copied().find(|extension| extension.type_name == type_name(any));
-    found.ok_or_else(|| not_found(name, any))
+    found.ok_or_else(|| {
+        ConfigError::new(format!(
+            "Didn't find a registered implementation for '{name}' with type URL: '{}'",
+            type_name(any)
+        ))
+    })
 }
 
-/// The same on the upstream side.
-fn find_upstream(name: &str, any: &Any) -> Result<&'static HttpFilterExtension, ConfigError> {
-    if UPSTREAM.contains(&type_name(any)) { find(name, any) } else { Err(not_found(name, any)) }
-}
-
-fn not_found(name: &str, any: &Any) -> ConfigError {
-    let type_name = type_name(any);
-    ConfigError::new(format!(
-        "Didn't find a registered implementation for '{name}' with type URL: '{type_name}'"
-    ))
-}
-
-/// Compiles filters below the statistics of a connection manager or a cluster.
+/// Compiles filters below a connection manager's statistics.
 struct Inner<'a> {
     scope: &'a Scope,
     shared: &'a Arc<Shared>,
     /// Where something may still be subscribed to.
     cx: Option<&'a CompileContext<'a>>,
-    upstream: bool,
 }
 
 impl Inner<'_> {
@@ -267,12 +263,7 @@ impl Inner<'_> {
 impl InnerFilters for Inner<'_> {
     fn compile(&self, name: &str, config: Option<&Any>) -> Result<Arc<dyn HttpFilterFactory>, ConfigError> {
         let any = config.ok_or_else(|| ConfigError::field("typed_config", "is required"))?;
-        let find = if self.upstream { find_upstream } else { find };
         self.compile_as(find(name, any)?, any).at(|| "typed_config")
-    }
-
-    fn are_upstream(&self) -> bool {
-        self.upstream
     }
 
     fn discover(
@@ -369,12 +360,22 @@ fn compile_router(
 
 /// Compiles a filter's per-route configuration; nothing for a message that no filter knows.
 pub(crate) fn compile_route_config(
-    _name: &str,
+    name: &str,
     any: &Any,
     shared: &Arc<Shared>,
 ) -> Result<Option<FilterConfig>, ConfigError> {
     let found = EXTENSIONS.iter().find(|extension| extension.route_type_name == Some(type_name(any)));
-    let Some(extension) = found else { return Ok(None) };
-    let inner = Inner { scope: &shared.stats.root(), shared, cx: None, upstream: false };
+    let Some(extension) = found else {
+        let without = |extension: &&&HttpFilterExtension| {
+            extension.route_type_name.is_none() && extension.type_name == type_name(any)
+        };
+        if EXTENSIONS.iter().any(|extension| without(&extension)) {
+            return Err(ConfigError::new(format!(
+                "The filter {name} doesn't support virtual host or route specific configurations"
+            )));
+        }
+        return Ok(None);
+    };
+    let inner = Inner { scope: &shared.stats.root(), shared, cx: None };
     inner.with(|context| (extension.compile_route)(&any.value, context)).map(Some)
 }

@@ -104,7 +104,7 @@ impl DiscoveredFilter {
                 expected.join(", ")
             )));
         }
-        let inner = Inner { scope: &self.scope, shared: &self.shared, cx: None, upstream: false };
+        let inner = Inner { scope: &self.scope, shared: &self.shared, cx: None };
         inner.compile_as(find(self.in_force.name(), any)?, any)
     }
 

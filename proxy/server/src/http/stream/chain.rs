@@ -39,6 +39,8 @@ pub(super) struct Chain {
     response: Lane,
     /// An encode filter has answered: its reply goes past the others.
     skip_encode: bool,
+    /// A filter's own limit of what is held of a request.
+    request_limit: Option<usize>,
     /// What a phase passes on ahead of what it was shown.
     ahead: Vec<Bytes>,
 }
@@ -117,6 +119,7 @@ impl Chain {
         self.request.recycle();
         self.response.recycle();
         (self.route, self.phases, self.skip_encode) = (None, Phases::default(), false);
+        self.request_limit = None;
         self.ahead = Vec::new();
     }
 
@@ -176,6 +179,10 @@ impl<D: Downstream> Stream<'_, D> {
                     Poll::Ready(Err(stopped)) => return Poll::Ready(Err(stopped)),
                     Poll::Pending => break,
                 }
+            }
+            // A client may wait for 100 Continue before it sends what a filter waits for.
+            if let Poll::Ready(Err(end)) = self.down.poll_flush(task) {
+                return Poll::Ready(Err(Stopped::End(end)));
             }
             if self.request_complete
                 && let Poll::Ready(end) = self.down.poll_gone(task)

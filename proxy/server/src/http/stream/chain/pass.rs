@@ -179,6 +179,7 @@ impl Chain {
         if !self.lane(way).held {
             return Room::Free;
         }
+        let limit = self.request_limit.filter(|_| way == Way::Request).unwrap_or(limit);
         let mut room = Room::Free;
         for step in 0..self.steps(way) {
             let station = self.station(way, step);
@@ -541,6 +542,7 @@ impl Chain {
         if !asked.delegates.is_empty() {
             self.put_beside(way, index, asked.delegates);
         }
+        self.request_limit = asked.request_buffer_limit.or(self.request_limit);
         self.ahead = asked.ahead;
         if asked.clear_route {
             place.select_anew();
