@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -20,6 +20,9 @@ use super::{Ends, events};
 
 /// Publishing hosts may take this part of the thread's time: with many hosts and costly balancers, changes gather.
 const PUBLISHING: u32 = 20;
+
+/// Checks of many hosts begin together on ticks of at most this length: to be woken costs more than to check.
+const LONGEST_TICK: u64 = 16;
 
 /// A cluster under check.
 pub(super) struct Watch {
@@ -175,6 +178,18 @@ impl Drop for Running {
     }
 }
 
+/// When a check that is due begins: up to a thirtieth of the wait later, on a tick that all checks of such waits share.
+fn on_tick(now: Instant, due: Instant) -> Instant {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let share = millis(due.saturating_duration_since(now)) / 32;
+    // Powers of two, so that ticks of different lengths meet.
+    let Some(tick) = share.min(LONGEST_TICK).checked_ilog2().map(|power| 1 << power) else { return due };
+    let start = *START.get_or_init(|| now);
+    let since = millis(due.saturating_duration_since(start));
+    start + Duration::from_millis(since.next_multiple_of(tick))
+}
+
 fn judged(host: &Host) -> (bool, bool) {
     (!host.has_flag(HealthFlag::FailedActiveHc), host.has_flag(HealthFlag::DegradedActiveHc))
 }
@@ -190,7 +205,7 @@ impl Member {
             let due = self.session.borrow().due();
             let answer = tokio::select! {
                 biased;
-                () = sleep_until(due.into()) => None,
+                () = sleep_until(on_tick(Instant::now(), due).into()) => None,
                 // Between two checks a TCP peer may say by closing that it is gone.
                 () = connection.lost() => Some(Answer::Failed(Failure::Network)),
             };
@@ -259,5 +274,24 @@ impl Member {
         if self.is_first_round.replace(false) {
             watch.checked_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::on_tick;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn checks_meet_on_ticks() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        // The clock of ticks starts with the first look at it.
+        assert_eq!(on_tick(start, start), start);
+        let origin = on_tick(start, at(1000)) - Duration::from_millis(1008);
+        let ticks = |now, due| (on_tick(at(now), at(due)) - origin).as_millis();
+        assert_eq!([ticks(0, 1001), ticks(3, 1007), ticks(3, 1009)], [1008, 1008, 1024]);
+        assert_eq!([ticks(0, 20), ticks(0, 33), ticks(0, 70)], [20, 33, 70], "short waits are kept");
+        assert_eq!([ticks(0, 129), ticks(500, 630)], [132, 632]);
     }
 }

@@ -7,6 +7,7 @@ mod balancing;
 mod compile;
 mod discovery;
 mod hashing;
+mod health;
 mod outlier;
 mod subsets;
 mod support;

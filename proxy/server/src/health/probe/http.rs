@@ -59,6 +59,9 @@ struct Scratch {
     output: BytesMut,
 }
 
+/// A read should find room for a whole response.
+const READ_ROOM: usize = 1024;
+
 /// Kept for the next checks.
 const SPARE: usize = 64;
 
@@ -211,6 +214,8 @@ impl HttpProbe {
         loop {
             match codec.receive(input, head).ok()? {
                 Received::NeedMore => {
+                    // What earlier responses took of the buffer comes back, so that one read takes a whole response.
+                    input.reserve(READ_ROOM);
                     if transport.read_buf(input).await.ok()? == 0 {
                         match codec.receive_eof().ok()? {
                             Received::End => return Some(self.decide(response, target)),
