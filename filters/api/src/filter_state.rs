@@ -16,6 +16,11 @@ pub trait Object: fmt::Debug {
         false
     }
 
+    /// The serialised form where the object has it at hand: policies that look at it on every request need no copy.
+    fn text(&self) -> Option<&[u8]> {
+        None
+    }
+
     /// The value of a field (`%FILTER_STATE(key:FIELD:name)%`), if the object has fields.
     fn field(&self, _name: &str) -> Option<Vec<u8>> {
         None

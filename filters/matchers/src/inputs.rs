@@ -1,7 +1,10 @@
 //! What matcher trees look at.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::ops::Deref;
 
 use envoy_types::pb::envoy::extensions::matching::common_inputs as common;
 use envoy_types::pb::envoy::r#type::matcher::v3 as http;
@@ -79,17 +82,52 @@ pub enum Data<'a> {
     Text(Cow<'a, [u8]>),
     /// An address; as text it has no port.
     Address(IpAddr),
+    /// A port.
+    Port(u16),
     /// A metadata value.
     Value(Cow<'a, Value>),
 }
 
+/// Text that is there, or a number or address made into text in place.
+#[derive(Clone, Copy, Debug)]
+pub struct Text<'a>(TextOf<'a>);
+
+#[derive(Clone, Copy, Debug)]
+enum TextOf<'a> {
+    There(&'a [u8]),
+    /// The longest are addresses of IPv6 that end as those of IPv4 do.
+    Made([u8; 45], u8),
+}
+
+impl Deref for Text<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            TextOf::There(text) => text,
+            TextOf::Made(text, len) => &text[..usize::from(*len)],
+        }
+    }
+}
+
+impl Text<'_> {
+    fn make(value: impl fmt::Display) -> Self {
+        let mut text = [0; 45];
+        let mut rest = &mut text[..];
+        write!(rest, "{value}").expect("addresses and ports have no more characters");
+        let len = 45 - rest.len();
+        Self(TextOf::Made(text, len as u8))
+    }
+}
+
 impl Data<'_> {
     /// The value as text.
-    pub fn text(&self) -> Option<Cow<'_, [u8]>> {
+    pub fn text(&self) -> Option<Text<'_>> {
         match self {
-            Self::Text(text) => Some(Cow::Borrowed(text)),
-            Self::Address(address) => Some(Cow::Owned(address.to_string().into_bytes())),
-            Self::Value(value) => value.as_str().map(|text| Cow::Borrowed(text.as_bytes())),
+            Self::Text(text) => Some(Text(TextOf::There(text))),
+            Self::Address(address) => Some(Text::make(address)),
+            Self::Port(port) => Some(Text::make(port)),
+            Self::Value(value) => value.as_str().map(|text| Text(TextOf::There(text.as_bytes()))),
             Self::NotYet | Self::Missing => None,
         }
     }
@@ -384,9 +422,7 @@ fn ip(address: &Address) -> Data<'_> {
 }
 
 fn port(address: &Address) -> Data<'_> {
-    address
-        .ip()
-        .map_or(Data::Missing, |address| Data::Text(Cow::Owned(address.port().to_string().into_bytes())))
+    address.ip().map_or(Data::Missing, |address| Data::Port(address.port()))
 }
 
 /// Envoy's `isLocalConnection`: loopback, a Unix socket, or a peer with our own address.
@@ -476,7 +512,7 @@ pub fn percent_decode(value: &[u8]) -> Cow<'_, [u8]> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Input, InputScope, Inputs, percent_decode, quoted_list};
+    use super::{Data, Input, InputScope, Inputs, percent_decode, quoted_list};
     use envoy_types::pb::envoy::extensions::matching::common_inputs::network::v3::DestinationPortInput;
     use envoy_types::pb::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput;
     use envoy_types::pb::google::protobuf::Any;
@@ -510,6 +546,16 @@ mod tests {
         assert_eq!(Input::SourceType.get(&inputs).text().as_deref(), Some(&b"local"[..]));
         assert_eq!(Input::DestinationIp.get(&inputs).address(), Some("10.0.0.1".parse().unwrap()));
         assert!(Input::ServerName.get(&inputs).text().is_none());
+    }
+
+    #[test]
+    fn addresses_and_ports_are_made_text_in_place() {
+        for address in ["10.0.0.1", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "::ffff:255.255.255.255"]
+        {
+            let data = Data::Address(address.parse().unwrap());
+            assert_eq!(data.text().as_deref(), Some(address.as_bytes()));
+        }
+        assert_eq!(Data::Port(65535).text().as_deref(), Some(&b"65535"[..]));
     }
 
     #[test]

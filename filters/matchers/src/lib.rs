@@ -33,7 +33,7 @@ pub use cidr::{Cidr, CidrList, CidrMap};
 pub use cookie::{CookieMatcher, cookie_value};
 pub use filter_state::FilterStateMatcher;
 pub use header::{HeaderMatcher, all_match};
-pub use inputs::{Data, Input, InputScope, Inputs, percent_decode};
+pub use inputs::{Data, Input, InputScope, Inputs, Text, percent_decode};
 pub use metadata::{MetadataMatcher, MetadataPath};
 pub use path::{PathMatcher, without_query};
 pub use prefix_map::{PrefixMap, Prefixes};

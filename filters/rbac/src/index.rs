@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
+use waystation_filter_api::filter_state::Object;
 use waystation_http::HeaderName;
 use waystation_matchers::{Cidr, CidrMap, Inputs, Literal, PrefixMap, without_query};
 
@@ -28,6 +29,7 @@ pub(crate) struct Index {
     ports: bool,
     server_names: bool,
     principals: bool,
+    filter_states: Box<[Box<str>]>,
     addresses: Box<[(Side, CidrMap<u32>)]>,
     /// Those without keys.
     others: Box<[u32]>,
@@ -44,6 +46,8 @@ enum Key<'a> {
     DestinationPort(u32),
     ServerName(&'a [u8]),
     Principal(&'a [u8]),
+    /// The serialised form of an object.
+    FilterState(&'a str, &'a [u8]),
     Address(Side, Cidr),
 }
 
@@ -56,6 +60,7 @@ impl Key<'_> {
             Self::DestinationPort(port) => hash(PORT, &port.to_le_bytes()),
             Self::ServerName(text) => hash(SERVER_NAME, text),
             Self::Principal(text) => hash(PRINCIPAL, text),
+            Self::FilterState(name, text) => hash(hash(FILTER_STATE, name.as_bytes()), text),
             Self::PathPrefix(_) | Self::Address(..) => return None,
         })
     }
@@ -66,6 +71,7 @@ const HEADER: u64 = 2;
 const PORT: u64 = 3;
 const SERVER_NAME: u64 = 4;
 const PRINCIPAL: u64 = 5;
+const FILTER_STATE: u64 = 6;
 
 /// A range of ports is a key for each of them up to so many.
 const PORTS: usize = 8;
@@ -90,12 +96,14 @@ impl Index {
 
     fn of(count: usize, under: &[(Key<'_>, u32)], others: Vec<u32>) -> Self {
         let any = |is: fn(&Key<'_>) -> bool| under.iter().any(|(key, _)| is(key));
-        let mut headers: Vec<HeaderName> = Vec::new();
+        let (mut headers, mut filter_states) = (Vec::<HeaderName>::new(), Vec::<Box<str>>::new());
         for (key, _) in under {
-            if let Key::Header(name, _) = key
-                && !headers.contains(name)
-            {
-                headers.push((*name).clone());
+            match key {
+                Key::Header(name, _) if !headers.contains(name) => headers.push((*name).clone()),
+                Key::FilterState(name, _) if !filter_states.iter().any(|known| **known == **name) => {
+                    filter_states.push((*name).into());
+                }
+                _ => {}
             }
         }
         let prefixes = under.iter().filter_map(|(key, policy)| match key {
@@ -130,6 +138,7 @@ impl Index {
             ports: any(|key| matches!(key, Key::DestinationPort(_))),
             server_names: any(|key| matches!(key, Key::ServerName(_))),
             principals: any(|key| matches!(key, Key::Principal(_))),
+            filter_states: filter_states.into(),
             addresses: addresses.collect(),
             others: others.into(),
         }
@@ -170,6 +179,10 @@ impl Index {
                     search.hashed(hash(PRINCIPAL, name.as_bytes()));
                 }
             }
+        }
+        for name in &self.filter_states {
+            let seed = hash(FILTER_STATE, name.as_bytes());
+            filter_state(name, inputs, &mut |text| search.hashed(hash(seed, text)));
         }
         for (side, map) in &self.addresses {
             let address = side.of(inputs).and_then(|address| address.ip());
@@ -258,6 +271,10 @@ fn leaf_keys(rule: &Rule) -> Option<Vec<Key<'_>>> {
             Literal::Exact(text) => Key::Principal(text),
             Literal::Prefix(_) => return None,
         },
+        Rule::FilterState(object) => match object.literal()? {
+            Literal::Exact(text) => Key::FilterState(object.key(), text),
+            Literal::Prefix(_) => return None,
+        },
         _ => return None,
     };
     match key {
@@ -265,6 +282,25 @@ fn leaf_keys(rule: &Rule) -> Option<Vec<Key<'_>>> {
         Key::PathPrefix(b"" | b"/") => None,
         Key::Address(_, range) if range.prefix_len() == 0 => None,
         key => Some(vec![key]),
+    }
+}
+
+/// Reads an object of the stream, or else of its connection, as `FilterStateMatcher` does.
+fn filter_state(name: &str, inputs: &Inputs<'_>, read: &mut dyn FnMut(&[u8])) {
+    let mut read = |object: &dyn Object| match object.text() {
+        Some(text) => read(text),
+        None => {
+            if let Some(text) = object.serialize() {
+                read(&text);
+            }
+        }
+    };
+    if let Some(object) = inputs.stream.and_then(|stream| stream.filter_state.get(name)) {
+        read(&**object);
+    } else if let Some(connection) = inputs.connection
+        && let Some(object) = connection.filter_state.borrow().get(name)
+    {
+        read(&**object);
     }
 }
 

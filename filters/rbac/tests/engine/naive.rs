@@ -39,6 +39,7 @@ enum Who {
     Header { name: &'static str, text: Text },
     Path(Text),
     Tls(Option<Text>),
+    User(Text),
     Source(Range),
     Direct(Range),
     Remote(Range),
@@ -120,6 +121,10 @@ fn who(request: &Request, leaf: &Who) -> bool {
         Who::Tls(Some(text)) => request.peer.as_ref().is_some_and(|peer| {
             peer.uris.iter().chain(&peer.names).chain([&peer.subject]).any(|name| text.holds(name))
         }),
+        Who::User(text) => {
+            let [of_stream, of_connection] = &request.users;
+            of_stream.as_ref().or(of_connection.as_ref()).is_some_and(|user| text.holds(user))
+        }
         Who::Source(range) => range.holds(request.source),
         Who::Direct(range) => range.holds(request.direct),
         Who::Remote(range) => range.holds(request.remote),
@@ -169,6 +174,11 @@ fn to_principal(condition: &Condition<Who>) -> pb::Principal {
         Condition::Leaf(Who::Path(text)) => Identifier::UrlPath(path(text.proto())),
         Condition::Leaf(Who::Tls(text)) => {
             Identifier::Authenticated(Authenticated { principal_name: text.as_ref().map(Text::proto) })
+        }
+        Condition::Leaf(Who::User(text)) => {
+            let matches = matcher::filter_state_matcher::Matcher::StringMatch(text.proto());
+            let user = matcher::FilterStateMatcher { key: "user".into(), matcher: Some(matches) };
+            Identifier::FilterState(user)
         }
         Condition::Leaf(Who::Source(range)) => Identifier::SourceIp(range.proto()),
         Condition::Leaf(Who::Direct(range)) => Identifier::DirectRemoteIp(range.proto()),
@@ -223,6 +233,7 @@ fn who_leaf() -> impl Strategy<Value = Who> {
         (header_name(), text(VALUES)).prop_map(|(name, text)| Who::Header { name, text }),
         text(PATHS).prop_map(Who::Path),
         prop::option::weighted(0.8, text(NAMES)).prop_map(Who::Tls),
+        text(VALUES).prop_map(Who::User),
         range().prop_map(Who::Source),
         range().prop_map(Who::Direct),
         range().prop_map(Who::Remote),
@@ -255,9 +266,11 @@ fn request() -> impl Strategy<Value = Request> {
         .prop_map(|(uris, names, subject)| Peer { uris, names, subject: subject.to_owned() });
     let addresses = (address(), address(), address(), address());
     let place = (prop::sample::select(PATHS), prop::bool::ANY, 80..83u16);
-    let name = prop::option::of(prop::sample::select(NAMES).prop_map(str::to_owned));
-    (place, headers, addresses, name, prop::option::of(peer)).prop_map(
-        |((path, query, port), headers, (to, source, direct, remote), server_name, peer)| Request {
+    let name = |names| prop::option::of(prop::sample::select(names).prop_map(str::to_owned));
+    let users = [name(VALUES), name(VALUES)];
+    (place, headers, addresses, name(NAMES), prop::option::of(peer), users).prop_map(
+        |((path, query, port), headers, (to, source, direct, remote), server_name, peer, users)| Request {
+            users,
             headers: headers.into_iter().map(|(name, value)| (name, value.to_owned())).collect(),
             destination: (IpAddr::V4(to), port).into(),
             source: source.into(),
@@ -271,7 +284,7 @@ fn request() -> impl Strategy<Value = Request> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(250))]
 
     #[test]
     fn the_engine_agrees_with_trying_policies_one_by_one(

@@ -1,5 +1,6 @@
 //! Requests and policies for the tests.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -11,6 +12,7 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use waystation_filter_api::address::Address;
 use waystation_filter_api::connection::{Certificate, ConnectionInfo, TlsInfo};
+use waystation_filter_api::filter_state::{Object, Sharing};
 use waystation_filter_api::stream::{Protocol, StreamInfo};
 use waystation_http::Headers;
 use waystation_matchers::Inputs;
@@ -27,6 +29,26 @@ pub(crate) struct Request {
     pub(crate) remote: IpAddr,
     pub(crate) server_name: Option<String>,
     pub(crate) peer: Option<Peer>,
+    /// The object `user` in the filter state of the stream, and of the connection.
+    pub(crate) users: [Option<String>; 2],
+}
+
+/// An object in the filter state.
+#[derive(Debug)]
+struct User(String);
+
+impl Object for User {
+    fn serialize(&self) -> Option<Vec<u8>> {
+        Some(self.0.clone().into())
+    }
+
+    fn text(&self) -> Option<&[u8]> {
+        Some(self.0.as_bytes())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
 }
 
 /// Who is behind TLS.
@@ -49,6 +71,7 @@ impl Request {
             remote: here,
             server_name: None,
             peer: None,
+            users: [None, None],
         }
     }
 
@@ -70,6 +93,10 @@ impl Request {
                 Certificate { uri_sans: uris, dns_sans: names, subject, ..Certificate::default() };
             Arc::new(TlsInfo { peer: Some(Box::new(certificate)), peer_verified: true, ..TlsInfo::default() })
         });
+        let [of_stream, of_connection] = self.users.clone().map(|user| user.map(|user| Rc::new(User(user))));
+        if let Some(user) = of_connection {
+            connection.filter_state.get_mut().set("user", user, false, Sharing::None);
+        }
         let mut stream = StreamInfo::new(
             1,
             Instant::now(),
@@ -78,6 +105,9 @@ impl Request {
             Some(Protocol::Http11),
         );
         stream.remote_address = at(self.remote);
+        if let Some(user) = of_stream {
+            stream.filter_state.set("user", user, false, Sharing::None);
+        }
         stream
     }
 
