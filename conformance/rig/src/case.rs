@@ -188,6 +188,8 @@ pub(crate) struct AnswerSpec {
     pub(crate) body: Option<Text>,
     pub(crate) chunks: Option<Vec<Text>>,
     pub(crate) trailers: Vec<String>,
+    /// HTTP/2: a gRPC response of these messages; `grpc-status: 0` unless there are `trailers`.
+    pub(crate) grpc: Option<Vec<Value>>,
     /// Bytes instead of a response.
     pub(crate) raw: Option<Text>,
     /// Bytes after `raw` or the response, each with its delay before it.

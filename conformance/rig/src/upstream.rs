@@ -1,5 +1,6 @@
 //! Scripted upstreams that remember what they saw.
 
+mod grpc;
 mod h1;
 pub(crate) mod h2;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
-use super::Script;
+use super::{Script, grpc};
 use crate::case::{AnswerSpec, At, Then};
 use crate::report::body_value;
 use crate::wire::http2::{self, Event, Reader, frame};
@@ -16,6 +16,16 @@ struct Stream {
     at: usize,
     body: Vec<u8>,
     answer: Option<AnswerSpec>,
+    /// What its messages are, when it is a call of a service that the rig knows.
+    method: Option<grpc::Method>,
+}
+
+/// An answer and when it goes out.
+struct Due {
+    at: Instant,
+    stream: u32,
+    answer: AnswerSpec,
+    method: Option<grpc::Method>,
 }
 
 pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script: &Script) {
@@ -32,9 +42,9 @@ pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script
     let _ = conn.send(&frame(http2::SETTINGS, 0, 0, b"")).await;
     let mut reader = Reader::new();
     let mut streams: HashMap<u32, Stream> = HashMap::new();
-    let mut due: Vec<(Instant, u32, AnswerSpec)> = Vec::new();
+    let mut due: Vec<Due> = Vec::new();
     loop {
-        let next = due.iter().map(|d| d.0).min();
+        let next = due.iter().map(|d| d.at).min();
         let far = Instant::now() + Duration::from_secs(3600);
         let event = tokio::select! {
             f = Reader::frame(&mut conn) => match f {
@@ -52,13 +62,14 @@ pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script
                 } else {
                     let path = fields.iter().find_map(|field| field.strip_prefix(":path: "));
                     let answer = script.next(path.unwrap_or_default());
-                    let mut entry = json!({"connection": id, "head": fields});
+                    let mut entry = json!({"connection": id, "head": &fields});
                     if let Some(sni) = &sni {
                         entry["sni"] = Value::String(sni.clone());
                     }
                     let at = script.record(entry);
                     let early = answer.at == At::Head;
-                    let mut known = Stream { at, body: Vec::new(), answer: Some(answer) };
+                    let method = grpc::Method::of(&fields);
+                    let mut known = Stream { at, body: Vec::new(), answer: Some(answer), method };
                     if early {
                         queue(&mut due, stream, &mut known);
                     }
@@ -71,8 +82,10 @@ pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script
             Some(Event::Data { stream, body, end }) => {
                 if let Some(known) = streams.get_mut(&stream) {
                     known.body.extend_from_slice(&body);
-                    if !known.body.is_empty() {
-                        script.update(known.at, "body", body_value(&known.body));
+                    match known.method.filter(|_| !known.body.is_empty()) {
+                        Some(method) => script.update(known.at, "messages", method.requests(&known.body)),
+                        None if known.body.is_empty() => {}
+                        None => script.update(known.at, "body", body_value(&known.body)),
                     }
                     if end {
                         queue(&mut due, stream, known);
@@ -80,7 +93,7 @@ pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script
                 }
             }
             Some(Event::Reset { stream, code }) => {
-                due.retain(|d| d.1 != stream);
+                due.retain(|d| d.stream != stream);
                 if let Some(known) = streams.remove(&stream) {
                     script.update(known.at, "reset", Value::String(http2::error_name(code)));
                 }
@@ -89,9 +102,9 @@ pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script
             _ => {}
         }
         let now = Instant::now();
-        while let Some(i) = due.iter().position(|d| d.0 <= now) {
-            let (_, stream, answer) = due.remove(i);
-            let _ = conn.send(&response(stream, &answer, &script.name)).await;
+        while let Some(i) = due.iter().position(|d| d.at <= now) {
+            let Due { stream, answer, method, .. } = due.remove(i);
+            let _ = conn.send(&response(stream, &answer, method, &script.name)).await;
             match answer.then {
                 Then::Close => return,
                 Then::Reset => return conn.reset(),
@@ -101,13 +114,14 @@ pub(super) async fn serve(mut conn: Conn, id: usize, sni: Option<String>, script
     }
 }
 
-fn queue(due: &mut Vec<(Instant, u32, AnswerSpec)>, stream: u32, known: &mut Stream) {
+fn queue(due: &mut Vec<Due>, stream: u32, known: &mut Stream) {
     if let Some(answer) = known.answer.take() {
-        due.push((Instant::now() + Duration::from_millis(answer.delay), stream, answer));
+        let at = Instant::now() + Duration::from_millis(answer.delay);
+        due.push(Due { at, stream, answer, method: known.method });
     }
 }
 
-fn response(stream: u32, answer: &AnswerSpec, name: &str) -> Vec<u8> {
+fn response(stream: u32, answer: &AnswerSpec, method: Option<grpc::Method>, name: &str) -> Vec<u8> {
     let mut out = Vec::new();
     if answer.goaway {
         let mut payload = stream.to_be_bytes().to_vec();
@@ -125,18 +139,26 @@ fn response(stream: u32, answer: &AnswerSpec, name: &str) -> Vec<u8> {
         }
         let mut fields = vec![field(&format!(":status: {}", answer.status.unwrap_or(200)))];
         fields.extend(answer.headers.iter().map(|l| field(l)));
-        let body = answer.body.as_ref().map_or_else(|| name.as_bytes().to_vec(), |t| t.0.clone());
+        let mut body = answer.body.as_ref().map_or_else(|| name.as_bytes().to_vec(), |t| t.0.clone());
+        let mut trailers = answer.trailers.clone();
+        if let Some(messages) = &answer.grpc {
+            fields.push(field("content-type: application/grpc"));
+            body = grpc::responses(method, messages);
+            if trailers.is_empty() {
+                trailers.push("grpc-status: 0".to_owned());
+            }
+        }
         if !answer.bare {
             fields.push(field(&format!("x-upstream: {name}")));
         }
         let ends = answer.reset.is_none() && answer.then == Then::Keep;
-        let only_head = body.is_empty() && answer.trailers.is_empty();
+        let only_head = body.is_empty() && trailers.is_empty();
         out.extend_from_slice(&http2::header_frames(stream, &fields, only_head && ends));
         if !only_head {
-            out.extend_from_slice(&http2::data_frames(stream, &body, answer.trailers.is_empty() && ends));
+            out.extend_from_slice(&http2::data_frames(stream, &body, trailers.is_empty() && ends));
         }
-        if !answer.trailers.is_empty() {
-            let fields: Vec<_> = answer.trailers.iter().map(|l| field(l)).collect();
+        if !trailers.is_empty() {
+            let fields: Vec<_> = trailers.iter().map(|l| field(l)).collect();
             out.extend_from_slice(&http2::header_frames(stream, &fields, ends));
         }
     }
