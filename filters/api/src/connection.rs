@@ -132,6 +132,8 @@ pub struct TlsInfo {
     pub group: &'static str,
     /// Whether the session was resumed.
     pub resumed: bool,
+    /// The name that the client asked for (SNI), where this is the server's view.
+    pub server_name: Option<Box<str>>,
     /// The peer's certificate, if it presented one.
     pub peer: Option<Box<Certificate>>,
     /// Whether the peer's certificate was verified against a trust anchor or pin.

@@ -21,9 +21,11 @@ use waystation_http::Headers;
 use waystation_schema::ConfigError;
 use waystation_stats::Scope;
 
+use crate::client::{Clients, Clusters};
 use crate::runtime::Runtime;
 use crate::singletons::Singletons;
 use crate::stream::StreamInfo;
+use crate::value::Struct;
 
 /// A future that lives on one worker.
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -330,6 +332,9 @@ pub trait Driver {
     /// How many hosts a cluster has; nothing when there is no such cluster.
     fn membership(&self, cluster: &str) -> Option<Membership>;
 
+    /// The worker's client to clusters, for a future to own.
+    fn clients(&self) -> Rc<dyn Clients>;
+
     /// Fetches the virtual host of `head` by VHDS, or the route configuration of its scope. Nothing when there is nothing to
     /// fetch.
     fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<Fetched>>;
@@ -550,6 +555,8 @@ pub struct FactoryContext<'a> {
     pub singletons: &'a Singletons,
     /// Compiles the filters that stand inside others.
     pub filters: &'a dyn InnerFilters,
+    /// Clusters that the filter calls.
+    pub clusters: &'a dyn Clusters,
 }
 
 impl fmt::Debug for FactoryContext<'_> {
@@ -611,4 +618,6 @@ pub struct NodeInfo {
     pub cluster: String,
     /// `node.locality.zone`.
     pub zone: String,
+    /// `node.metadata`.
+    pub metadata: Struct,
 }

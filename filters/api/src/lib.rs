@@ -4,6 +4,7 @@
 //! * [`runtime`]: Envoy's layered runtime, compiled to atomics that the request path reads;
 //! * [`connection`], [`stream`]: what is known of a connection and of a stream;
 //! * [`http`]: the phase traits of HTTP filters; [`network`]: those of network filters;
+//! * [`client`], [`grpc`]: calls to clusters that filters make;
 //! * [`singletons`]: what there is once for all configurations of an extension;
 //! * [`value`], [`filter_state`]: metadata and filter state;
 //! * [`address`]: Envoy's addresses;
@@ -17,10 +18,12 @@
 
 pub mod address;
 pub mod cell;
+pub mod client;
 pub mod connection;
 pub mod data_source;
 pub mod filter_state;
 pub mod flags;
+pub mod grpc;
 pub mod http;
 pub mod network;
 pub mod runtime;

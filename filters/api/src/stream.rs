@@ -6,7 +6,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
+
+use waystation_stats::Scope;
 
 use crate::address::Address;
 use crate::connection::{ConnectionInfo, TlsInfo};
@@ -94,6 +97,19 @@ pub trait ClusterView: fmt::Debug {
     fn observability_name(&self) -> &str;
     /// The cluster's metadata.
     fn metadata(&self) -> Option<&Metadata>;
+    /// Counts `upstream_rq_<status>` for an answer that a filter gives in the cluster's place.
+    fn count_response(&self, _status: u16) {}
+    /// What the filter configuration with the number `id` (see [`filter_id`]) keeps for this cluster on this worker, such as
+    /// statistics below the cluster's scope: made the first time it is asked for.
+    fn of_filter(&self, _id: u64, _make: &dyn Fn(&Scope) -> Rc<dyn Any>) -> Option<Rc<dyn Any>> {
+        None
+    }
+}
+
+/// A number for a filter configuration that no other has.
+pub fn filter_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Points in time of a stream; `None` is "has not happened". Only those that a configured log or header needs

@@ -41,6 +41,22 @@ impl Value {
         }
     }
 
+    /// The protobuf form.
+    pub fn to_proto(&self) -> wkt::Value {
+        use wkt::value::Kind;
+        let kind = match self {
+            Self::Null => Kind::NullValue(0),
+            Self::Bool(value) => Kind::BoolValue(*value),
+            Self::Number(value) => Kind::NumberValue(*value),
+            Self::String(value) => Kind::StringValue(value.to_string()),
+            Self::List(values) => {
+                Kind::ListValue(wkt::ListValue { values: values.iter().map(Self::to_proto).collect() })
+            }
+            Self::Struct(fields) => Kind::StructValue(struct_to_proto(fields)),
+        };
+        wkt::Value { kind: Some(kind) }
+    }
+
     /// The value at `path`, walking objects by key.
     pub fn at<S: AsRef<str>>(&self, path: &[S]) -> Option<&Self> {
         path.iter().try_fold(self, |value, key| match value {
@@ -61,6 +77,11 @@ impl Value {
 /// Compiles a protobuf object.
 pub fn struct_from_proto(proto: &wkt::Struct) -> Struct {
     proto.fields.iter().map(|(key, value)| (key.as_str().into(), Value::from_proto(value))).collect()
+}
+
+/// The protobuf form of an object.
+pub fn struct_to_proto(fields: &Struct) -> wkt::Struct {
+    wkt::Struct { fields: fields.iter().map(|(key, value)| (key.to_string(), value.to_proto())).collect() }
 }
 
 /// A typed metadata entry: type URL and serialised message.

@@ -71,6 +71,17 @@ impl HeaderMutations {
         })
     }
 
+    /// Compiles headers that take the place of those of their names, as side calls get them (`initial_metadata`,
+    /// `headers_to_add`).
+    pub fn overwriting(headers: &[core::HeaderValue]) -> Result<Self, ConfigError> {
+        let option = |header: &core::HeaderValue| core::HeaderValueOption {
+            header: Some(header.clone()),
+            append_action: core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+            ..core::HeaderValueOption::default()
+        };
+        Self::compile(&headers.iter().map(option).collect::<Vec<_>>(), &[])
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.add.is_empty()

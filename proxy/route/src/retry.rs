@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::extensions::retry;
-use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::protobuf::{self as wkt, Any};
 use pb::retry_policy::{ResetHeaderFormat, retry_host_predicate, retry_priority};
 use waystation_filter_api::value::{Metadata, Struct, Value};
 use waystation_filter_api::wire::{duration, refuse, type_name, unpack};
@@ -256,6 +257,53 @@ impl RetryPolicy {
                 retriable_request_headers,
                 "retriable_request_headers",
             )?,
+        })
+    }
+
+    /// Compiles the policy of a service that is called beside requests.
+    ///
+    /// # Errors
+    /// As of a route's.
+    pub fn compile_core(proto: &core::RetryPolicy) -> Result<Self, ConfigError> {
+        use core::retry_policy::{retry_host_predicate, retry_priority};
+        let core::RetryPolicy {
+            retry_back_off,
+            num_retries,
+            retry_on,
+            retry_priority,
+            retry_host_predicate,
+            host_selection_retry_max_attempts,
+        } = proto;
+        let base_interval = retry_back_off.as_ref().and_then(|back_off| back_off.base_interval);
+        let base_interval = base_interval.unwrap_or(wkt::Duration { seconds: 1, nanos: 0 });
+        let max_interval = retry_back_off.as_ref().and_then(|back_off| back_off.max_interval);
+        let max_interval = max_interval.unwrap_or(wkt::Duration { seconds: 10, nanos: 0 });
+        let priority = retry_priority.as_ref().map(|priority| pb::retry_policy::RetryPriority {
+            name: priority.name.clone(),
+            config_type: priority.config_type.as_ref().map(|config| {
+                let retry_priority::ConfigType::TypedConfig(any) = config;
+                pb::retry_policy::retry_priority::ConfigType::TypedConfig(any.clone())
+            }),
+        });
+        let predicates = retry_host_predicate.iter().map(|predicate| pb::retry_policy::RetryHostPredicate {
+            name: predicate.name.clone(),
+            config_type: predicate.config_type.as_ref().map(|config| {
+                let retry_host_predicate::ConfigType::TypedConfig(any) = config;
+                pb::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any.clone())
+            }),
+        });
+        Self::compile(&pb::RetryPolicy {
+            retry_on: retry_on.clone(),
+            num_retries: *num_retries,
+            per_try_timeout: Some(max_interval),
+            retry_priority: priority,
+            retry_host_predicate: predicates.collect(),
+            host_selection_retry_max_attempts: *host_selection_retry_max_attempts,
+            retry_back_off: Some(pb::retry_policy::RetryBackOff {
+                base_interval: Some(base_interval),
+                max_interval: Some(max_interval),
+            }),
+            ..pb::RetryPolicy::default()
         })
     }
 

@@ -12,6 +12,7 @@ use prost::encoding::{
 };
 use prost::{DecodeError, Message as _};
 use waystation_filter_api::http::NodeInfo;
+use waystation_filter_api::value::struct_from_proto;
 use waystation_schema::{
     ConfigError, Encoded, Format, JsonStyle, Message, Policy, Report, TextOptions, check,
     resolve_typed_structs, to_wire, wire_to_json, yaml_to_wire,
@@ -154,6 +155,7 @@ impl Bootstrap {
         NodeInfo {
             id: node.id,
             cluster: node.cluster,
+            metadata: node.metadata.as_ref().map(struct_from_proto).unwrap_or_default(),
             zone: node.locality.map(|locality| locality.zone).unwrap_or_default(),
         }
     }

@@ -17,6 +17,7 @@ use waystation_filter_api::value::Metadata;
 use waystation_http::Headers;
 use waystation_route::{FilterSlot, RouteTable};
 
+mod async_client;
 mod client_cert;
 pub mod config;
 mod downstream;

@@ -238,6 +238,7 @@ pub(crate) fn describe(
         cipher: suite.map_or("", |suite| cipher_name(suite.suite())),
         group: group.map_or("", |group| group_name(group.name())),
         resumed: connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+        server_name: None,
         peer: connection.peer_certificates().and_then(x509::certificate).map(Box::new),
         peer_verified: false,
         local,

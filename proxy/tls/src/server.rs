@@ -199,6 +199,7 @@ impl ServerContext {
         if let (Some(chain), Some(built)) = (connection.peer_certificates(), built) {
             info.peer_verified = built.verifier.as_ref().is_some_and(|verifier| verifier.verifies(chain));
         }
+        info.server_name = connection.server_name().map(Into::into);
         self.stats.handshake(&info);
         info
     }

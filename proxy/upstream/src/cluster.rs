@@ -1,6 +1,7 @@
 //! Clusters: `envoy.config.cluster.v3.Cluster`, compiled, together with its live endpoints.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -174,7 +175,20 @@ pub struct EdsSettings {
 
 /// A cluster as streams of one worker refer to it (`UpstreamInfo.cluster` wants an `Rc` of it).
 #[derive(Clone, Debug)]
-pub struct ClusterRef(pub Held<Cluster>);
+pub struct ClusterRef(pub Held<Cluster>, Kept);
+
+/// What filters keep for a cluster on one worker, by the numbers of their configurations.
+#[derive(Clone, Default)]
+struct Kept(RefCell<Vec<(u64, Rc<dyn Any>)>>);
+
+/// Filter configurations come and go while a cluster stays: of more than these the oldest makes its own anew.
+const MOST_KEPT: usize = 16;
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Kept").field(&self.0.borrow().len()).finish()
+    }
+}
 
 impl Cluster {
     /// Compiles a cluster. One with static endpoints is ready; the others wait for their first assignment.
@@ -244,6 +258,23 @@ impl ClusterView for ClusterRef {
     fn metadata(&self) -> Option<&Metadata> {
         self.0.metadata()
     }
+
+    fn count_response(&self, status: u16) {
+        self.0.count_response(status);
+    }
+
+    fn of_filter(&self, id: u64, make: &dyn Fn(&Scope) -> Rc<dyn Any>) -> Option<Rc<dyn Any>> {
+        let mut kept = self.1.0.borrow_mut();
+        if let Some((_, found)) = kept.iter().find(|(known, _)| *known == id) {
+            return Some(Rc::clone(found));
+        }
+        let made = make(self.0.scope());
+        if kept.len() >= MOST_KEPT {
+            kept.remove(0);
+        }
+        kept.push((id, Rc::clone(&made)));
+        Some(made)
+    }
 }
 
 impl ClusterView for Cluster {
@@ -263,7 +294,7 @@ impl ClusterView for Cluster {
 impl ClusterRef {
     /// A reference that stream information can hold.
     pub fn new(held: Held<Cluster>) -> Rc<Self> {
-        Rc::new(Self(held))
+        Rc::new(Self(held, Kept::default()))
     }
 }
 

@@ -27,10 +27,10 @@ mod log;
 mod mirror;
 mod outbound;
 mod redirect;
-mod request;
+pub(super) mod request;
 mod response;
-mod router;
-mod upstream;
+pub(super) mod router;
+pub(super) mod upstream;
 
 use chain::Chain;
 use log::AttemptLog;

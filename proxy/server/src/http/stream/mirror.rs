@@ -4,24 +4,17 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use waystation_filter_api::stream::Protocol;
+use waystation_filter_api::client::{Call as _, Event};
 use waystation_http::{Headers, Known};
 use waystation_route::{MirrorPolicy, Route, RouteAction};
 use waystation_upstream::cluster::ClusterRef;
-use waystation_upstream::outlier::LocalOrigin;
-use waystation_upstream::{PickContext, Priority};
 
 use super::Stream;
-use super::request::{format_context, is_grpc};
-use super::router::outlier;
-use super::upstream::{self, Carried, Event, NoStream, RequestPermit, Upstream};
+use super::request::format_context;
+use crate::http::async_client::{self, Exchange, Options};
 use crate::http::downstream::Downstream;
-use crate::http::end::ResetReason;
-use crate::pool::TlsName;
-use crate::worker::{LocalCluster, Sharing, Worker};
 
 /// Where the request puts the copies of its body. Dropped before its end, it takes the mirror with it.
 pub(super) struct Feed {
@@ -67,6 +60,7 @@ impl<D: Downstream> Stream<'_, D> {
         action: &RouteAction,
         cluster: &Rc<ClusterRef>,
     ) {
+        let bodiless = self.request_passed() && self.heads.kept.is_empty() && !self.request_has_trailers;
         for mirror in mirrors {
             if self.facts.tunnel || !mirror.fraction.contains(self.random) {
                 continue;
@@ -84,14 +78,21 @@ impl<D: Downstream> Stream<'_, D> {
             request.set(Known::Authority, host);
             // Envoy's side client says who it is.
             request.set(Known::XEnvoyInternal, "true");
-            let own = self.cx.worker.node_ip.to_string();
-            request.append_joined(Known::XForwardedFor, ",", own.as_bytes());
+            async_client::append_own_address(&mut request, &self.cx.worker);
             let feed = Feed::new(Rc::clone(cluster), self.keep_limit(route));
             for data in &self.heads.kept {
                 feed.push(data);
             }
-            let worker = Rc::clone(&self.cx.worker);
-            tokio::task::spawn_local(send(worker, local, request, feed.reader(), action.timeout));
+            let call = Exchange::new(Options {
+                worker: Rc::clone(&self.cx.worker),
+                local,
+                head: request,
+                body: bodiless.then(Bytes::new),
+                retries: None,
+                hash: None,
+                timeout: Some(action.timeout).filter(|timeout| !timeout.is_zero()),
+            });
+            tokio::task::spawn_local(send(call, feed.reader(), bodiless));
             self.mirrors.push(feed);
         }
         if self.request_passed() {
@@ -167,12 +168,6 @@ impl Queue {
 }
 
 impl Reader {
-    /// Whether the request is complete and has no body.
-    fn is_bodiless(&self) -> bool {
-        let queue = self.0.borrow();
-        queue.state == State::Ended && queue.pieces.is_empty() && queue.trailers.is_none()
-    }
-
     fn poll(&self, task: &mut Context<'_>) -> Poll<Copied> {
         let mut queue = self.0.borrow_mut();
         if queue.state == State::Abandoned {
@@ -191,112 +186,33 @@ impl Reader {
 }
 
 /// Sends a request and reads its response to the end.
-async fn send(
-    worker: Rc<Worker>,
-    local: Rc<LocalCluster>,
-    request: Headers,
-    body: Reader,
-    timeout: Duration,
-) {
-    let exchange = exchange(&worker, &local, request, body);
-    if timeout.is_zero() {
-        exchange.await;
-    } else {
-        tokio::select! {
-            () = exchange => {}
-            () = tokio::time::sleep(timeout) => {}
-        }
-    }
-}
-
-async fn exchange(worker: &Rc<Worker>, local: &LocalCluster, request: Headers, body: Reader) {
-    let Some(cluster) = local.get() else { return };
-    let now = Instant::now();
-    let priority = Priority::Default;
-    let tls_name = TlsName::of(&cluster.http, &request);
-    let sharing = Sharing { tls_name, counted: priority, ..Sharing::default() };
-    let Ok(pool) = local.pick(worker, &cluster, &PickContext::default(), sharing, now) else { return };
-    let stream = match upstream::ready(&pool, &cluster, Carried::Http(Protocol::Http11), now) {
-        Some(stream) => Ok(stream),
-        None => {
-            upstream::acquire(
-                Rc::clone(worker),
-                Rc::clone(&pool),
-                Rc::clone(&cluster),
-                priority,
-                Carried::Http(Protocol::Http11),
-            )
-            .await
-        }
-    };
-    let host = pool.host();
-    let mut stream = match stream {
-        Ok(stream) => stream,
-        Err(NoStream { reason: ResetReason::Overflow, .. }) => return,
-        Err(_) => return cluster.local_origin(&host, LocalOrigin::ConnectFailed),
-    };
-    let Some(_permit) = RequestPermit::acquire(&cluster, priority) else { return };
-    cluster.local_origin(&host, LocalOrigin::Connected);
-    let is_grpc = is_grpc(&request);
-    let mut ended = body.is_bodiless();
-    if stream.send_head(worker, &request, ended).is_err() {
-        return cluster.local_origin(&host, LocalOrigin::ConnectFailed);
-    }
-    worker.shared.async_client.rq_total().inc();
-    // To the mirror's cluster the request comes from inside: from this proxy.
-    let (extras, zone) = (local.extras(worker, &cluster), pool.zone_stats(worker, &cluster));
-    let categories = || std::iter::once(extras.internal()).chain(zone.as_deref());
-    let mut head = Headers::new();
-    let done = std::future::poll_fn(|task| {
+async fn send(mut call: Exchange, body: Reader, bodiless: bool) {
+    let mut ended = bodiless;
+    std::future::poll_fn(|task| {
         while !ended {
-            if !stream.has_room() && !matches!(stream.poll_flush(task), Poll::Ready(Ok(()))) {
+            if call.is_behind() && call.poll_room(task).is_pending() {
                 break;
             }
-            let sent = match body.poll(task) {
+            match body.poll(task) {
                 Poll::Pending => break,
-                Poll::Ready(Copied::Data(data)) => stream.send_data(data),
+                Poll::Ready(Copied::Data(data)) => call.send(data),
                 Poll::Ready(Copied::End(trailers)) => {
                     ended = true;
-                    stream.send_end(trailers.as_ref())
+                    call.end(trailers.as_ref());
                 }
-                Poll::Ready(Copied::Abandoned) => return Poll::Ready(false),
-            };
-            if sent.is_err() {
-                return Poll::Ready(false);
+                Poll::Ready(Copied::Abandoned) => return Poll::Ready(()),
             }
         }
-        let _ = stream.poll_flush(task);
         loop {
-            match std::task::ready!(stream.poll_event(task, worker, &mut head)) {
-                Err(_) => {
-                    cluster.local_origin(&host, LocalOrigin::ConnectFailed);
-                    return Poll::Ready(false);
+            match std::task::ready!(call.poll_event(task)) {
+                Err(_) | Ok(Event::Head { end: true, .. } | Event::Trailers(_) | Event::End) => {
+                    return Poll::Ready(());
                 }
-                Ok(Event::Head { end }) => {
-                    let status = head.status().unwrap_or(0);
-                    outlier::answered(&cluster, &host, &head, is_grpc);
-                    cluster.count_response(status);
-                    categories().for_each(|stats| stats.record(status));
-                    if end {
-                        return Poll::Ready(ended);
-                    }
-                }
-                Ok(Event::Trailers | Event::End) => return Poll::Ready(ended),
-                Ok(Event::Informational | Event::Data(_)) => {}
+                Ok(Event::Head { .. } | Event::Data(_)) => {}
             }
         }
     })
     .await;
-    if done {
-        let elapsed = crate::http::millis(now, Instant::now());
-        cluster.responses().record_time(elapsed);
-        categories().for_each(|stats| stats.record_time(elapsed));
-    }
-    if let (true, Upstream::Http1(mut connection)) = (done, stream)
-        && connection.finish(worker)
-    {
-        pool.put_idle(connection, &cluster, Instant::now());
-    }
 }
 
 /// `host:80` becomes `host-shadow:80`.

@@ -192,7 +192,7 @@ pub(super) fn format_context<'a>(
 }
 
 /// Whether local replies must speak gRPC: `application/grpc`, alone or followed by `+` and a format.
-pub(super) fn is_grpc(headers: &Headers) -> bool {
+pub(in crate::http) fn is_grpc(headers: &Headers) -> bool {
     let content_type = headers.get(Known::ContentType).unwrap_or_default();
     content_type.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+', ..]))
 }

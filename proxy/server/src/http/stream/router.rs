@@ -29,7 +29,7 @@ mod attempt;
 mod connect;
 mod counting;
 mod hedge;
-pub(super) mod outlier;
+pub(in crate::http) mod outlier;
 
 use attempt::Attempted;
 use counting::Counted;

@@ -23,7 +23,7 @@ use crate::pool::{ConnectError, ConnectOptions, HostPool, Takes, TlsName, Upstre
 use crate::worker::Worker;
 
 /// A stream on an upstream connection.
-pub(super) enum Upstream {
+pub(in crate::http) enum Upstream {
     Http1(Box<Http1>),
     Http2(Box<Http2Stream>),
     /// A CONNECT that ends here.
@@ -32,7 +32,7 @@ pub(super) enum Upstream {
 
 /// What a connection is wanted for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Carried {
+pub(in crate::http) enum Carried {
     /// A request that came by this protocol.
     Http(Protocol),
     /// The payload of a CONNECT.
@@ -56,13 +56,13 @@ pub(crate) enum Event {
 
 /// Why there is no stream to send the request on.
 #[derive(Debug)]
-pub(super) struct NoStream {
-    pub(super) reason: ResetReason,
-    pub(super) transport: Option<Box<str>>,
+pub(in crate::http) struct NoStream {
+    pub(in crate::http) reason: ResetReason,
+    pub(in crate::http) transport: Option<Box<str>>,
 }
 
 /// A unit of `max_requests` and its gauge, given back on drop.
-pub(super) struct RequestPermit {
+pub(in crate::http) struct RequestPermit {
     cluster: Rc<ClusterRef>,
     priority: Priority,
 }
@@ -75,7 +75,7 @@ struct PendingPermit<'a> {
 
 impl RequestPermit {
     /// Nothing when `max_requests` is reached.
-    pub(super) fn acquire(cluster: &Rc<ClusterRef>, priority: Priority) -> Option<Self> {
+    pub(in crate::http) fn acquire(cluster: &Rc<ClusterRef>, priority: Priority) -> Option<Self> {
         if !cluster.admission.try_acquire(priority, Resource::Requests) {
             cluster.stats.upstream_rq_active_overflow().inc();
             return None;
@@ -102,7 +102,7 @@ impl Drop for PendingPermit<'_> {
 
 /// A connection that is ready at once: the usual case, without a future.
 #[inline]
-pub(super) fn ready(
+pub(in crate::http) fn ready(
     pool: &Rc<HostPool>,
     cluster: &ClusterRef,
     carried: Carried,
@@ -125,7 +125,7 @@ pub(super) fn ready(
 }
 
 /// Waits for a connection: a new one, or one that comes back.
-pub(super) async fn acquire(
+pub(in crate::http) async fn acquire(
     worker: Rc<Worker>,
     pool: Rc<HostPool>,
     cluster: Rc<ClusterRef>,
@@ -250,7 +250,49 @@ pub(super) async fn acquire(
 }
 
 impl Upstream {
-    pub(super) fn protocol(&self) -> Option<Protocol> {
+    /// Counts a stream that ended before its response did. HTTP/1 has no resets to count, only connections that end.
+    pub(in crate::http) fn count_loss(&self, cluster: &ClusterRef, reason: ResetReason) {
+        let stats = &cluster.stats;
+        match reason {
+            _ if !matches!(self, Self::Http2(_)) => {}
+            ResetReason::RemoteReset => stats.upstream_rq_rx_reset().inc(),
+            ResetReason::LocalReset | ResetReason::ProtocolError => stats.upstream_rq_tx_reset().inc(),
+            ResetReason::ConnectionTermination => stats.upstream_rq_pending_failure_eject().inc(),
+            _ => {}
+        }
+    }
+
+    /// Gives the connection back, or ends the stream; `clean` when both directions have come to their end.
+    pub(in crate::http) fn release(
+        self,
+        worker: &Worker,
+        pool: &Rc<HostPool>,
+        cluster: &ClusterRef,
+        clean: bool,
+        now: Instant,
+    ) {
+        match self {
+            Self::Http1(mut connection) => {
+                let keep = connection.finish(worker) && clean;
+                if clean {
+                    connection.mark_inactive();
+                }
+                if keep {
+                    pool.put_idle(connection, cluster, now);
+                }
+            }
+            // Dropping the stream resets it unless both directions have ended.
+            Self::Http2(stream) => {
+                if !clean {
+                    cluster.stats.upstream_rq_tx_reset().inc();
+                }
+                drop(stream);
+            }
+            Self::Tcp(connection) => drop(connection),
+        }
+    }
+
+    pub(in crate::http) fn protocol(&self) -> Option<Protocol> {
         match self {
             Self::Http1(_) => Some(Protocol::Http11),
             Self::Http2(_) => Some(Protocol::Http2),
@@ -258,7 +300,7 @@ impl Upstream {
         }
     }
 
-    pub(super) fn info(&self) -> &Rc<UpstreamConnInfo> {
+    pub(in crate::http) fn info(&self) -> &Rc<UpstreamConnInfo> {
         match self {
             Self::Http1(connection) => &connection.info,
             Self::Http2(stream) => stream.info(),
@@ -267,7 +309,7 @@ impl Upstream {
     }
 
     /// Header bytes and bytes on the wire of this stream so far.
-    pub(super) fn bytes(&self) -> ByteCounts {
+    pub(in crate::http) fn bytes(&self) -> ByteCounts {
         match self {
             Self::Http1(connection) => connection.bytes(),
             Self::Http2(stream) => stream.bytes(),
@@ -276,7 +318,7 @@ impl Upstream {
     }
 
     #[inline]
-    pub(super) fn send_head(
+    pub(in crate::http) fn send_head(
         &mut self,
         worker: &Worker,
         headers: &Headers,
@@ -292,7 +334,7 @@ impl Upstream {
         }
     }
 
-    pub(super) fn send_data(&mut self, data: Bytes) -> Result<(), ResetReason> {
+    pub(in crate::http) fn send_data(&mut self, data: Bytes) -> Result<(), ResetReason> {
         match self {
             Self::Http1(connection) => {
                 connection.send_data(data);
@@ -306,7 +348,7 @@ impl Upstream {
         }
     }
 
-    pub(super) fn send_end(&mut self, trailers: Option<&Headers>) -> Result<(), ResetReason> {
+    pub(in crate::http) fn send_end(&mut self, trailers: Option<&Headers>) -> Result<(), ResetReason> {
         match self {
             Self::Http1(connection) => {
                 connection.send_end(trailers);
@@ -321,7 +363,7 @@ impl Upstream {
     }
 
     #[inline]
-    pub(super) fn has_room(&self) -> bool {
+    pub(in crate::http) fn has_room(&self) -> bool {
         match self {
             Self::Http1(connection) => connection.has_room(),
             Self::Http2(stream) => stream.has_room(),
@@ -330,7 +372,7 @@ impl Upstream {
     }
 
     #[inline]
-    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
+    pub(in crate::http) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
         match self {
             Self::Http1(connection) => connection.poll_flush(cx),
             Self::Http2(stream) => stream.poll_flush(cx),
@@ -339,7 +381,7 @@ impl Upstream {
     }
 
     #[inline]
-    pub(super) fn poll_event(
+    pub(in crate::http) fn poll_event(
         &mut self,
         cx: &mut Context<'_>,
         worker: &Worker,

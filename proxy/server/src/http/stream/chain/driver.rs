@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use waystation_filter_api::client::Clients;
 use waystation_filter_api::http::{ClusterSource, Driver, Fetched, LocalFuture, Membership, Resume};
 use waystation_http::Headers;
 use waystation_route::{Action, ClusterRef};
@@ -12,6 +13,7 @@ use super::station::Station;
 use crate::http::timer::Timer;
 use crate::http::{ConnCx, Table};
 use crate::on_demand::{Answer, Wanted};
+use crate::worker::Worker;
 
 pub(super) struct PhaseDriver<'s> {
     pub(super) cx: &'s ConnCx,
@@ -64,6 +66,10 @@ impl Driver for PhaseDriver<'_> {
             healthy: cluster.stats.membership_healthy().value(),
             degraded: cluster.stats.membership_degraded().value(),
         })
+    }
+
+    fn clients(&self) -> Rc<dyn Clients> {
+        Rc::<Worker>::clone(&self.cx.worker)
     }
 
     fn fetch_route(&self, head: &Headers) -> Option<LocalFuture<Fetched>> {

@@ -580,18 +580,7 @@ impl<D: Downstream> Stream<'_, D> {
     pub(super) fn lose(&mut self, upstream: Outbound, cluster: &ClusterRef, reason: ResetReason) {
         let upstream = self.end_filters(upstream);
         self.add_bytes(&upstream);
-        if matches!(upstream, Upstream::Http2(_)) {
-            match reason {
-                ResetReason::RemoteReset => cluster.stats.upstream_rq_rx_reset().inc(),
-                ResetReason::LocalReset | ResetReason::ProtocolError => {
-                    cluster.stats.upstream_rq_tx_reset().inc();
-                }
-                ResetReason::ConnectionTermination => {
-                    cluster.stats.upstream_rq_pending_failure_eject().inc();
-                }
-                _ => {}
-            }
-        }
+        upstream.count_loss(cluster, reason);
     }
 
     pub(in crate::http::stream) fn add_bytes(&mut self, upstream: &Upstream) {
@@ -612,25 +601,7 @@ impl<D: Downstream> Stream<'_, D> {
     ) {
         let upstream = self.end_filters(upstream);
         self.add_bytes(&upstream);
-        match upstream {
-            Upstream::Http1(mut connection) => {
-                let keep = connection.finish(&self.cx.worker) && clean;
-                if clean {
-                    connection.mark_inactive();
-                }
-                if keep {
-                    pool.put_idle(connection, cluster, self.last_activity);
-                }
-            }
-            // Dropping the stream resets it unless both directions have ended.
-            Upstream::Http2(stream) => {
-                if !clean {
-                    cluster.stats.upstream_rq_tx_reset().inc();
-                }
-                drop(stream);
-            }
-            Upstream::Tcp(connection) => drop(connection),
-        }
+        upstream.release(&self.cx.worker, pool, cluster, clean, self.last_activity);
     }
 
     /// What a retry or mirror may keep of the request body.

@@ -8,7 +8,7 @@ use waystation_upstream::outlier::LocalOrigin;
 /// Upstream has answered. A gRPC status in the head goes before that of HTTP, which is 200; one in the trailers comes too
 /// late, as in Envoy.
 #[inline]
-pub(in crate::http::stream) fn answered(cluster: &ClusterRef, host: &Host, head: &Headers, is_grpc: bool) {
+pub(in crate::http) fn answered(cluster: &ClusterRef, host: &Host, head: &Headers, is_grpc: bool) {
     let Some(detector) = &cluster.outlier_detection else { return };
     let status = match head.get(Known::GrpcStatus) {
         Some(grpc) if is_grpc => http_status(grpc),
@@ -22,7 +22,7 @@ pub(in crate::http::stream) fn answered(cluster: &ClusterRef, host: &Host, head:
 }
 
 /// Nothing came in time: what is charged is what the client is answered with.
-pub(super) fn timed_out(alternative: bool) -> LocalOrigin {
+pub(in crate::http) fn timed_out(alternative: bool) -> LocalOrigin {
     LocalOrigin::TimedOut(if alternative { 204 } else { 504 })
 }
 
