@@ -10,6 +10,7 @@ pub mod admission_control;
 pub mod bandwidth_limit;
 pub mod buffer;
 pub mod composite;
+pub mod ext_authz;
 pub mod fault;
 pub mod header_mutation;
 pub mod health_check;

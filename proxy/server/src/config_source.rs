@@ -258,6 +258,7 @@ fn grpc(api: &core::ApiConfigSource, protocol: Protocol) -> Result<Source, Confi
 
 fn grpc_service(proto: &core::GrpcService, backoff: &mut BackoffSpec) -> Result<GrpcService, ConfigError> {
     use core::grpc_service::TargetSpecifier;
+    wire::refuse("retry_policy", proto.retry_policy.is_some(), "xDS streams have their own back-off")?;
     let mut service = match &proto.target_specifier {
         Some(TargetSpecifier::EnvoyGrpc(envoy)) => {
             let mut service = GrpcService::new(envoy.cluster_name.as_str());
@@ -265,6 +266,12 @@ fn grpc_service(proto: &core::GrpcService, backoff: &mut BackoffSpec) -> Result<
                 Some(envoy.authority.as_str()).filter(|authority| !authority.is_empty()).map(Into::into);
             if let Some(limit) = &envoy.max_receive_message_length {
                 service.max_message_bytes = usize::try_from(limit.value).unwrap_or(usize::MAX);
+            }
+            if let Some(policy) = &envoy.retry_policy {
+                let picks = policy.retry_priority.is_some()
+                    || !policy.retry_host_predicate.is_empty()
+                    || policy.host_selection_retry_max_attempts != 0;
+                wire::refuse("envoy_grpc.retry_policy", picks, "a choice of hosts for xDS streams")?;
             }
             if let Some(retry) = envoy.retry_policy.as_ref().and_then(|policy| policy.retry_back_off.as_ref())
             {

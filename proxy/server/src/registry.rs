@@ -75,6 +75,14 @@ pub const EXTENSIONS: &[Extension] = &[
     ),
     extension(
         "envoy.filters.http",
+        "envoy.filters.http.ext_authz",
+        &[
+            "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+            "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+        ],
+    ),
+    extension(
+        "envoy.filters.http",
         "envoy.filters.http.fault",
         &["envoy.extensions.filters.http.fault.v3.HTTPFault"],
     ),

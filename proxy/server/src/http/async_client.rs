@@ -219,7 +219,7 @@ impl Exchange {
     fn time_out(&mut self) {
         match std::mem::replace(&mut self.state, State::Over(None)) {
             State::Beginning(beginning) => beginning.time_out(),
-            State::Open(attempt) => attempt.time_out(self.begun),
+            State::Open(mut attempt) => attempt.time_out(self.begun),
             State::Over(_) => {}
         }
     }

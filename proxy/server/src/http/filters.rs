@@ -32,6 +32,7 @@ pub const EXTENSIONS: &[&HttpFilterExtension] = &[
     &waystation_http_filters::bandwidth_limit::EXTENSION,
     &waystation_http_filters::buffer::EXTENSION,
     &waystation_http_filters::composite::EXTENSION,
+    &waystation_http_filters::ext_authz::EXTENSION,
     &waystation_http_filters::fault::EXTENSION,
     &waystation_http_filters::header_mutation::EXTENSION,
     &waystation_http_filters::health_check::EXTENSION,
@@ -256,6 +257,7 @@ impl Inner<'_> {
             local_cluster: shared.local_cluster.get(),
             singletons: &shared.singletons,
             filters: self,
+            clusters: &**shared,
         })
     }
 }

@@ -159,7 +159,7 @@ impl Attempt {
     }
 
     /// The time of the call is over.
-    pub(super) fn time_out(mut self: Box<Self>, begun: bool) {
+    pub(super) fn time_out(&mut self, begun: bool) {
         self.between.cluster.stats.upstream_rq_timeout().inc();
         if !begun {
             self.count(504);
