@@ -56,6 +56,8 @@ pub struct Shared {
     pub secrets: SecretTable,
     /// Files and streams that access logs write to.
     pub access_logs: AccessLogSinks,
+    /// Tells workers that one of them waits for room for a connection.
+    pub room_wanted: tokio::sync::Notify,
     /// `--drain-time-s`.
     pub drain_time: Duration,
     /// Whether `--drain-strategy immediate` was given.
@@ -125,6 +127,7 @@ impl Shared {
                 codecs.http1();
                 codecs
             },
+            room_wanted: tokio::sync::Notify::new(),
             access_logs: AccessLogSinks::with_flush(&stats, options.file_flush_interval, flush_bytes),
             stats,
             runtime,

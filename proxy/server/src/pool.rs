@@ -65,6 +65,8 @@ pub struct HostPool {
     pub(crate) http2_connecting: Cell<bool>,
     /// Connections that carry the payload of a CONNECT.
     raw_open: Cell<u32>,
+    /// Connections of either kind that are being made: HTTP/1, and for the payload of a CONNECT.
+    connecting: [Cell<u32>; 2],
     /// What ALPN agreed on last, for clusters that let it decide.
     pub(crate) negotiated_http1: Cell<bool>,
     waiting: RefCell<VecDeque<Rc<Waiter>>>,
@@ -100,6 +102,7 @@ impl HostPool {
             http2: RefCell::default(),
             http1_open: Cell::new(0),
             raw_open: Cell::new(0),
+            connecting: Default::default(),
             http2_connecting: Cell::new(false),
             negotiated_http1: Cell::new(false),
             waiting: RefCell::default(),
@@ -160,6 +163,10 @@ impl HostPool {
             cluster.stats.upstream_cx_max_requests().inc();
             return;
         }
+        // Others wait for the room that it takes, and those who wait here go behind them.
+        if cluster.admission.are_connections_wanted() {
+            return;
+        }
         connection.idle_since = now;
         while let Some(waiter) = self.first_waiting(|takes| takes.http1) {
             waiter.woken.set(true);
@@ -175,7 +182,12 @@ impl HostPool {
     /// An HTTP/1 connection was dropped.
     fn closed_http1(&self) {
         self.http1_open.set(self.http1_open.get().saturating_sub(1));
-        self.vacated();
+        if self.has(Takes { http1: true, http2: false }) {
+            self.vacated();
+        } else {
+            // None will come back: all who wait for one go for connections of their own, or into line for them.
+            self.wake_all();
+        }
     }
 
     fn opened_http1(&self) {
@@ -197,9 +209,20 @@ impl HostPool {
     pub(crate) fn has(&self, takes: Takes) -> bool {
         let Takes { http1, http2 } = takes;
         let raw = !(http1 || http2);
-        (http1 && self.http1_open.get() > 0)
+        (http1 && self.http1_open.get() + self.connecting[0].get() > 0)
             || (http2 && self.http2.borrow().iter().any(|connection| connection.is_open()))
-            || (raw && self.raw_open.get() > 0)
+            || (raw && self.raw_open.get() + self.connecting[1].get() > 0)
+    }
+
+    /// A connection that is not shared is being made, or is not any more.
+    pub(crate) fn count_connecting(&self, raw: bool, begins: bool) {
+        let count = &self.connecting[usize::from(raw)];
+        count.set(if begins { count.get() + 1 } else { count.get().saturating_sub(1) });
+    }
+
+    /// Whether requests of all clients share it, as far as this worker has them.
+    pub(crate) fn is_common(&self) -> bool {
+        self.downstream.is_none() && self.tls_name.is_none()
     }
 
     /// There is room for another connection: for the first of those with none to wait for any more, whom nobody else would
@@ -267,6 +290,7 @@ impl HostPool {
         let orphaned = self.downstream.as_ref().is_some_and(|downstream| downstream.strong_count() == 0);
         let cluster = cluster.filter(|_| !orphaned);
         let timeout = cluster.map(|cluster| cluster.http.idle_timeout);
+        let wanted = cluster.is_some_and(|cluster| cluster.admission.are_connections_wanted());
         self.idle.borrow_mut().retain_mut(|connection| {
             let expired = match timeout {
                 None => true,
@@ -278,7 +302,7 @@ impl HostPool {
             }
             let alive = connection.transport.liveness() == Liveness::Idle;
             connection.guard.remote = !alive;
-            !expired && alive
+            !expired && alive && !wanted
         });
         for connection in self.http2.borrow().iter() {
             connection.sweep(timeout, now);

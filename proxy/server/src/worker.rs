@@ -536,8 +536,13 @@ fn place_for_pool(cluster: &Cluster, counted: Priority, free: impl FnOnce()) -> 
 async fn sweep(worker: Weak<Worker>) {
     let mut ticks = tokio::time::interval(SWEEP);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let Some(wanted) = worker.upgrade().map(|worker| Arc::clone(&worker.shared)) else { return };
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // Another worker waits for room that idle connections take.
+            () = wanted.room_wanted.notified() => {}
+        }
         let Some(worker) = worker.upgrade() else { return };
         worker.sweep(Instant::now());
     }

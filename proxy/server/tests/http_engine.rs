@@ -2,6 +2,7 @@
 
 mod http {
     mod allocations;
+    mod breakers;
     mod filters;
     pub(crate) mod harness;
     mod on_demand;

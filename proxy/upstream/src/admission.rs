@@ -1,19 +1,29 @@
 //! Circuit breakers: who may open a connection, queue, send a request or retry.
 //!
 //! Counts are exact across workers: a permit is taken by a compare-and-swap bounded by the threshold in force and given
-//! back when it is dropped, so that there is never one too many. Envoy's are approximate.
+//! back when it is dropped, so that there is never one too many. Envoy's are approximate. They are the name's, not one
+//! configuration's: when a cluster is replaced, what its predecessor has under way counts, and only the thresholds are new.
+
+mod line;
+mod window;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf as wkt;
+use parking_lot::Mutex;
 use waystation_filter_api::runtime::{Runtime, RuntimeDouble, RuntimeInteger};
-use waystation_filter_api::wire::{refuse, u32_value};
+use waystation_filter_api::wire::{duration, u32_value};
 use waystation_schema::{At, ConfigError};
 use waystation_stats::{Gauge, GaugeRef, Scope};
+
+use line::Line;
+pub use line::Place;
+use window::Window;
 
 use crate::stats::{ClusterStats, RemainingDefaultStats, RemainingHighStats};
 
@@ -48,16 +58,32 @@ const ATTEMPTS: usize = 8;
 const RESOURCES: [Resource; 5] =
     [Resource::Connections, Resource::Pending, Resource::Requests, Resource::Retries, Resource::Pools];
 
+const PRIORITIES: [Priority; 2] = [Priority::Default, Priority::High];
+
 /// The circuit breakers of one cluster.
 #[derive(Debug)]
 pub struct Admission {
+    counts: Arc<Counts>,
+    /// Its number among the configurations that share the counts.
+    version: u64,
     priorities: [Breakers; 2],
     /// `per_host_thresholds` of the default priority: connections per host.
     max_connections_per_host: Option<u32>,
 }
 
+/// What all configurations of a cluster count together.
+#[derive(Debug, Default)]
+struct Counts {
+    limits: [[Limit; 5]; 2],
+    versions: AtomicU64,
+    /// The version whose thresholds the gauges go by.
+    in_force: AtomicU64,
+    newest: Mutex<Weak<Admission>>,
+    /// Made when somebody first waits.
+    line: OnceLock<Arc<Line>>,
+}
+
 struct Breakers {
-    limits: [Limit; 5],
     /// Made when the cluster is first used: ten runtime keys for each of thousands of idle clusters would be a burden.
     in_force: OnceLock<Box<InForce>>,
     configured: Configured,
@@ -66,6 +92,8 @@ struct Breakers {
     remaining: Option<Box<Remaining>>,
     stats: ClusterStats,
     priority: Priority,
+    /// `retry_budget.budget_interval`: the requests that count.
+    recent: Option<Box<Window>>,
 }
 
 /// `track_remaining`: in the order of [`Resource`].
@@ -74,7 +102,7 @@ type Remaining = [Gauge; 5];
 /// A count, and whether it has reached its bound.
 #[derive(Debug, Default)]
 struct Limit {
-    count: AtomicU64,
+    count: AtomicU32,
     open: AtomicBool,
 }
 
@@ -82,6 +110,7 @@ struct Limit {
 #[derive(Debug)]
 struct Configured {
     max: [u64; 5],
+    bounds_connections: bool,
     /// `retry_budget`: percent and minimum.
     retry_budget: Option<(f64, u32)>,
 }
@@ -103,7 +132,8 @@ pub struct Permit {
 }
 
 impl Admission {
-    /// Compiles `circuit_breakers` of the cluster `name`; a missing message means the defaults.
+    /// Compiles `circuit_breakers` of the cluster `name`; a missing message means the defaults. What is under way in the
+    /// configuration `previous` counts; see [`Admission::take_over`].
     ///
     /// # Errors
     /// When a field is out of range or not supported.
@@ -113,7 +143,13 @@ impl Admission {
         runtime: &Runtime,
         scope: &Scope,
         stats: &ClusterStats,
+        previous: Option<&Self>,
     ) -> Result<Self, ConfigError> {
+        let counts = previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default();
+        let version = counts.versions.fetch_add(1, Ordering::Relaxed) + 1;
+        if previous.is_none() {
+            counts.in_force.store(version, Ordering::Relaxed);
+        }
         let thresholds = proto.map_or(&[][..], |proto| &proto.thresholds);
         let cluster: Arc<str> = name.into();
         let of = |priority: Priority| {
@@ -143,7 +179,61 @@ impl Admission {
                 max_connections_per_host = u32_value(threshold.max_connections.as_ref());
             }
         }
-        Ok(Self { priorities: [of(Priority::Default)?, of(Priority::High)?], max_connections_per_host })
+        let priorities = [of(Priority::Default)?, of(Priority::High)?];
+        let admission = Self { counts, version, priorities, max_connections_per_host };
+        if previous.is_none() {
+            admission.show_configured();
+        }
+        Ok(admission)
+    }
+
+    /// Makes the thresholds those that the gauges go by: the cluster has come into force.
+    pub fn take_over(self: &Arc<Self>) {
+        *self.counts.newest.lock() = Arc::downgrade(self);
+        if self.counts.in_force.swap(self.version, Ordering::SeqCst) == self.version {
+            return;
+        }
+        self.show_configured();
+        for (priority, resource) in PRIORITIES.iter().flat_map(|p| RESOURCES.map(|r| (*p, r))) {
+            // What nobody uses is left alone, as a new breaker is.
+            if self.in_use(priority, resource) > 0
+                || self.limit(priority, resource).open.load(Ordering::SeqCst)
+            {
+                self.changed(priority, resource, self.priorities[priority as usize].max(self, resource));
+            }
+        }
+    }
+
+    /// As in Envoy a breaker is shut until something has been counted, even one with a threshold of zero.
+    fn show_configured(&self) {
+        for breakers in &self.priorities {
+            let gauges = breakers.remaining.as_deref().into_iter().flatten();
+            for (gauge, max) in gauges.zip(breakers.configured.max) {
+                gauge.set(max);
+            }
+        }
+    }
+
+    fn limit(&self, priority: Priority, resource: Resource) -> &Limit {
+        &self.counts.limits[priority as usize][resource as usize]
+    }
+
+    /// Brings the gauges in line with a count. What streams of a replaced configuration do is seen by its successor.
+    fn changed(&self, priority: Priority, resource: Resource, max: u64) {
+        if self.counts.in_force.load(Ordering::Relaxed) == self.version {
+            self.priorities[priority as usize].changed(self.limit(priority, resource), resource, max);
+        } else {
+            self.tell_newest(priority, resource);
+        }
+    }
+
+    #[cold]
+    fn tell_newest(&self, priority: Priority, resource: Resource) {
+        let newest = self.counts.newest.lock().upgrade();
+        if let Some(newest) = newest.filter(|newest| newest.version != self.version) {
+            let breakers = &newest.priorities[priority as usize];
+            breakers.changed(newest.limit(priority, resource), resource, breakers.max(&newest, resource));
+        }
     }
 
     /// Takes one unit, or `None` when the breaker is open. Takes a shared reference: see [`Admission::try_acquire`] for
@@ -159,36 +249,40 @@ impl Admission {
     /// Takes one unit that the caller gives back with [`Admission::release`]; `false` when the breaker is open.
     pub fn try_acquire(&self, priority: Priority, resource: Resource) -> bool {
         let breakers = &self.priorities[priority as usize];
-        let limit = &breakers.limits[resource as usize];
-        let max = breakers.max(resource);
-        let taken = limit
-            .count
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| (count < max).then_some(count + 1));
-        if taken.is_ok() {
-            breakers.changed(resource, max);
+        let max = breakers.max(self, resource);
+        let count = &self.limit(priority, resource).count;
+        let taken = count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
+            (u64::from(count) < max).then_some(count + 1)
+        });
+        if taken.is_err() {
+            return false;
         }
-        taken.is_ok()
+        if resource == Resource::Requests
+            && let Some(recent) = &breakers.recent
+        {
+            recent.add(Instant::now());
+        }
+        self.changed(priority, resource, max);
+        true
     }
 
-    /// Takes one unit even past the bound: a worker is always allowed one connection per host so that a host can never
-    /// become unreachable through the breaker alone, as in Envoy.
+    /// Takes one unit even past the bound: so that a host can never become unreachable through the breaker alone, as in
+    /// Envoy.
     pub fn reserve_anyway(self: &Arc<Self>, priority: Priority, resource: Resource) -> Permit {
-        let breakers = &self.priorities[priority as usize];
-        breakers.limits[resource as usize].count.fetch_add(1, Ordering::SeqCst);
-        breakers.changed(resource, breakers.max(resource));
+        self.limit(priority, resource).count.fetch_add(1, Ordering::SeqCst);
+        self.changed(priority, resource, self.priorities[priority as usize].max(self, resource));
         Permit { admission: Arc::clone(self), priority, resource }
     }
 
     /// Gives back one unit.
     pub fn release(&self, priority: Priority, resource: Resource) {
-        let breakers = &self.priorities[priority as usize];
-        breakers.limits[resource as usize].count.fetch_sub(1, Ordering::SeqCst);
-        breakers.changed(resource, breakers.max(resource));
+        self.limit(priority, resource).count.fetch_sub(1, Ordering::SeqCst);
+        self.changed(priority, resource, self.priorities[priority as usize].max(self, resource));
     }
 
     /// Units in use.
     pub fn in_use(&self, priority: Priority, resource: Resource) -> u64 {
-        self.priorities[priority as usize].limits[resource as usize].count.load(Ordering::SeqCst)
+        self.limit(priority, resource).used()
     }
 
     /// The bound in force; with a retry budget that of retries moves with the requests in flight.
@@ -197,8 +291,31 @@ impl Admission {
         breakers.clear_budgeted(resource);
         // An admin page must not make every idle cluster a user of the runtime.
         match breakers.in_force.get() {
-            Some(in_force) => breakers.bound(in_force, resource),
-            None => breakers.bound(&breakers.resolve(), resource),
+            Some(in_force) => breakers.bound(self, in_force, resource),
+            None => breakers.bound(self, &breakers.resolve(), resource),
+        }
+    }
+
+    /// Whether `max_connections` is a bound that the configuration sets. The default is a guard that no worker is kept from
+    /// a host by.
+    pub fn bounds_connections(&self, priority: Priority) -> bool {
+        self.priorities[priority as usize].configured.bounds_connections
+    }
+
+    /// A place among those who wait until a connection of some worker ends.
+    pub fn stand_in_line(&self) -> Place {
+        Place::new(self.counts.line.get_or_init(Arc::default))
+    }
+
+    /// Whether somebody waits so: idle connections are in their way.
+    pub fn are_connections_wanted(&self) -> bool {
+        self.counts.line.get().is_some_and(|line| !line.is_empty())
+    }
+
+    /// A connection has ended, and all that it held is given back.
+    pub fn connection_ended(&self) {
+        if let Some(line) = self.counts.line.get() {
+            line.call();
         }
     }
 
@@ -210,6 +327,12 @@ impl Admission {
     /// Requests in flight over both priorities, for bounded-load hashing.
     pub fn active_requests(&self) -> u64 {
         self.in_use(Priority::Default, Resource::Requests) + self.in_use(Priority::High, Resource::Requests)
+    }
+}
+
+impl Limit {
+    fn used(&self) -> u64 {
+        self.count.load(Ordering::SeqCst).into()
     }
 }
 
@@ -233,47 +356,44 @@ impl Breakers {
                 of(proto.max_connection_pools.as_ref(), u64::MAX),
             ],
         };
+        let mut recent = None;
         let retry_budget = match proto.and_then(|proto| proto.retry_budget.as_ref()) {
             None => None,
             Some(budget) => {
-                refuse(
-                    "budget_interval",
-                    budget.budget_interval.is_some(),
-                    "budgets follow requests in flight",
-                )
-                .at(|| "retry_budget")?;
+                let interval = duration("budget_interval", budget.budget_interval.as_ref());
+                let interval = interval.at(|| "retry_budget")?.filter(|interval| !interval.is_zero());
+                recent = interval.map(|interval| Box::new(Window::new(interval)));
                 let percent = budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value);
                 Some((percent, u32_value(budget.min_retry_concurrency.as_ref()).unwrap_or(3)))
             }
         };
+        let bounds_connections = proto.is_some_and(|proto| proto.max_connections.is_some());
         let track = proto.is_some_and(|proto| proto.track_remaining);
-        let breakers = Self {
-            limits: Default::default(),
+        Ok(Self {
             in_force: OnceLock::new(),
-            configured: Configured { max, retry_budget },
+            configured: Configured { max, bounds_connections, retry_budget },
             cluster: Arc::clone(cluster),
             runtime: runtime.clone(),
             remaining: track.then(|| Box::new(remaining(scope, priority))),
             stats: stats.clone(),
             priority,
-        };
-        // As in Envoy a breaker is shut until something has been counted, even one with a threshold of zero.
-        for (gauge, max) in breakers.remaining.as_deref().into_iter().flatten().zip(breakers.configured.max) {
-            gauge.set(max);
-        }
-        Ok(breakers)
+            recent,
+        })
     }
 
-    fn max(&self, resource: Resource) -> u64 {
+    fn max(&self, admission: &Admission, resource: Resource) -> u64 {
         let in_force = self.in_force.get_or_init(|| Box::new(self.resolve()));
-        self.bound(in_force, resource)
+        self.bound(admission, in_force, resource)
     }
 
-    fn bound(&self, in_force: &InForce, resource: Resource) -> u64 {
+    fn bound(&self, admission: &Admission, in_force: &InForce, resource: Resource) -> u64 {
         match (&in_force.retry_budget, resource) {
             (Some((percent, minimum)), Resource::Retries) => {
-                let of = |resource: Resource| self.limits[resource as usize].count.load(Ordering::Relaxed);
-                let active = of(Resource::Requests) + of(Resource::Pending);
+                let of = |resource| admission.limit(self.priority, resource).used();
+                let active = match &self.recent {
+                    Some(recent) => recent.count(Instant::now()),
+                    None => of(Resource::Requests) + of(Resource::Pending),
+                };
                 let share = (active as f64 * percent.get() / 100.0) as u64;
                 share.max(minimum.get())
             }
@@ -304,24 +424,24 @@ impl Breakers {
         }
     }
 
-    fn changed(&self, resource: Resource, max: u64) {
-        self.show_remaining(resource, max);
-        self.reconcile(resource, max);
+    fn changed(&self, limit: &Limit, resource: Resource, max: u64) {
+        self.show_remaining(limit, resource, max);
+        self.reconcile(limit, resource, max);
     }
 
     /// Writes what is left, and looks again as [`Breakers::reconcile`] does.
-    fn show_remaining(&self, resource: Resource, max: u64) {
+    fn show_remaining(&self, limit: &Limit, resource: Resource, max: u64) {
         let Some(gauges) = &self.remaining else { return };
         if self.clear_budgeted(resource) {
             return;
         }
-        let (gauge, limit) = (&gauges[resource as usize], &self.limits[resource as usize]);
+        let gauge = &gauges[resource as usize];
         // Others may write meanwhile; whoever writes last has looked last.
         for _ in 0..ATTEMPTS {
-            let used = limit.count.load(Ordering::SeqCst);
+            let used = limit.used();
             let left = max.saturating_sub(used);
             gauge.set(left);
-            if gauge.value() == left && limit.count.load(Ordering::SeqCst) == used {
+            if gauge.value() == left && limit.used() == used {
                 return;
             }
         }
@@ -338,10 +458,9 @@ impl Breakers {
 
     /// Brings the `*_open` gauge in line with the count. Whoever flips it looks again, so that of two workers that cross
     /// the bound at once the last one leaves the truth behind.
-    fn reconcile(&self, resource: Resource, max: u64) {
-        let limit = &self.limits[resource as usize];
+    fn reconcile(&self, limit: &Limit, resource: Resource, max: u64) {
         loop {
-            let open = limit.count.load(Ordering::SeqCst) >= max;
+            let open = limit.used() >= max;
             if limit.open.load(Ordering::SeqCst) == open || limit.open.swap(open, Ordering::SeqCst) == open {
                 return;
             }
@@ -394,19 +513,21 @@ impl Priority {
 
 impl fmt::Debug for Breakers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Breakers")
-            .field("limits", &self.limits)
-            .field("configured", &self.configured)
-            .finish()
+        f.debug_struct("Breakers").field("configured", &self.configured).finish_non_exhaustive()
     }
 }
 
-impl Drop for Breakers {
-    /// The gauges outlive a replaced cluster: what this one added is taken back.
+impl Drop for Admission {
+    /// The gauges outlive the cluster: what it added is taken back, unless a successor has taken that over.
     fn drop(&mut self) {
-        for resource in RESOURCES {
-            if self.limits[resource as usize].open.load(Ordering::SeqCst) {
-                self.open_gauge(resource).dec();
+        if self.counts.in_force.load(Ordering::SeqCst) != self.version {
+            return;
+        }
+        for (breakers, limits) in self.priorities.iter().zip(&self.counts.limits) {
+            for (resource, limit) in RESOURCES.into_iter().zip(limits) {
+                if limit.open.swap(false, Ordering::SeqCst) {
+                    breakers.open_gauge(resource).dec();
+                }
             }
         }
     }

@@ -357,6 +357,7 @@ impl Clusters {
             };
             self.warming.remove(&name);
             self.stats.warming_clusters().sub(1);
+            live.cluster.admission.take_over();
             entry.cell.set(Some(Arc::clone(&live.cluster)));
             entry.updated = SystemTime::now();
             match entry.active.replace(live) {

@@ -47,13 +47,27 @@ impl UpstreamSocket {
     }
 }
 
+/// Whether a connection may go past the bounds.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum PastLimit {
+    /// There are others to wait for.
+    #[default]
+    Never,
+    /// When no worker has any to the host, which would be unreachable otherwise.
+    First,
+    /// This worker has none to the host.
+    Always,
+}
+
 /// What a caller asks of a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectOptions<'a> {
     /// Which circuit breakers count.
     pub priority: Priority,
-    /// Go past `max_connections`: the worker has none to the host yet, which would be unreachable otherwise.
-    pub past_limit: bool,
+    /// Whether to go past `max_connections`.
+    pub past_limit: PastLimit,
+    /// It is the turn of this one of all that wait for room.
+    pub called: bool,
     /// The connection that it is made for, of which a PROXY header speaks.
     pub downstream: Option<&'a ConnectionInfo>,
     /// SNI and SAN of this connection, and the ALPN list.
@@ -95,8 +109,9 @@ pub enum ConnectError {
 #[derive(Debug)]
 pub struct ConnectionGuard {
     cluster: Rc<ClusterRef>,
-    _permit: Permit,
-    active_connection: ActiveConnection,
+    /// Both are given back before others hear of it.
+    permit: Option<Permit>,
+    active_connection: Option<ActiveConnection>,
     start: Instant,
     /// Bytes received and sent that are not in the statistics yet.
     received: u64,
@@ -120,27 +135,14 @@ pub async fn connect(
     options: ConnectOptions<'_>,
 ) -> Result<(Transport, UpstreamConnInfo, ConnectionGuard), ConnectError> {
     let stats = &cluster.stats;
-    let permit = match cluster.admission.reserve(options.priority, Resource::Connections) {
-        Some(permit) => permit,
-        None => {
-            stats.upstream_cx_overflow().inc();
-            if !options.past_limit {
-                return Err(ConnectError::Overflow);
-            }
-            cluster.admission.reserve_anyway(options.priority, Resource::Connections)
-        }
-    };
-    let active = match cluster.admission.max_connections_per_host() {
-        Some(max) => host.try_begin_connection(max).ok_or(ConnectError::Overflow)?,
-        None => host.begin_connection(),
-    };
+    let (permit, active) = admit(cluster, host, options)?;
     let start = Instant::now();
     stats.upstream_cx_total().inc();
     stats.upstream_cx_active().inc();
     let mut guard = ConnectionGuard {
         cluster: Rc::clone(cluster),
-        _permit: permit,
-        active_connection: active,
+        permit: Some(permit),
+        active_connection: Some(active),
         start,
         received: 0,
         sent: 0,
@@ -169,6 +171,54 @@ pub async fn connect(
             Err(error)
         }
     }
+}
+
+/// A unit of `max_connections`, and one of the host's.
+fn admit(
+    cluster: &ClusterRef,
+    host: &Rc<HostRef>,
+    options: ConnectOptions<'_>,
+) -> Result<(Permit, ActiveConnection), ConnectError> {
+    let ConnectOptions { priority, past_limit, called, .. } = options;
+    let admission = &cluster.admission;
+    // Who comes now waits behind those who wait, unless it would not wait at all.
+    let is_next = called || past_limit == PastLimit::Always || !admission.are_connections_wanted();
+    let reserved = is_next.then(|| admission.reserve(priority, Resource::Connections)).flatten();
+    let permit = match (reserved, past_limit) {
+        (Some(permit), _) => permit,
+        (None, PastLimit::Always) => {
+            cluster.stats.upstream_cx_overflow().inc();
+            admission.reserve_anyway(priority, Resource::Connections)
+        }
+        (None, PastLimit::First) => {
+            if is_next && let Some(active) = host.try_begin_connection(1) {
+                cluster.stats.upstream_cx_overflow().inc();
+                return Ok((admission.reserve_anyway(priority, Resource::Connections), active));
+            }
+            return Err(overflow(cluster, called));
+        }
+        (None, PastLimit::Never) => return Err(overflow(cluster, called)),
+    };
+    let active = match admission.max_connections_per_host() {
+        None => host.begin_connection(),
+        Some(max) => match (host.try_begin_connection(max), past_limit) {
+            (Some(active), _) => active,
+            (None, PastLimit::Always) => {
+                cluster.stats.upstream_cx_overflow().inc();
+                host.begin_connection()
+            }
+            (None, _) => return Err(overflow(cluster, called)),
+        },
+    };
+    Ok((permit, active))
+}
+
+/// Counted once, however often somebody looks again who waits.
+fn overflow(cluster: &ClusterRef, called: bool) -> ConnectError {
+    if !called {
+        cluster.stats.upstream_cx_overflow().inc();
+    }
+    ConnectError::Overflow
 }
 
 impl ConnectionGuard {
@@ -208,10 +258,10 @@ impl ConnectionGuard {
     /// Returns when the host fails its health checks or is ejected, where the cluster says that connections end with that
     /// (`close_connections_on_host_health_failure`).
     pub fn host_fails(&self) -> impl Future<Output = ()> + use<> {
-        let host = Rc::clone(self.active_connection.host());
+        let host = self.active_connection.as_ref().map(|active| Rc::clone(active.host()));
         let watch = self.cluster.health_watch.as_ref().map(|watch| watch.subscribe());
         async move {
-            let Some(mut watch) = watch else { return std::future::pending().await };
+            let (Some(mut watch), Some(host)) = (watch, host) else { return std::future::pending().await };
             let is_failed =
                 || host.has_flag(HealthFlag::FailedActiveHc) || host.has_flag(HealthFlag::FailedOutlierCheck);
             // A connection to a host that has failed already is one of panic, and stays.
@@ -234,6 +284,8 @@ impl ConnectionGuard {
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.flush();
+        drop((self.permit.take(), self.active_connection.take()));
+        self.cluster.admission.connection_ended();
         let stats = &self.cluster.stats;
         stats.upstream_cx_active().dec();
         stats.upstream_cx_destroy().inc();

@@ -27,6 +27,7 @@ use waystation_filter_api::connection::ConnectionInfo;
 use waystation_filter_api::http::{HttpFilterFactory, NodeInfo};
 use waystation_schema::{Message, TextOptions, yaml_to_wire};
 use waystation_stats::Store;
+use waystation_upstream::Cluster;
 use waystation_upstream::cluster::Environment;
 
 /// Nothing here takes longer unless it hangs.
@@ -348,6 +349,63 @@ const ROUTES: &str = r#"
         route: {cluster: up}
 "#;
 
+/// A process with the cluster `up` at `port`, and a connection manager that routes to it.
+pub(crate) fn prepare(
+    port: u16,
+    hcm: &str,
+    filters: &str,
+    cluster: &str,
+    limit: usize,
+) -> (Arc<Shared>, Hcm, Arc<waystation_filter_api::cell::Cell<Cluster>>) {
+    let shared = Shared::new(Store::default(), NodeInfo::default(), Backing::default(), &options());
+    let cell = shared.clusters.cell("up");
+    cell.set(Some(compile_cluster(&shared, port, cluster, None)));
+    let context = CompileContext::with_buffer_limit(&shared, limit);
+    let manager = format!(
+        "stat_prefix: in\n{hcm}\nroute_config:\n    validate_clusters: false\n    name: r{ROUTES}\nhttp_filters:{filters}\n- name: router\n  typed_config: \
+         {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}\n"
+    );
+    let proto: HcmProto =
+        parse("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", &manager);
+    let scope = shared.stats.root().scope("listener").scope("test");
+    let hcm = Hcm::compile(&proto, &scope, &context).unwrap_or_else(|error| panic!("{error}"));
+    (shared, hcm, cell)
+}
+
+/// The cluster `up` at `port` with these fields, in the place of another.
+pub(crate) fn compile_cluster(
+    shared: &Arc<Shared>,
+    port: u16,
+    fields: &str,
+    previous: Option<&Arc<Cluster>>,
+) -> Arc<Cluster> {
+    let yaml = format!(
+        "name: up\ntype: STATIC\nconnect_timeout: 1s\nload_assignment: {{cluster_name: up, endpoints: [{{lb_endpoints: \
+         [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n{fields}"
+    );
+    let proto: ClusterProto = parse("envoy.config.cluster.v3.Cluster", &yaml);
+    let root = shared.stats.root();
+    let scope = root.scope("cluster").scope("up");
+    let context = CompileContext::new(shared);
+    let transport = |socket: &_| waystation::upstream_socket::compile(socket, &scope, &context);
+    let compiled = Cluster::compile(
+        &proto,
+        &waystation_upstream::CompileContext {
+            environment: &Environment::new(shared.runtime.clone()),
+            stats: &root,
+            transport: &transport,
+            route_policies: &|_| Ok(None),
+            upstream_filters: &|_| Ok(None),
+            added_via_api: false,
+            previous,
+            now: Instant::now(),
+        },
+    );
+    let cluster = Arc::new(compiled.unwrap());
+    cluster.admission.take_over();
+    cluster
+}
+
 fn options() -> Options {
     match options::parse(["waystation".into(), "--config-yaml".into(), "{}".into()]) {
         Ok(Command::Run(options)) => *options,
@@ -457,44 +515,7 @@ typed_extension_protocol_options:
         limit: usize,
         own: Vec<Arc<dyn HttpFilterFactory>>,
     ) -> Self {
-        let store = Store::default();
-        let shared = Shared::new(store, NodeInfo::default(), Backing::default(), &options());
-        let cluster = format!(
-            "name: up\ntype: STATIC\nconnect_timeout: 1s\nload_assignment: {{cluster_name: up, endpoints: [{{lb_endpoints: \
-             [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]}}\n{cluster}",
-            upstream.address.port()
-        );
-        let proto: ClusterProto = parse("envoy.config.cluster.v3.Cluster", &cluster);
-        let cell = shared.clusters.cell("up");
-        let root = shared.stats.root();
-        let context = CompileContext::with_buffer_limit(&shared, limit);
-        let environment = Environment::new(shared.runtime.clone());
-        let scope = root.scope("cluster").scope("up");
-        let transport = |socket: &_| waystation::upstream_socket::compile(socket, &scope, &context);
-        let compiled = waystation_upstream::Cluster::compile(
-            &proto,
-            &waystation_upstream::CompileContext {
-                environment: &environment,
-                stats: &root,
-                transport: &transport,
-                route_policies: &|_| Ok(None),
-                upstream_filters: &|_| Ok(None),
-                added_via_api: false,
-                previous: None,
-                now: Instant::now(),
-            },
-        );
-        cell.set(Some(Arc::new(compiled.unwrap())));
-        let manager = format!(
-            "stat_prefix: in\n{hcm}\nroute_config:\n    validate_clusters: false\n    name: r{ROUTES}\nhttp_filters:{filters}\n- name: router\n  typed_config: \
-             {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}\n"
-        );
-        let proto: HcmProto = parse(
-            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-            &manager,
-        );
-        let hcm = Hcm::compile(&proto, &root.scope("listener").scope("test"), &context);
-        let mut hcm = hcm.unwrap_or_else(|error| panic!("{error}"));
+        let (shared, mut hcm, cell) = prepare(upstream.address.port(), hcm, filters, cluster, limit);
         for filter in own {
             hcm.push_filter("own", filter);
         }

@@ -79,8 +79,18 @@ pub(super) fn compile(proto: &pb::Cluster, cx: &CompileContext<'_>) -> Result<Cl
             .close_connections_on_host_health_failure
             .then(|| tokio::sync::watch::Sender::new(())),
         admission: Arc::new(
-            Admission::compile(proto.circuit_breakers.as_ref(), &proto.name, runtime, &scope, &stats)
-                .at(|| "circuit_breakers")?,
+            Admission::compile(
+                proto.circuit_breakers.as_ref(),
+                &proto.name,
+                runtime,
+                &scope,
+                &stats,
+                // Under another name in the statistics the gauges are others.
+                cx.previous
+                    .filter(|previous| previous.observability_name() == stat_name)
+                    .map(|previous| &*previous.admission),
+            )
+            .at(|| "circuit_breakers")?,
         ),
         previous: cx.previous.filter(|_| outlier_detection.is_some()).map(Arc::downgrade),
         outlier_detection,

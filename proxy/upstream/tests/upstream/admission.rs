@@ -12,7 +12,7 @@ use waystation_upstream::Priority;
 use waystation_upstream::admission::Resource;
 use waystation_upstream::cluster::Environment;
 
-use crate::support::{Rig, cluster, percent};
+use crate::support::{Rig, cluster, compile_after, percent};
 
 fn with(thresholds: pb::circuit_breakers::Thresholds) -> pb::Cluster {
     let mut proto = cluster(LbPolicy::RoundRobin, Vec::new());
@@ -193,4 +193,163 @@ fn a_retry_budget_keeps_to_a_simple_model() {
         let in_use = rig.cluster.admission.in_use(Priority::Default, Resource::Retries);
         assert_eq!(in_use, retries.len() as u64, "seed {seed}");
     }
+}
+
+/// A cluster is replaced under traffic: what the old one has under way counts, and the gauges follow the new thresholds.
+#[test]
+fn a_successor_counts_what_is_under_way() {
+    let thresholds = |max: u32| {
+        with(pb::circuit_breakers::Thresholds {
+            max_requests: limit(max),
+            track_remaining: true,
+            ..Default::default()
+        })
+    };
+    let environment = Environment::new(Runtime::new());
+    let mut rig = Rig::within(&thresholds(3), &environment);
+    let take = |rig: &Rig| rig.cluster.admission.reserve(Priority::Default, Resource::Requests);
+    let shown = |rig: &Rig| {
+        let stat = |name: &str| rig.stat(&format!("circuit_breakers.default.{name}"));
+        (stat("rq_open"), stat("remaining_rq"))
+    };
+    let mut held: Vec<_> = (0..3).map(|_| take(&rig).unwrap()).collect();
+    assert_eq!(shown(&rig), (1, 0));
+    let old = Arc::clone(&rig.cluster);
+    let successor = |rig: &Rig, max| {
+        let fresh =
+            compile_after(&thresholds(max), &environment, &rig.stats, rig.now, &Arc::clone(&rig.cluster));
+        Arc::new(fresh)
+    };
+    // Compiled, not in force: the gauges are still its predecessor's.
+    rig.cluster = successor(&rig, 5);
+    assert_eq!(shown(&rig), (1, 0));
+    rig.cluster.admission.take_over();
+    assert_eq!(shown(&rig), (0, 2));
+    held.extend([take(&rig).unwrap(), take(&rig).unwrap()]);
+    assert!(take(&rig).is_none() && !old.admission.try_acquire(Priority::Default, Resource::Requests));
+    assert_eq!(shown(&rig), (1, 0));
+    // Fewer than are under way: nothing new until there is room.
+    rig.cluster = successor(&rig, 2);
+    rig.cluster.admission.take_over();
+    assert_eq!(shown(&rig), (1, 0));
+    drop(old);
+    for left in (0..5).rev() {
+        drop(held.remove(0));
+        assert_eq!(shown(&rig), (u64::from(left >= 2), 2_u64.saturating_sub(left)), "{left} left");
+        assert_eq!(rig.cluster.admission.active_requests(), left);
+    }
+    assert!(take(&rig).is_some());
+}
+
+/// Threads take and give back while the cluster is replaced over and over: never more than the largest bound, and none is
+/// left over.
+#[test]
+fn updates_under_load_leak_nothing() {
+    let environment = Environment::new(Runtime::new());
+    let thresholds =
+        |max: u32| with(pb::circuit_breakers::Thresholds { max_requests: limit(max), ..Default::default() });
+    let rig = Rig::within(&thresholds(4), &environment);
+    let newest = parking_lot::Mutex::new(Arc::clone(&rig.cluster));
+    let (held, most) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for seed in 0..8 {
+            let (newest, held, most) = (&newest, &held, &most);
+            scope.spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(seed);
+                let mut permits = Vec::new();
+                for _ in 0..5_000 {
+                    if rng.bool() {
+                        let cluster = Arc::clone(&newest.lock());
+                        let permit = cluster.admission.reserve(Priority::Default, Resource::Requests);
+                        if let Some(permit) = permit {
+                            most.fetch_max(held.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                            permits.push(permit);
+                        }
+                    } else if !permits.is_empty() {
+                        held.fetch_sub(1, Ordering::SeqCst);
+                        drop(permits.swap_remove(rng.usize(..permits.len())));
+                    }
+                }
+                held.fetch_sub(permits.len() as u64, Ordering::SeqCst);
+            });
+        }
+        for round in 0..200 {
+            let before = Arc::clone(&newest.lock());
+            let proto = thresholds(4 - round % 3);
+            let fresh = Arc::new(compile_after(&proto, &environment, &rig.stats, rig.now, &before));
+            fresh.admission.take_over();
+            *newest.lock() = fresh;
+        }
+    });
+    assert!(most.load(Ordering::SeqCst) <= 4);
+    let newest = newest.into_inner();
+    assert_eq!(newest.admission.active_requests(), 0);
+    assert_eq!(rig.stat("circuit_breakers.default.rq_open"), 0);
+}
+
+/// Every order in which three workers can take two units and give them back, step by step.
+#[test]
+fn every_interleaving_of_three_workers() {
+    let rig = Rig::new(&with(pb::circuit_breakers::Thresholds {
+        max_requests: limit(2),
+        track_remaining: true,
+        ..Default::default()
+    }));
+    let admission = &rig.cluster.admission;
+    // Each worker: take, give back, take, give back. 12 steps of three workers.
+    fn orders(left: [u8; 3], done: &mut Vec<usize>, all: &mut Vec<Vec<usize>>) {
+        if left == [0; 3] {
+            return all.push(done.clone());
+        }
+        for worker in 0..3 {
+            if left[worker] > 0 {
+                let mut next = left;
+                next[worker] -= 1;
+                done.push(worker);
+                orders(next, done, all);
+                done.pop();
+            }
+        }
+    }
+    let mut all = Vec::new();
+    orders([4; 3], &mut Vec::new(), &mut all);
+    assert_eq!(all.len(), 34_650);
+    for (number, order) in all.into_iter().enumerate() {
+        let mut held = [None, None, None];
+        let mut steps = [0; 3];
+        for worker in order {
+            if steps[worker] % 2 == 0 {
+                let others = held.iter().flatten().count();
+                held[worker] = admission.reserve(Priority::Default, Resource::Requests);
+                assert_eq!(held[worker].is_some(), others < 2);
+            } else {
+                held[worker] = None;
+            }
+            steps[worker] += 1;
+            let used = held.iter().flatten().count() as u64;
+            assert_eq!(admission.in_use(Priority::Default, Resource::Requests), used);
+            // Looking up names is slow: not each time.
+            if number % 50 == 0 {
+                assert_eq!(rig.stat("circuit_breakers.default.remaining_rq"), 2 - used);
+                assert_eq!(rig.stat("circuit_breakers.default.rq_open"), u64::from(used == 2));
+            }
+        }
+    }
+}
+
+/// With an interval a budget counts requests for as long, done or not.
+#[test]
+fn a_budget_of_an_interval() {
+    let rig = Rig::new(&with(pb::circuit_breakers::Thresholds {
+        retry_budget: Some(pb::circuit_breakers::thresholds::RetryBudget {
+            budget_percent: Some(percent(50.0)),
+            min_retry_concurrency: limit(1),
+            budget_interval: Some(crate::support::seconds(600)),
+        }),
+        ..Default::default()
+    }));
+    let admission = &rig.cluster.admission;
+    (0..10).for_each(|_| drop(admission.reserve(Priority::Default, Resource::Requests)));
+    assert_eq!(admission.max(Priority::Default, Resource::Retries), 5);
+    assert_eq!(admission.max(Priority::High, Resource::Retries), 3, "the other priority has none");
 }

@@ -11,11 +11,12 @@ use waystation_http::Headers;
 use waystation_http::h1::{self, Received};
 use waystation_tls::ClientOptions;
 use waystation_upstream::Priority;
-use waystation_upstream::admission::Resource;
+use waystation_upstream::admission::{Place, Resource};
 use waystation_upstream::cluster::{ClusterRef, HttpOptions, UpstreamProtocol};
 use waystation_upstream::jitter::spread;
 
 use crate::http::end::ResetReason;
+use crate::pool::connect::PastLimit;
 use crate::pool::http1::Http1;
 use crate::pool::http2::{Http2, Http2Stream};
 use crate::pool::tcp::Tcp;
@@ -140,6 +141,11 @@ pub(in crate::http) async fn acquire(
     stats.upstream_rq_pending_total().inc();
     stats.upstream_rq_pending_active().inc();
     let _pending = PendingPermit { cluster: &cluster, priority };
+    let failed = |reason, transport| {
+        stats.upstream_rq_pending_failure_eject().inc();
+        Err(NoStream { reason, transport })
+    };
+    let mut place: Option<Place> = None;
     loop {
         if let Some(upstream) = self::ready(&pool, &cluster, carried, Instant::now()) {
             return Ok(upstream);
@@ -165,8 +171,8 @@ pub(in crate::http) async fn acquire(
         let downstream = pool.downstream();
         let options = ConnectOptions {
             priority,
-            // One that nobody else's will come back for.
-            past_limit: !pool.has(wanted.takes()),
+            past_limit: past_limit(&pool, &cluster, priority, wanted),
+            called: place.is_some(),
             downstream: downstream.as_deref(),
             tls: ClientOptions {
                 server_name: pool.tls_name().and_then(TlsName::server_name),
@@ -174,7 +180,7 @@ pub(in crate::http) async fn acquire(
                 alpn,
             },
         };
-        let connecting = Connecting::new(&pool, wanted.is_shared());
+        let connecting = Connecting::new(&pool, wanted);
         let host = pool.host();
         let made = connect(&worker, &cluster, &host, options).await;
         match made {
@@ -223,27 +229,39 @@ pub(in crate::http) async fn acquire(
                     Err(reason) => return Err(NoStream { reason, transport: None }),
                 }
             }
-            // One of ours will come back.
-            Err(ConnectError::Overflow) if pool.has(wanted.takes()) => {
+            Err(ConnectError::Overflow) => {
                 connecting.settle();
-                if let Some(connection) = pool.wait(wanted.takes()).done().await {
-                    return Ok(Upstream::Http1(connection));
+                if pool.has(wanted.takes()) {
+                    // One of ours will come back, or it is our turn before that.
+                    let mut waiting = pool.wait(wanted.takes());
+                    let given = match &place {
+                        None => waiting.done().await,
+                        Some(place) => tokio::select! {
+                            given = waiting.done() => given,
+                            () = place.called() => None,
+                        },
+                    };
+                    if let Some(connection) = given {
+                        return Ok(Upstream::Http1(connection));
+                    }
+                } else if options.past_limit == PastLimit::First {
+                    // One of another worker's will end: those that are idle do now.
+                    let place = place.get_or_insert_with(|| {
+                        let place = cluster.admission.stand_in_line();
+                        worker.shared.room_wanted.notify_waiters();
+                        place
+                    });
+                    place.called().await;
+                } else {
+                    return failed(ResetReason::Overflow, None);
                 }
             }
-            Err(error) => {
-                stats.upstream_rq_pending_failure_eject().inc();
-                return Err(match error {
-                    ConnectError::Overflow => NoStream { reason: ResetReason::Overflow, transport: None },
-                    ConnectError::Timeout => {
-                        NoStream { reason: ResetReason::ConnectionTimeout, transport: None }
-                    }
-                    ConnectError::Failed { local: true, reason } => {
-                        NoStream { reason: ResetReason::LocalConnectionFailure, transport: Some(reason) }
-                    }
-                    ConnectError::Failed { local: false, reason } => {
-                        NoStream { reason: ResetReason::RemoteConnectionFailure, transport: Some(reason) }
-                    }
-                });
+            Err(ConnectError::Timeout) => return failed(ResetReason::ConnectionTimeout, None),
+            Err(ConnectError::Failed { local: true, reason }) => {
+                return failed(ResetReason::LocalConnectionFailure, Some(reason));
+            }
+            Err(ConnectError::Failed { local: false, reason }) => {
+                return failed(ResetReason::RemoteConnectionFailure, Some(reason));
             }
         }
     }
@@ -437,20 +455,36 @@ fn wanted(cluster: &ClusterRef, pool: &HostPool, carried: Carried) -> Wanted {
     }
 }
 
+/// Whether a connection may go past the bounds. A pool is never left without any, as in Envoy; but a bound that the
+/// configuration sets holds for all workers together, where they can take turns. Streams of HTTP/2 can't: what is shared
+/// does not end between two of them.
+fn past_limit(pool: &HostPool, cluster: &ClusterRef, priority: Priority, wanted: Wanted) -> PastLimit {
+    let admission = &cluster.admission;
+    let bounded = admission.bounds_connections(priority) || admission.max_connections_per_host().is_some();
+    if pool.has(wanted.takes()) {
+        PastLimit::Never
+    } else if bounded && !wanted.is_shared() && pool.is_common() && pool.is_empty() {
+        PastLimit::First
+    } else {
+        PastLimit::Always
+    }
+}
+
 /// A connection is being made. One that streams can share is waited for by others as long as it is; of any that is not made,
 /// the room is for others.
 struct Connecting<'a> {
     pool: &'a HostPool,
-    shared: bool,
+    wanted: Wanted,
     settled: bool,
 }
 
 impl<'a> Connecting<'a> {
-    fn new(pool: &'a HostPool, shared: bool) -> Self {
-        if shared {
-            pool.http2_connecting.set(true);
+    fn new(pool: &'a HostPool, wanted: Wanted) -> Self {
+        match wanted {
+            Wanted::Http2 | Wanted::Either => pool.http2_connecting.set(true),
+            Wanted::Http1 | Wanted::Raw => pool.count_connecting(wanted == Wanted::Raw, true),
         }
-        Self { pool, shared, settled: false }
+        Self { pool, wanted, settled: false }
     }
 
     /// Ends it where nobody has anything to look for: nobody waited for it, and it has its room, or had none.
@@ -461,10 +495,11 @@ impl<'a> Connecting<'a> {
 
 impl Drop for Connecting<'_> {
     fn drop(&mut self) {
-        if self.shared {
-            self.pool.http2_connecting.set(false);
+        match self.wanted {
+            Wanted::Http2 | Wanted::Either => self.pool.http2_connecting.set(false),
+            Wanted::Http1 | Wanted::Raw => self.pool.count_connecting(self.wanted == Wanted::Raw, false),
         }
-        match (self.settled, self.shared) {
+        match (self.settled, self.wanted.is_shared()) {
             (true, _) => {}
             (false, true) => self.pool.wake_all(),
             (false, false) => self.pool.vacated(),
