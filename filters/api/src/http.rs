@@ -341,6 +341,11 @@ pub trait Driver {
 
     /// Fetches the cluster that the stream's route sends `head` to. Nothing when there is nothing to fetch.
     fn fetch_cluster(&self, source: &Arc<ClusterSource>, head: &Headers) -> Option<LocalFuture<Fetched>>;
+
+    /// The name of the cluster that the stream's route sends `head` to, whether there is such a cluster or not.
+    fn cluster_name<'a>(&'a self, _head: &'a Headers) -> Option<&'a str> {
+        None
+    }
 }
 
 /// The hosts of a cluster, by their health.

@@ -89,7 +89,10 @@ impl HttpFilter for Watch {
     fn decode_headers(&mut self, cx: &mut StreamCx<'_>, head: &mut Headers, _end: bool) -> Flow {
         let factory = cx.config::<Factory>();
         let settings = cx.most_specific().unwrap_or(&factory.settings);
-        let cluster = cx.info.upstream.cluster.as_ref().map(|cluster| cluster.name());
+        let cluster = match &cx.info.upstream.cluster {
+            Some(cluster) => Some(cluster.name()),
+            None => cx.driver.cluster_name(head),
+        };
         if !settings.concerns(head, cluster) {
             return Flow::Continue;
         }

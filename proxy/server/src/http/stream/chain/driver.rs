@@ -77,13 +77,17 @@ impl Driver for PhaseDriver<'_> {
     }
 
     fn fetch_cluster(&self, source: &Arc<ClusterSource>, head: &Headers) -> Option<LocalFuture<Fetched>> {
+        let name = self.cluster_name(head)?;
+        Some(self.ask(Wanted::Cluster { source: Arc::clone(source), name: name.into() }))
+    }
+
+    fn cluster_name<'a>(&'a self, head: &'a Headers) -> Option<&'a str> {
         let (table, index) = self.table?;
         let Action::Route(action) = &table.held.route(*index)?.action else { return None };
-        let name = match action.target(head, self.random, || None).cluster {
-            ClusterRef::Cell(cell) => cell.name(),
-            // Without the header there is no name to ask for.
-            ClusterRef::Named(name) => str::from_utf8(name).ok().filter(|name| !name.is_empty())?,
-        };
-        Some(self.ask(Wanted::Cluster { source: Arc::clone(source), name: name.into() }))
+        match action.target(head, self.random, || None).cluster {
+            ClusterRef::Cell(cell) => Some(cell.name()),
+            // Without the header there is no name.
+            ClusterRef::Named(name) => str::from_utf8(name).ok().filter(|name| !name.is_empty()),
+        }
     }
 }
