@@ -173,7 +173,8 @@ impl Cluster {
                     Some(state) => Arc::clone(state),
                     None => HostState::new(now, monitors.of(address)),
                 };
-                self.set_unchecked(&state, spec, before, now);
+                let is_new = health_before.is_none() || before.is_some_and(|host| host.is_unchecked());
+                self.set_unchecked(&state, spec, is_new, now);
                 state.set_eds_status(spec.status, now);
                 changed |= health_before.is_some_and(|before| before != state.flags());
                 let host = match before.filter(|host| describes(host, spec, group.priority, &group.locality))
@@ -227,7 +228,7 @@ impl Cluster {
         &self,
         state: &HostState,
         spec: &EndpointSpec,
-        before: Option<&Arc<Host>>,
+        is_new: bool,
         now: Instant,
     ) {
         let Some(check) = &self.health_check else { return };
@@ -236,7 +237,7 @@ impl Cluster {
         state.change(0, HealthFlag::PendingDynamicRemoval as u32, now);
         if disabled {
             state.change(0, HealthFlag::ACTIVE, now);
-        } else if before.is_none_or(|host| host.is_unchecked()) {
+        } else if is_new {
             state.change(check.unchecked(), 0, now);
         }
     }

@@ -6,6 +6,7 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as ep;
 use envoy_types::pb::google::protobuf as wkt;
+use waystation_upstream::discovery::Assignment;
 use waystation_upstream::health_check::{Answer, Failure, Session};
 use waystation_upstream::{Health, PickContext};
 
@@ -111,6 +112,23 @@ fn removed_hosts_go_at_once_if_so_configured() {
     rig.answer(1, GOOD);
     rig.discover(&[2]);
     assert_eq!(rig.flags().len(), 1);
+}
+
+/// The one host of a LOGICAL_DNS cluster is the same wherever its name leads: a new address does not take it out of service.
+#[test]
+fn a_logical_host_keeps_its_health() {
+    let mut rig = checked(&[1], |proto| {
+        let kind = pb::cluster::DiscoveryType::LogicalDns as i32;
+        proto.cluster_discovery_type = Some(pb::cluster::ClusterDiscoveryType::Type(kind));
+        proto.load_assignment =
+            Some(assignment(vec![locality("", 0, 0, vec![crate::support::at("a.test", 80)])]));
+    });
+    let resolved = |octet| Assignment::compile(&assignment(vec![all(&[octet])])).unwrap();
+    rig.cluster.apply(&resolved(1), rig.now);
+    assert_eq!(rig.flags(), [(1, "/failed_active_hc".to_owned())]);
+    rig.answer(1, GOOD);
+    rig.cluster.apply(&resolved(2), rig.now);
+    assert_eq!(rig.flags(), [(2, "healthy".to_owned())]);
 }
 
 #[test]
