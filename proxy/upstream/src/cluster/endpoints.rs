@@ -224,13 +224,7 @@ impl Cluster {
     }
 
     /// A host that is to be checked counts as failed until it has been; one that is not has no such flags.
-    fn set_unchecked(
-        &self,
-        state: &HostState,
-        spec: &EndpointSpec,
-        is_new: bool,
-        now: Instant,
-    ) {
+    fn set_unchecked(&self, state: &HostState, spec: &EndpointSpec, is_new: bool, now: Instant) {
         let Some(check) = &self.health_check else { return };
         let target = spec.details.as_ref().and_then(|details| details.health_check.as_ref());
         let disabled = target.is_some_and(|target| target.disabled);
