@@ -67,7 +67,7 @@ fn cluster(name: &str, kind: Kind, more: &Value) -> Value {
         "connect_timeout": "2s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint(name)]}]},
     });
-    if kind == Kind::H2 {
+    if matches!(kind, Kind::H2 | Kind::Als) {
         cluster["typed_extension_protocol_options"] = json!({
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions":
                 {"@type": HTTP_OPTIONS, "explicit_http_config": {"http2_protocol_options": {}}},

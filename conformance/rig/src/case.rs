@@ -74,6 +74,8 @@ pub(crate) enum Kind {
     H1,
     H2,
     Tcp,
+    /// An access log service.
+    Als,
     /// A port where nobody listens.
     Refuse,
 }

@@ -1,5 +1,6 @@
 //! Scripted upstreams that remember what they saw.
 
+mod als;
 mod grpc;
 mod h1;
 pub(crate) mod h2;
@@ -182,6 +183,7 @@ async fn serve(listener: TcpListener, acceptor: Option<TlsAcceptor>, kind: Kind,
                 Kind::H1 => h1::serve(conn, id, sni, &script).await,
                 Kind::H2 => h2::serve(conn, id, sni, &script).await,
                 Kind::Tcp => tcp(conn, id, &script).await,
+                Kind::Als => als::serve(conn, &script).await,
                 Kind::Refuse => {}
             }
         });

@@ -1,6 +1,7 @@
 //! Access logs.
 
 mod filter;
+mod grpc;
 mod sink;
 
 use std::cell::RefCell;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::accesslog::v3 as pb;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3 as file;
+use envoy_types::pb::envoy::extensions::access_loggers::grpc::v3 as grpc_pb;
 use envoy_types::pb::envoy::extensions::access_loggers::stream::v3 as stream;
 use envoy_types::pb::google::protobuf::Any;
 use waystation_filter_api::runtime::Runtime;
@@ -16,6 +18,8 @@ use waystation_schema::{At, ConfigError};
 
 use crate::formatter::{FormatContext, Formatter, SubstitutionFormat};
 pub use filter::AccessLogFilter;
+use grpc::GrpcLog;
+pub use grpc::{EntryKind, GrpcLogDriver, GrpcQueue, Next};
 pub use sink::AccessLogSinks;
 use sink::{Destination, Sink};
 
@@ -49,6 +53,11 @@ pub enum AccessLogType {
 }
 
 impl AccessLogType {
+    /// Whether it is about an attempt rather than the request, and so comes from the router's log.
+    fn is_of_attempt(self) -> bool {
+        matches!(self, Self::UpstreamPoolReady | Self::UpstreamPeriodic | Self::UpstreamEnd)
+    }
+
     /// As `%ACCESS_LOG_TYPE%` prints it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -68,12 +77,19 @@ impl AccessLogType {
     }
 }
 
-/// One compiled `envoy.config.accesslog.v3.AccessLog`: a filter, a format, a sink.
+/// One compiled `envoy.config.accesslog.v3.AccessLog`: a filter, and what becomes of what it lets through.
 #[derive(Debug)]
 pub struct AccessLog {
     filter: Option<AccessLogFilter>,
-    format: SubstitutionFormat,
-    sink: Arc<Sink>,
+    output: Output,
+}
+
+#[derive(Debug)]
+enum Output {
+    /// A line in a file or stream.
+    Line(SubstitutionFormat, Arc<Sink>),
+    /// An entry for a service.
+    Entry(Box<GrpcLog>),
 }
 
 /// A line's buffer larger than this is not kept for the next one.
@@ -120,22 +136,25 @@ impl AccessLog {
         let Some(pb::access_log::ConfigType::TypedConfig(config)) = config_type else {
             return Err(ConfigError::field("typed_config", "is required"));
         };
-        let (destination, format) = compile_logger(config).at(|| "typed_config")?;
-        let sink = sinks.open(destination).at(|| "typed_config")?;
-        Ok(Self { filter, format, sink })
+        let output = compile_logger(config, sinks).at(|| "typed_config")?;
+        Ok(Self { filter, output })
     }
 
-    /// Writes a line if the filter lets it through. `random` serves runtime filters.
+    /// Writes a line, or an entry, if the filter lets it through. `random` serves runtime filters.
     ///
-    /// The line is handed to the sink's writer thread; nothing here waits for a disk or a reader.
+    /// It is handed to the writer's thread; nothing here waits for a disk or a reader.
     pub fn log(&self, cx: &FormatContext<'_>, random: u64) {
         if self.filter.as_ref().is_some_and(|filter| !filter.is_match(cx, random)) {
             return;
         }
+        let (format, sink) = match &self.output {
+            Output::Line(format, sink) => (format, sink),
+            Output::Entry(log) => return log.log(cx),
+        };
         LINE.with_borrow_mut(|line| {
             line.clear();
-            self.format.write(cx, line);
-            self.sink.write(line);
+            format.write(cx, line);
+            sink.write(line);
             if line.capacity() > KEPT_LINE_CAPACITY {
                 *line = Vec::new();
             }
@@ -143,9 +162,24 @@ impl AccessLog {
     }
 }
 
-fn compile_logger(config: &Any) -> Result<(Destination, SubstitutionFormat), ConfigError> {
-    let name = type_name(config);
-    match name {
+fn compile_logger(config: &Any, sinks: &AccessLogSinks) -> Result<Output, ConfigError> {
+    let line = |(destination, format)| Ok(Output::Line(format, sinks.open(destination)?));
+    let entry = |log| Output::Entry(Box::new(log));
+    match type_name(config) {
+        "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig" => {
+            let config: grpc_pb::HttpGrpcAccessLogConfig = unpack(config)?;
+            GrpcLog::http(&config, &sinks.grpc).map(entry)
+        }
+        "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig" => {
+            let config: grpc_pb::TcpGrpcAccessLogConfig = unpack(config)?;
+            GrpcLog::tcp(&config, &sinks.grpc).map(entry)
+        }
+        _ => compile_lines(config).and_then(line),
+    }
+}
+
+fn compile_lines(config: &Any) -> Result<(Destination, SubstitutionFormat), ConfigError> {
+    match type_name(config) {
         "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
             let file::FileAccessLog { path, access_log_format } = unpack(config)?;
             if path.is_empty() {

@@ -23,7 +23,9 @@ pub(crate) use header::decoded_if;
 pub use substitution::SubstitutionFormat;
 
 use crate::access_log::AccessLogType;
+pub(crate) use operator::MetadataOf;
 use operator::Operator;
+use waystation_matchers::MetadataPath;
 
 /// What operators read.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +91,12 @@ impl Formatter {
         missing: &'static str,
     ) -> Result<Self, ConfigError> {
         Ok(Self { segments: parse::parse(text, extensions)?.into(), missing })
+    }
+
+    /// Writes a value of metadata, and nothing when there is none.
+    pub(crate) fn of_metadata(of: MetadataOf, path: MetadataPath) -> Self {
+        let operator = Operator::Metadata { of, path, max_length: None };
+        Self { segments: [Segment::Operator(operator)].into(), missing: "" }
     }
 
     /// Envoy's default access log line.

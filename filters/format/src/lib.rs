@@ -17,7 +17,10 @@ mod header_mutation;
 mod mutation_rules;
 mod query_mutation;
 
-pub use access_log::{AccessLog, AccessLogFilter, AccessLogSinks, AccessLogType, EventLog};
+pub use access_log::{
+    AccessLog, AccessLogFilter, AccessLogSinks, AccessLogType, EntryKind, EventLog, GrpcLogDriver, GrpcQueue,
+    Next,
+};
 pub use formatter::{FormatContext, Formatter, SubstitutionFormat};
 pub use grpc_service::GrpcService;
 pub use header_mutation::{HeaderMutationList, HeaderMutations};

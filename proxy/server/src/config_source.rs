@@ -256,7 +256,11 @@ fn grpc(api: &core::ApiConfigSource, protocol: Protocol) -> Result<Source, Confi
     })))
 }
 
-fn grpc_service(proto: &core::GrpcService, backoff: &mut BackoffSpec) -> Result<GrpcService, ConfigError> {
+/// A service; `backoff` is changed where it has one of its own.
+pub(crate) fn grpc_service(
+    proto: &core::GrpcService,
+    backoff: &mut BackoffSpec,
+) -> Result<GrpcService, ConfigError> {
     use core::grpc_service::TargetSpecifier;
     wire::refuse("retry_policy", proto.retry_policy.is_some(), "xDS streams have their own back-off")?;
     let mut service = match &proto.target_specifier {

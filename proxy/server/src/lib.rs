@@ -19,6 +19,7 @@ pub mod control;
 pub mod dns;
 pub mod drain;
 pub mod duplex;
+pub mod grpc_access_log;
 pub mod health;
 pub mod http;
 pub mod listener;

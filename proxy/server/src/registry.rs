@@ -28,6 +28,11 @@ pub const EXTENSIONS: &[Extension] = &[
     ),
     extension(
         "envoy.access_loggers",
+        "envoy.access_loggers.http_grpc",
+        &["envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig"],
+    ),
+    extension(
+        "envoy.access_loggers",
         "envoy.access_loggers.stderr",
         &["envoy.extensions.access_loggers.stream.v3.StderrAccessLog"],
     ),
@@ -35,6 +40,11 @@ pub const EXTENSIONS: &[Extension] = &[
         "envoy.access_loggers",
         "envoy.access_loggers.stdout",
         &["envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"],
+    ),
+    extension(
+        "envoy.access_loggers",
+        "envoy.access_loggers.tcp_grpc",
+        &["envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig"],
     ),
     extension("envoy.clusters", "envoy.cluster.dns", &["envoy.extensions.clusters.dns.v3.DnsCluster"]),
     extension("envoy.clusters", "envoy.cluster.eds", &[]),

@@ -480,10 +480,8 @@ async fn establish(
                 }
                 if attempts >= proxy.max_connect_attempts {
                     info.flags.set(ResponseFlag::UpstreamConnectionFailure);
-                    if proxy.max_connect_attempts > 1 {
-                        cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
-                        info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
-                    }
+                    cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
+                    info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
                     return None;
                 }
                 if let Some((base, max)) = proxy.back_off {

@@ -18,7 +18,7 @@ use crate::{
 };
 
 pub(crate) mod file;
-mod grpc;
+pub(crate) mod grpc;
 pub(crate) mod raw_codec;
 mod rest;
 

@@ -75,6 +75,7 @@ pub use crate::core::{
     StreamId, SubId, SubscribeError, SubscriptionStats, Update, UpdateToken, Via,
 };
 pub use driver::file::is_move_into;
+pub use driver::grpc::GrpcChannel;
 pub use driver::raw_codec::RawCodec;
 pub use driver::{BoxedIo, Client, ConfigCodec, Connect, Io, Transport};
 pub use resource_type::ResourceType;

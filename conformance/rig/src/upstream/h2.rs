@@ -121,7 +121,12 @@ fn queue(due: &mut Vec<Due>, stream: u32, known: &mut Stream) {
     }
 }
 
-fn response(stream: u32, answer: &AnswerSpec, method: Option<grpc::Method>, name: &str) -> Vec<u8> {
+pub(super) fn response(
+    stream: u32,
+    answer: &AnswerSpec,
+    method: Option<grpc::Method>,
+    name: &str,
+) -> Vec<u8> {
     let mut out = Vec::new();
     if answer.goaway {
         let mut payload = stream.to_be_bytes().to_vec();

@@ -185,7 +185,7 @@ impl Comparison {
 
 impl AccessLogType {
     /// The number in `envoy.data.accesslog.v3.AccessLogType`.
-    fn number(self) -> i32 {
+    pub(super) fn number(self) -> i32 {
         match self {
             Self::NotSet => 0,
             Self::TcpUpstreamConnected => 1,

@@ -17,6 +17,8 @@ use parking_lot::{Condvar, Mutex};
 use waystation_schema::ConfigError;
 use waystation_stats::{Store, stats_group};
 
+use super::grpc::{GrpcLogDriver, GrpcLogs};
+
 /// `--file-flush-interval-msec`
 const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
 /// `--file-flush-min-size-kb`
@@ -56,6 +58,7 @@ pub(super) enum Destination {
 pub struct AccessLogSinks {
     open: Mutex<HashMap<Destination, Weak<Sink>>>,
     settings: Settings,
+    pub(super) grpc: GrpcLogs,
 }
 
 #[derive(Clone, Debug)]
@@ -102,8 +105,10 @@ impl AccessLogSinks {
     /// No sinks open yet. They are flushed when a line has waited for `interval`
     /// (`--file-flush-interval-msec`), or when `min_bytes` have gathered (`--file-flush-min-size-kb`).
     pub fn with_flush(stats: &Store, interval: Duration, min_bytes: usize) -> Self {
+        let grpc = GrpcLogs::new(stats);
         let stats = stats.root().scope("filesystem").group();
         Self {
+            grpc,
             open: Mutex::default(),
             settings: Settings {
                 stats,
@@ -111,6 +116,12 @@ impl AccessLogSinks {
                 min_bytes: min_bytes.min(MAX_PENDING_BYTES / 2),
             },
         }
+    }
+
+    /// Says who sends the entries of logs that go to a service; without one such logs are refused.
+    pub fn set_grpc_driver(&self, driver: Box<dyn GrpcLogDriver>) {
+        // Of several the first counts: a process has one.
+        let _ = self.grpc.driver.set(driver);
     }
 
     /// Opens every file anew, after a log rotation (SIGUSR1, `/reopen_logs`). What is pending goes to the new file. A

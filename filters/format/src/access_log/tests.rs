@@ -25,7 +25,7 @@ use crate::formatter::FormatContext;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn info() -> StreamInfo {
+pub(super) fn info() -> StreamInfo {
     let address = Address::Ip(([127, 0, 0, 1], 80).into());
     let connection = ConnectionInfo::new(1, Instant::now(), address.clone(), address);
     let start = connection.start;
@@ -35,7 +35,7 @@ fn info() -> StreamInfo {
     info
 }
 
-fn cx<'a>(info: &'a StreamInfo, request: &'a Headers) -> FormatContext<'a> {
+pub(super) fn cx<'a>(info: &'a StreamInfo, request: &'a Headers) -> FormatContext<'a> {
     FormatContext {
         request: Some(request),
         response: None,

@@ -215,7 +215,7 @@ pub(super) enum CertificateField {
 
 /// Where metadata comes from.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum MetadataOf {
+pub(crate) enum MetadataOf {
     Dynamic,
     Cluster,
     UpstreamHost,

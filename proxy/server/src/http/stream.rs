@@ -266,10 +266,11 @@ impl<D: Downstream> Stream<'_, D> {
     async fn run(&mut self) -> Result<(), StreamEnd> {
         self.check_overload()?;
         self.prepare_head()?;
+        let selected = self.select_route();
         if self.cx.hcm.log_on_request {
             self.log(AccessLogType::DownstreamStart, self.timer.now());
         }
-        self.select_route()?;
+        selected?;
         self.check_upgrade()?;
         if self.facts.tunnel {
             self.upgraded = true;

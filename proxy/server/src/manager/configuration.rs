@@ -41,6 +41,7 @@ use crate::cli::options::{Mode, Options};
 use crate::config_source::{self, Backing};
 use crate::context::{Shared, StaticSecrets};
 use crate::dns::DnsEvent;
+use crate::grpc_access_log::GrpcLogs;
 use crate::on_demand::{Question, Wanted};
 use crate::overload;
 use crate::pool::connect::UpstreamSocket;
@@ -173,9 +174,11 @@ impl Configuration {
             };
             compile().at(|| place).map_err(text)?;
         }
+        let node = Bytes::from(node.encode_to_vec());
+        shared.access_logs.set_grpc_driver(Box::new(GrpcLogs::new(&shared, node.clone())));
         let client = Client::new(
             waystation_xds::Options {
-                node: node.encode_to_vec().into(),
+                node,
                 ads,
                 seed: fastrand::u64(..),
                 unix_ms: unix_ms(SystemTime::now()),

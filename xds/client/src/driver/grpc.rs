@@ -52,22 +52,7 @@ async fn talk(
     requests: mpsc::Receiver<Bytes>,
     mut may_read: watch::Receiver<bool>,
 ) -> Result<(), Status> {
-    let mut metadata = MetadataMap::new();
-    for (name, value) in &service.initial_metadata {
-        add_metadata(&mut metadata, name, value)?;
-    }
-    let limit = service.timeout.unwrap_or(CONNECT_TIMEOUT);
-    let endpoint = endpoint(service)?;
-    let connecting = endpoint.connect_with_connector(Connector { connect, target: service.target.clone() });
-    let channel: Channel = tokio::time::timeout(limit, connecting)
-        .await
-        .map_err(|_| Status::unavailable("connection timeout"))?
-        .map_err(|error| Status::unavailable(with_causes(&error)))?;
-    let mut grpc = tonic::client::Grpc::new(channel)
-        .max_decoding_message_size(service.max_message_bytes)
-        .max_encoding_message_size(usize::MAX);
-    grpc.ready().await.map_err(|error| Status::unavailable(with_causes(&error)))?;
-
+    let GrpcChannel { mut grpc, metadata } = GrpcChannel::open(service, connect).await?;
     // Many servers send their headers together with the first response, so the stream counts as open now: the
     // first request must not wait for them.
     let _ = reports.send(Report::Opened(stream)).await;
@@ -92,6 +77,56 @@ async fn talk(
             }
             None => return Ok(()),
         }
+    }
+}
+
+/// A connection to a service that takes a stream of requests and has nothing to say to them.
+#[derive(Debug)]
+pub struct GrpcChannel {
+    grpc: tonic::client::Grpc<Channel>,
+    metadata: MetadataMap,
+}
+
+impl GrpcChannel {
+    /// Connects. The error says why that failed.
+    pub async fn connect(service: &GrpcService, connect: Arc<dyn Connect>) -> Result<Self, String> {
+        Self::open(service, connect).await.map_err(|status| status.message().to_owned())
+    }
+
+    /// Sends the requests of one stream to `method`, as the service takes them, until they or the stream end; why it ended.
+    pub async fn send(mut self, method: &'static str, requests: mpsc::Receiver<Bytes>) -> String {
+        let outgoing = futures_util::stream::unfold(requests, async move |mut requests| {
+            let message = requests.recv().await?;
+            Some((message, requests))
+        });
+        let mut request = Request::new(outgoing);
+        *request.metadata_mut() = self.metadata;
+        let method = PathAndQuery::from_static(method);
+        let status = match self.grpc.client_streaming(request, method, RawCodec).await {
+            Ok(_) => Status::ok(""),
+            Err(status) => status,
+        };
+        format!("{}: {}", i32::from(status.code()), status.message())
+    }
+
+    async fn open(service: &GrpcService, connect: Arc<dyn Connect>) -> Result<Self, Status> {
+        let mut metadata = MetadataMap::new();
+        for (name, value) in &service.initial_metadata {
+            add_metadata(&mut metadata, name, value)?;
+        }
+        let limit = service.timeout.unwrap_or(CONNECT_TIMEOUT);
+        let endpoint = endpoint(service)?;
+        let connecting =
+            endpoint.connect_with_connector(Connector { connect, target: service.target.clone() });
+        let channel: Channel = tokio::time::timeout(limit, connecting)
+            .await
+            .map_err(|_| Status::unavailable("connection timeout"))?
+            .map_err(|error| Status::unavailable(with_causes(&error)))?;
+        let mut grpc = tonic::client::Grpc::new(channel)
+            .max_decoding_message_size(service.max_message_bytes)
+            .max_encoding_message_size(usize::MAX);
+        grpc.ready().await.map_err(|error| Status::unavailable(with_causes(&error)))?;
+        Ok(Self { grpc, metadata })
     }
 }
 

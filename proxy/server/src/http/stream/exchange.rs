@@ -272,11 +272,13 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 Event::Trailers => {
                     attempt.response_done = true;
+                    self.info.timing.last_upstream_rx = Some(self.timer.now());
                     self.response_has_trailers = true;
                     self.encode_trailers()
                 }
                 Event::End => {
                     attempt.response_done = true;
+                    self.info.timing.last_upstream_rx = Some(self.timer.now());
                     self.encode_data(bytes::Bytes::new(), true)
                 }
             };

@@ -114,6 +114,8 @@ impl<D: Downstream> Stream<'_, D> {
         attempt.flag.into_iter().for_each(|flag| flags.set(flag));
         let mut timing = info.timing;
         timing.complete = (log_type == AccessLogType::UpstreamEnd).then_some(now);
+        (timing.last_downstream_rx, timing.first_downstream_tx, timing.last_downstream_tx) =
+            (None, None, None);
         let bytes =
             Bytes { body_received: of_upstream.body_received, body_sent: of_upstream.body_sent, ..down };
         let code = std::mem::replace(&mut info.response_code, attempt.status);

@@ -36,19 +36,25 @@ impl<D: Downstream> Stream<'_, D> {
             if !self.chain.head_is_all(Way::Response) {
                 self.down.send_end(None);
             }
-            self.response_ended = true;
+            self.end_response();
             return;
         }
         for data in self.chain.out(Way::Response) {
             self.down.send_data(data);
         }
         if self.chain.passed(Way::Response) {
-            self.response_ended = true;
+            self.end_response();
             if !self.chain.head_is_all(Way::Response) {
                 let trailers = Some(&self.heads.response_trailers).filter(|_| self.response_has_trailers);
                 self.down.send_end(trailers);
             }
         }
+    }
+
+    /// The end of the response is queued for the client.
+    fn end_response(&mut self) {
+        self.response_ended = true;
+        self.info.timing.last_downstream_tx = Some(self.timer.now());
     }
 
     /// Queues the 1xx head in `heads.response`, which counts as a response of its own.

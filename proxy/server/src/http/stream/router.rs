@@ -278,6 +278,7 @@ impl<D: Downstream> Stream<'_, D> {
         timeouts::set_headers(&routing.timeouts, headers, elapsed, routing.options, false);
         self.heads.response.clear();
         self.info.upstream.forget_connection();
+        (self.info.timing.first_upstream_rx, self.info.timing.last_upstream_rx) = (None, None);
     }
 
     pub(super) fn hash(&self, policies: &[HashPolicy], cookies: &mut Vec<String>) -> Option<u64> {

@@ -132,7 +132,7 @@ impl<D: Downstream> Stream<'_, D> {
                     cluster.local_origin(&host, LocalOrigin::ConnectFailed);
                 }
                 self.info.upstream.transport_failure_reason =
-                    transport.as_ref().map(|reason| reason.replace(' ', "_").into());
+                    transport.as_ref().map(|reason| reason.to_string().into());
                 let outcome = Outcome::Reset(reason, false);
                 return Err(self.after_failure(routing, retries, permit, outcome, reason, transport, None));
             }
@@ -184,6 +184,7 @@ impl<D: Downstream> Stream<'_, D> {
         attempt.tunnel_held = self.facts.tunnel && !raw;
         let bodiless = self.request_passed() && self.heads.kept.is_empty() && !self.request_has_trailers;
         attempt.request_sent = bodiless;
+        self.info.timing.last_upstream_tx = bodiless.then_some(now);
         let (beside, heads) = self.beside_heads();
         if let Err(failed) = attempt.upstream.send_head(beside, &heads.request, bodiless) {
             let reason = match failed {
@@ -253,6 +254,9 @@ impl<D: Downstream> Stream<'_, D> {
                         flight.attempt.response_done = true;
                         (end, details) = (true, "websocket_handshake_unsuccessful");
                     }
+                    let now = self.timer.now();
+                    self.info.timing.first_upstream_rx = Some(now);
+                    self.info.timing.last_upstream_rx = flight.attempt.response_done.then_some(now);
                     routing.counted.head(&self.heads.response, cluster.request_sizes.is_some());
                     outlier::answered(&cluster, &flight.pool.host(), &self.heads.response, self.is_grpc);
                     if let Some(active) = flight.active.take() {
@@ -539,7 +543,6 @@ impl<D: Downstream> Stream<'_, D> {
     ) -> Result<(), Stopped> {
         let now = self.timer.now();
         let status = self.heads.response.status().unwrap_or(0);
-        self.info.timing.first_upstream_rx = Some(now);
         self.info.details = Some(details.into());
         self.count(routing, status);
         let since = self.info.timing.last_downstream_rx.unwrap_or(self.info.start);
