@@ -119,6 +119,9 @@ impl HttpFilter for Filter {
         let body = config.body_for(of_route).filter(|_| !end && !is_upgrade(head));
         if let Some(body) = body {
             self.state = State::Buffering(body);
+            if !body.partial {
+                cx.set_request_buffer_limit(body.max);
+            }
             return Flow::Pause(Hold::Buffer);
         }
         self.ask(cx, head)
