@@ -180,6 +180,18 @@ fn describes_the_body(cx: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
     }
 }
 
+/// Waits over the head, then pauses until the end of the body.
+fn waits_then_pauses(_: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
+    match ask {
+        Ask::Head { end: false } => Flow::Wait(Box::pin(async {
+            tokio::task::yield_now().await;
+            Flow::Pause(Hold::Watermark)
+        })),
+        Ask::Data { end: false, .. } => Flow::Pause(Hold::Watermark),
+        _ => Flow::Continue,
+    }
+}
+
 fn replies_at_the_end(_: &mut StreamCx<'_>, ask: Ask<'_>) -> Flow {
     let ends = matches!(ask, Ask::Trailers | Ask::Data { end: true, .. });
     if ends { Flow::Reply(Box::new(LocalReply::new(418, "no", "short_and_stout"))) } else { Flow::Continue }
@@ -323,6 +335,18 @@ fn what_was_waited_over_is_shown_once_more() {
                 assert_eq!(body.chars().filter(letters).collect::<String>(), "abcdefg", "{answer}");
             }
         }
+    });
+}
+
+#[test]
+fn what_came_during_a_wait_is_shown_to_the_pause_behind_it() {
+    run(async {
+        let (answer, _) = ask(Scripted::decode(waits_then_pauses), 100, CHUNKED).await;
+        assert!(answer.ends_with("\r\n\r\nabcdefg"), "{answer}");
+        let upstream = Upstream::answering(CHUNKED_ANSWER).await;
+        let proxy = Proxy::start_with(&upstream, Scripted::encode(waits_then_pauses), 100).await;
+        let answer = proxy.exchange("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.contains("abcdefg"), "{answer}");
     });
 }
 

@@ -32,7 +32,7 @@ use station::Station;
 #[derive(Default)]
 pub(super) struct Chain {
     slots: Vec<Slot>,
-    /// The route that the filters were made for and are configured by, whatever is selected later.
+    /// The route that the filters are configured by: the one they were made for, or one that a filter has led to.
     route: Option<Selected>,
     phases: Phases,
     request: Lane,
@@ -334,11 +334,15 @@ impl<D: Downstream> Place for Stream<'_, D> {
         }
     }
 
-    fn select_anew(&mut self) {
+    fn select_anew(&mut self, chain: &mut Chain) {
         self.info.upstream.cluster = None;
         // A route that is gone shows when the router looks for it.
         let _ = self.select_route();
         self.note_cluster();
+        // Who looks from now on is configured by the route that the request will take.
+        if self.table.is_some() {
+            chain.configure(self.selected());
+        }
     }
 
     fn look_again(&mut self, chain: &mut Chain, step: usize) -> Result<Flow, StreamEnd> {

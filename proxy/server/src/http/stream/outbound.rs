@@ -102,7 +102,7 @@ impl Place for AttemptPlace<'_, '_> {
     }
 
     /// The route is the one that has led here.
-    fn select_anew(&mut self) {}
+    fn select_anew(&mut self, _: &mut Chain) {}
 
     fn look_again(&mut self, chain: &mut Chain, step: usize) -> Result<Flow, StreamEnd> {
         Ok(chain.show_head(self, Way::Request, step))
@@ -226,6 +226,9 @@ impl Outbound {
         mut beside: Beside<'_>,
     ) -> Poll<Result<(), ResetReason>> {
         if let Some(filters) = &mut self.filters {
+            if filters.failed.is_some() {
+                return Poll::Ready(Err(ResetReason::LocalReset));
+            }
             let moved = filters.poll_held(&mut beside, Way::Request, task);
             let sent = moved.and_then(|_| filters.send(&mut self.codec, beside.cx));
             if let Err(failed) = sent {

@@ -51,7 +51,8 @@ impl<D: Downstream> Stream<'_, D> {
     }
 
     /// Selects the route anew for the filter that has waited for that, and shows it the head once more. The filters behind
-    /// it, which have not seen the stream yet, are made for a route that has now been found.
+    /// it, which have not seen the stream yet, are made for a route that has now been found. Those in front of it have decided
+    /// without one, and do not see the stream again, as in Envoy: what decides about access belongs behind it.
     pub(super) fn look_again_through(&mut self, chain: &mut Chain, step: usize) -> Result<Flow, StreamEnd> {
         let had_route = self.table.is_some();
         self.info.upstream.cluster = None;
@@ -62,11 +63,7 @@ impl<D: Downstream> Stream<'_, D> {
             // Those that it has been given beside it stay.
             let behind = chain.slots.iter().rposition(|slot| slot.entry == entry).unwrap_or(step) + 1;
             chain.slots.truncate(behind);
-            chain.route = self.selected();
-            for slot in &mut chain.slots {
-                slot.levels =
-                    chain.route.as_ref().and_then(|selected| *selected.table.slots.get(slot.entry)?);
-            }
+            chain.configure(self.selected());
             self.add_filters(chain, entry + 1, false);
         }
         self.note_cluster();
@@ -83,6 +80,14 @@ impl<D: Downstream> Stream<'_, D> {
 }
 
 impl Chain {
+    /// Has the filters that there are configured by another route.
+    pub(super) fn configure(&mut self, route: Option<Selected>) {
+        self.route = route;
+        for slot in &mut self.slots {
+            slot.levels = self.route.as_ref().and_then(|selected| *selected.table.slots.get(slot.entry)?);
+        }
+    }
+
     /// Makes the filters' instances for an attempt of a request to this route.
     pub(in crate::http::stream) fn fill(&mut self, entries: &[FilterEntry], route: Option<Selected>) {
         self.route = route;

@@ -23,7 +23,7 @@ pub(in crate::http::stream) trait Place {
     fn around(&mut self) -> Around<'_>;
 
     /// A filter has changed what the route depends on.
-    fn select_anew(&mut self);
+    fn select_anew(&mut self, chain: &mut Chain);
 
     /// Shows the filter of this step the request head once more, for a route that is selected anew.
     fn look_again(&mut self, chain: &mut Chain, step: usize) -> Result<Flow, StreamEnd>;
@@ -164,7 +164,11 @@ impl Chain {
     fn stop(&mut self, way: Way, step: usize, part: Part, flow: Flow) -> Result<bool, Box<LocalReply>> {
         let stop = match flow {
             Flow::Continue | Flow::Again | Flow::Anew => Stop::Open,
-            Flow::Reply(reply) => return Err(reply),
+            Flow::Reply(reply) => {
+                // The future that has said so must not be asked again.
+                self.station(way, step).stop = Stop::Open;
+                return Err(reply);
+            }
             Flow::Pause(hold) => Stop::Paused(hold),
             Flow::Wait(future) => Stop::Waiting(future),
         };
@@ -447,13 +451,15 @@ impl Chain {
         }
     }
 
-    /// Asks those who hold something; `true` when somebody let go.
+    /// Asks those who hold something; `true` when something has moved.
     pub(in crate::http::stream) fn poll_stations<P: Place>(
         &mut self,
         place: &mut P,
         way: Way,
         task: &mut Context<'_>,
     ) -> Result<bool, Stopped> {
+        let progress = |lane: &Lane| (lane.head_passed, lane.passed, lane.out.len());
+        let before = progress(self.lane_of(way));
         let mut still = false;
         let mut step = 0;
         // One that looks again may have fewer filters behind it than before.
@@ -475,7 +481,8 @@ impl Chain {
             step += 1;
         }
         self.lane(way).held = still;
-        Ok(false)
+        // Some of what is held may have gone ahead of the rest.
+        Ok(progress(self.lane_of(way)) != before)
     }
 
     /// Calls one phase of one filter with its context. What it passes on is in `ahead`.
@@ -545,7 +552,7 @@ impl Chain {
         self.request_limit = asked.request_buffer_limit.or(self.request_limit);
         self.ahead = asked.ahead;
         if asked.clear_route {
-            place.select_anew();
+            place.select_anew(self);
         }
         flow
     }

@@ -191,10 +191,13 @@ impl<D: Downstream> Stream<'_, D> {
                 Failed::Reset(reason) => reason,
                 Failed::Reply(reply) => {
                     self.release(attempt.upstream, &pool, &cluster, false);
+                    // The answer may take its time; it is none of upstream's.
+                    drop((request, active));
                     return Err(self.stopped(Stopped::Reply(reply)).await);
                 }
             };
             cluster.local_origin(&host, LocalOrigin::ConnectFailed);
+            self.lose(attempt.upstream, &cluster, reason);
             let outcome = Outcome::Reset(reason, true);
             return Err(self.after_failure(routing, retries, permit, outcome, reason, None, Some(active)));
         }
@@ -321,6 +324,7 @@ impl<D: Downstream> Stream<'_, D> {
                         Ok(()) => self.send_encoded(),
                         Err(stopped) => {
                             self.release(flight.attempt.upstream, &flight.pool, &cluster, false);
+                            drop((flight._request, flight.active));
                             self.chain.skip_encode();
                             return self.stopped(stopped).await;
                         }
@@ -339,6 +343,7 @@ impl<D: Downstream> Stream<'_, D> {
                 }
                 Step::Reply(reply) => {
                     self.release(flight.attempt.upstream, &flight.pool, &cluster, false);
+                    drop((flight._request, flight.active));
                     if flight.attempt.head_seen {
                         self.chain.skip_encode();
                     }
