@@ -62,8 +62,10 @@ pub enum Ejection {
 pub struct Crossing {
     /// The cluster.
     pub cluster: Arc<str>,
-    /// The host's id.
+    /// The host's id, as the worker knew it.
     pub host: u64,
+    /// What counted: the cluster may have been replaced meanwhile, and then the host has another id.
+    monitor: Arc<Monitor>,
     /// What is told.
     pub cause: Cause,
 }
@@ -235,7 +237,8 @@ impl Detector {
     }
 
     fn tell(&self, host: &Host, cause: Cause) {
-        (self.report)(Crossing { cluster: Arc::clone(&self.cluster), host: host.id(), cause });
+        let Some(monitor) = host.monitor().cloned() else { return };
+        (self.report)(Crossing { cluster: Arc::clone(&self.cluster), host: host.id(), monitor, cause });
     }
 
     /// Something was told of a host.
@@ -247,11 +250,12 @@ impl Detector {
         rng: &mut fastrand::Rng,
     ) -> Decided {
         let mut decided = Decided::default();
+        if let Cause::Counted(kind) = crossing.cause {
+            crossing.monitor.reported(kind);
+        }
         let hosts = Monitored::of(hosts);
         // It may have left the cluster meanwhile.
-        let Some((host, monitor)) = hosts.hosts.iter().find(|(host, _)| host.id() == crossing.host) else {
-            return decided;
-        };
+        let Some((host, monitor)) = hosts.told_of(crossing) else { return decided };
         let kind = match crossing.cause {
             Cause::Counted(kind) => kind,
             Cause::CheckPassed => {
@@ -262,7 +266,6 @@ impl Detector {
                 return decided;
             }
         };
-        monitor.reported(kind);
         if is_ejected(host) {
             return decided;
         }
@@ -567,6 +570,13 @@ impl<'a> Monitored<'a> {
         let hosts: Vec<_> = fresh.filter_map(|host| Some((&**host, &**host.monitor()?))).collect();
         let ejected = hosts.iter().filter(|(host, _)| is_ejected(host)).count();
         Self { hosts, ejected: Cell::new(ejected) }
+    }
+
+    /// The host itself, or who has taken over from it what is counted.
+    fn told_of(&self, crossing: &Crossing) -> Option<(&'a Host, &'a Monitor)> {
+        let mut hosts = self.hosts.iter().copied();
+        let itself = hosts.clone().find(|(host, _)| host.id() == crossing.host);
+        itself.or_else(|| hosts.find(|(_, monitor)| std::ptr::eq(*monitor, &*crossing.monitor)))
     }
 
     /// One of them is back.

@@ -466,6 +466,28 @@ fn ejections_outlive_updates() {
 }
 
 #[test]
+fn what_is_reported_while_the_cluster_is_replaced_counts() {
+    let mut detection = Detection::new(3, always());
+    detection.answers(1, 500, 5);
+    let fresh = crate::support::compile_after(
+        &proto(3, always()),
+        &detection.environment,
+        &detection.rig.stats,
+        detection.rig.now,
+        &detection.rig.cluster,
+    );
+    detection.rig.cluster = Arc::new(fresh);
+    assert_eq!(detection.decide().len(), 1);
+    assert_eq!(detection.ejected(), [1]);
+    // And the next bout is reported again.
+    detection.interval(30 * SECOND);
+    assert!(detection.ejected().is_empty());
+    detection.answers(1, 500, 5);
+    detection.decide();
+    assert_eq!(detection.ejected(), [1]);
+}
+
+#[test]
 fn all_ejected_is_panic() {
     let mut detection = Detection::new(2, always());
     (0..2).for_each(|host| detection.answers(host, 500, 5));
