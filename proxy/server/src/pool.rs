@@ -25,7 +25,9 @@ pub(crate) mod http2;
 pub(crate) mod tcp;
 mod tls_name;
 
-pub use connect::{ConnectError, ConnectOptions, ConnectionGuard, UpstreamConnInfo, UpstreamSocket, connect};
+pub use connect::{
+    Bound, ConnectError, ConnectOptions, ConnectionGuard, UpstreamConnInfo, UpstreamSocket, connect,
+};
 
 pub use tls_name::TlsName;
 
@@ -164,7 +166,7 @@ impl HostPool {
             return;
         }
         // Others wait for the room that it takes, and those who wait here go behind them.
-        if cluster.admission.are_connections_wanted() {
+        if connection.guard.is_room_wanted() {
             return;
         }
         connection.idle_since = now;
@@ -290,7 +292,6 @@ impl HostPool {
         let orphaned = self.downstream.as_ref().is_some_and(|downstream| downstream.strong_count() == 0);
         let cluster = cluster.filter(|_| !orphaned);
         let timeout = cluster.map(|cluster| cluster.http.idle_timeout);
-        let wanted = cluster.is_some_and(|cluster| cluster.admission.are_connections_wanted());
         self.idle.borrow_mut().retain_mut(|connection| {
             let expired = match timeout {
                 None => true,
@@ -302,7 +303,7 @@ impl HostPool {
             }
             let alive = connection.transport.liveness() == Liveness::Idle;
             connection.guard.remote = !alive;
-            !expired && alive && !wanted
+            !expired && alive && !connection.guard.is_room_wanted()
         });
         for connection in self.http2.borrow().iter() {
             connection.sweep(timeout, now);

@@ -460,7 +460,7 @@ async fn establish(
                 info.upstream.tls = facts.tls;
                 return Some((transport, guard));
             }
-            Err(ConnectError::Overflow) => {
+            Err(ConnectError::Overflow(_)) => {
                 info.flags.set(ResponseFlag::UpstreamOverflow);
                 return None;
             }

@@ -21,7 +21,7 @@ use waystation_filter_api::wire::{duration, u32_value};
 use waystation_schema::{At, ConfigError};
 use waystation_stats::{Gauge, GaugeRef, Scope};
 
-use line::Line;
+pub(crate) use line::Line;
 pub use line::Place;
 use window::Window;
 
@@ -79,8 +79,8 @@ struct Counts {
     /// The version whose thresholds the gauges go by.
     in_force: AtomicU64,
     newest: Mutex<Weak<Admission>>,
-    /// Made when somebody first waits.
-    line: OnceLock<Arc<Line>>,
+    /// Who waits for a connection, by priority.
+    lines: [Line; 2],
 }
 
 struct Breakers {
@@ -302,21 +302,20 @@ impl Admission {
         self.priorities[priority as usize].configured.bounds_connections
     }
 
-    /// A place among those who wait until a connection of some worker ends.
-    pub fn stand_in_line(&self) -> Place {
-        Place::new(self.counts.line.get_or_init(Arc::default))
+    /// A place among those who wait until `max_connections` of the priority leaves room again.
+    pub fn stand_in_line(&self, priority: Priority) -> Place {
+        self.counts.lines[priority as usize].stand()
     }
 
     /// Whether somebody waits so: idle connections are in their way.
-    pub fn are_connections_wanted(&self) -> bool {
-        self.counts.line.get().is_some_and(|line| !line.is_empty())
+    pub fn are_connections_wanted(&self, priority: Priority) -> bool {
+        !self.counts.lines[priority as usize].is_empty()
     }
 
-    /// A connection has ended, and all that it held is given back.
+    /// A connection has ended, and all that it held is given back. Of any priority: to a host that has no other now, one may
+    /// be made past the bound.
     pub fn connection_ended(&self) {
-        if let Some(line) = self.counts.line.get() {
-            line.call();
-        }
+        self.counts.lines.iter().for_each(Line::call);
     }
 
     /// `per_host_thresholds[].max_connections`.
@@ -498,6 +497,13 @@ fn remaining(scope: &Scope, priority: Priority) -> Remaining {
             [stats.cx(), stats.pending(), stats.rq(), stats.retries(), stats.cx_pools()]
                 .map(GaugeRef::to_owned)
         }
+    }
+}
+
+impl Permit {
+    /// Whose breakers count it.
+    pub fn priority(&self) -> Priority {
+        self.priority
     }
 }
 

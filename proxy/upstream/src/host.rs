@@ -17,6 +17,7 @@ use waystation_filter_api::address::Address;
 use waystation_filter_api::stream::HostView;
 use waystation_filter_api::value::{Metadata, Value};
 
+use crate::admission::{Line, Place};
 use crate::cluster::TransportFactory;
 use crate::health_check::Verdict;
 use crate::outlier::Monitor;
@@ -78,6 +79,8 @@ pub struct HostState {
     ramp_start_ms: AtomicU64,
     /// What outlier detection counts, in clusters that have it.
     monitor: Option<Arc<Monitor>>,
+    /// Who waits for a connection to it.
+    line: Line,
     counts: Counts,
 }
 
@@ -435,6 +438,7 @@ impl HostState {
             health: AtomicU32::new(if ejected { HealthFlag::FailedOutlierCheck as u32 } else { 0 }),
             ramp_start_ms: AtomicU64::new(clock_ms(now)),
             monitor,
+            line: Line::default(),
             counts: Counts::default(),
         })
     }
@@ -583,6 +587,21 @@ impl HostRef {
             .ok()?;
         add(&self.state.counts.cx_total);
         Some(ActiveConnection(Rc::clone(self)))
+    }
+
+    /// A place among those who wait until a connection to the host ends (`per_host_thresholds`).
+    pub fn stand_in_line(&self) -> Place {
+        self.state.line.stand()
+    }
+
+    /// Whether somebody waits so: idle connections to the host are in their way.
+    pub fn are_connections_wanted(&self) -> bool {
+        !self.state.line.is_empty()
+    }
+
+    /// A connection to the host has ended.
+    pub fn connection_ended(&self) {
+        self.state.line.call();
     }
 }
 

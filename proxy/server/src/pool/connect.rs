@@ -89,11 +89,21 @@ pub struct UpstreamConnInfo {
     pub alpn: Option<Box<[u8]>>,
 }
 
+/// Which bound leaves no room for a connection: who waits for room waits in the line of that one, and holds up nobody who has
+/// enough of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Bound {
+    /// The cluster's, of the priority.
+    Cluster,
+    /// The host's.
+    Host,
+}
+
 /// Why a connection was not made.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum ConnectError {
     /// `max_connections` is reached.
-    Overflow,
+    Overflow(Bound),
     /// `connect_timeout` passed.
     Timeout,
     /// It failed; the text is `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
@@ -182,7 +192,8 @@ fn admit(
     let ConnectOptions { priority, past_limit, called, .. } = options;
     let admission = &cluster.admission;
     // Who comes now waits behind those who wait, unless it would not wait at all.
-    let is_next = called || past_limit == PastLimit::Always || !admission.are_connections_wanted();
+    let waits_for_none = called || past_limit == PastLimit::Always;
+    let is_next = waits_for_none || !admission.are_connections_wanted(priority);
     let reserved = is_next.then(|| admission.reserve(priority, Resource::Connections)).flatten();
     let permit = match (reserved, past_limit) {
         (Some(permit), _) => permit,
@@ -195,30 +206,38 @@ fn admit(
                 cluster.stats.upstream_cx_overflow().inc();
                 return Ok((admission.reserve_anyway(priority, Resource::Connections), active));
             }
-            return Err(overflow(cluster, called));
+            return Err(overflow(cluster, called, Bound::Cluster));
         }
-        (None, PastLimit::Never) => return Err(overflow(cluster, called)),
+        (None, PastLimit::Never) => return Err(overflow(cluster, called, Bound::Cluster)),
     };
     let active = match admission.max_connections_per_host() {
         None => host.begin_connection(),
-        Some(max) => match (host.try_begin_connection(max), past_limit) {
-            (Some(active), _) => active,
-            (None, PastLimit::Always) => {
-                cluster.stats.upstream_cx_overflow().inc();
-                host.begin_connection()
+        Some(max) => {
+            let is_next = waits_for_none || !host.are_connections_wanted();
+            match (is_next.then(|| host.try_begin_connection(max)).flatten(), past_limit) {
+                (Some(active), _) => active,
+                (None, PastLimit::Always) => {
+                    cluster.stats.upstream_cx_overflow().inc();
+                    host.begin_connection()
+                }
+                (None, _) => {
+                    // Somebody may have looked in vain while this had the unit.
+                    drop(permit);
+                    admission.connection_ended();
+                    return Err(overflow(cluster, called, Bound::Host));
+                }
             }
-            (None, _) => return Err(overflow(cluster, called)),
-        },
+        }
     };
     Ok((permit, active))
 }
 
 /// Counted once, however often somebody looks again who waits.
-fn overflow(cluster: &ClusterRef, called: bool) -> ConnectError {
+fn overflow(cluster: &ClusterRef, called: bool, bound: Bound) -> ConnectError {
     if !called {
         cluster.stats.upstream_cx_overflow().inc();
     }
-    ConnectError::Overflow
+    ConnectError::Overflow(bound)
 }
 
 impl ConnectionGuard {
@@ -248,6 +267,13 @@ impl ConnectionGuard {
         if self.sent > 0 {
             self.cluster.stats.upstream_cx_tx_bytes_total().add(std::mem::take(&mut self.sent));
         }
+    }
+
+    /// Whether somebody waits for the room that it takes.
+    pub fn is_room_wanted(&self) -> bool {
+        let of_cluster = |permit: &Permit| self.cluster.admission.are_connections_wanted(permit.priority());
+        let of_host = |active: &ActiveConnection| active.host().are_connections_wanted();
+        self.permit.as_ref().is_some_and(of_cluster) || self.active_connection.as_ref().is_some_and(of_host)
     }
 
     /// The cluster as it was when the connection was made.
@@ -284,8 +310,12 @@ impl ConnectionGuard {
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.flush();
+        let host = self.active_connection.as_ref().map(|active| Rc::clone(active.host()));
         drop((self.permit.take(), self.active_connection.take()));
         self.cluster.admission.connection_ended();
+        if let Some(host) = host {
+            host.connection_ended();
+        }
         let stats = &self.cluster.stats;
         stats.upstream_cx_active().dec();
         stats.upstream_cx_destroy().inc();

@@ -22,7 +22,7 @@ use waystation_filter_api::connection::ConnectionInfo;
 use waystation_upstream::admission::Resource;
 use waystation_upstream::{Cluster, Priority};
 
-use super::harness::{compile_cluster, prepare, run};
+use super::harness::{compile_cluster, compile_cluster_of, prepare, run};
 
 const WORKERS: usize = 4;
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -112,7 +112,15 @@ struct Workers {
 
 impl Workers {
     fn start(origin: &Origin, cluster: &str) -> Self {
-        let (shared, hcm, cell) = prepare(origin.address.port(), "", "", cluster, 1 << 20);
+        Self::start_before(&[origin], cluster)
+    }
+
+    fn start_before(origins: &[&Origin], cluster: &str) -> Self {
+        let ports: Vec<_> = origins.iter().map(|origin| origin.address.port()).collect();
+        let (shared, hcm, cell) = prepare(ports[0], "", "", cluster, 1 << 20);
+        if ports.len() > 1 {
+            cell.set(Some(compile_cluster_of(&shared, &ports, cluster, None)));
+        }
         let hcm = Arc::new(hcm);
         let (stop, stopped) = watch::channel(false);
         let mut addresses = Vec::new();
@@ -270,6 +278,69 @@ fn one_connection_for_each_host() {
         }
         workers.settle().await;
         assert_eq!(origin.most.load(Ordering::SeqCst), 2);
+    });
+}
+
+/// Who waits for one host holds up nobody who wants another.
+#[test]
+fn a_host_at_its_bound_holds_up_no_other() {
+    run(async {
+        let (mut one, mut other) = (Origin::start(OK).await, Origin::start(OK).await);
+        for fields in [
+            "circuit_breakers: {per_host_thresholds: [{max_connections: 1}]}",
+            "circuit_breakers: {thresholds: [{max_connections: 2}], per_host_thresholds: [{max_connections: 1}]}",
+        ] {
+            let seen = [&one, &other].map(|origin| *origin.seen.borrow());
+            let workers = Workers::start_before(&[&one, &other], fields);
+            let mut first = workers.ask(1, "/");
+            let busy_is_one = tokio::select! {
+                () = one.saw(seen[0] + 1) => true,
+                () = other.saw(seen[1] + 1) => false,
+            };
+            let (busy, free) = if busy_is_one { (&one, &other) } else { (&other, &one) };
+            // They go to both in turn.
+            let mut asked = workers.ask(40, "/");
+            free.answer(20);
+            for _ in 0..20 {
+                assert!(is_ok(&asked.join_next().await.unwrap().unwrap()));
+            }
+            busy.answer(21);
+            while let Some(answer) = asked.join_next().await {
+                assert!(is_ok(&answer.unwrap()));
+            }
+            assert!(is_ok(&first.join_next().await.unwrap().unwrap()));
+            workers.settle().await;
+            for origin in [&one, &other] {
+                assert_eq!(origin.most.load(Ordering::SeqCst), 1);
+            }
+        }
+    });
+}
+
+/// Nor does who waits under the bound of one priority those of the other.
+#[test]
+fn a_priority_at_its_bound_holds_up_no_other() {
+    run(async {
+        let mut origin = Origin::start(OK).await;
+        let fields =
+            "circuit_breakers: {thresholds: [{priority: HIGH, max_connections: 1}, {max_connections: 40}]}";
+        let workers = Workers::start(&origin, fields);
+        let mut urgent = workers.ask(12, "/urgent");
+        origin.saw(1).await;
+        while workers.stat("upstream_cx_overflow") < 3 {
+            tokio::task::yield_now().await;
+        }
+        // One of the twelve and all of these.
+        let mut asked = workers.ask(20, "/");
+        origin.saw(21).await;
+        origin.answer(32);
+        while let Some(answer) = asked.join_next().await {
+            assert!(is_ok(&answer.unwrap()));
+        }
+        while let Some(answer) = urgent.join_next().await {
+            assert!(is_ok(&answer.unwrap()));
+        }
+        workers.settle().await;
     });
 }
 

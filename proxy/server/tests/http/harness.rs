@@ -341,6 +341,8 @@ const ROUTES: &str = r#"
         redirect: {host_redirect: other}
       - match: {path: /retry}
         route: {cluster: up, retry_policy: {retry_on: "connect-failure,5xx", num_retries: 2, retry_back_off: {base_interval: 0.001s}}}
+      - match: {path: /urgent}
+        route: {cluster: up, priority: HIGH}
       - match: {path: /follow}
         route: {cluster: up, internal_redirect_policy: {}}
       - match: {path: /slow}
@@ -379,9 +381,23 @@ pub(crate) fn compile_cluster(
     fields: &str,
     previous: Option<&Arc<Cluster>>,
 ) -> Arc<Cluster> {
+    compile_cluster_of(shared, &[port], fields, previous)
+}
+
+/// [`compile_cluster`] with several hosts.
+pub(crate) fn compile_cluster_of(
+    shared: &Arc<Shared>,
+    ports: &[u16],
+    fields: &str,
+    previous: Option<&Arc<Cluster>>,
+) -> Arc<Cluster> {
+    let endpoint = |port: &u16| {
+        format!("{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}")
+    };
+    let endpoints = ports.iter().map(endpoint).collect::<Vec<_>>().join(", ");
     let yaml = format!(
         "name: up\ntype: STATIC\nconnect_timeout: 1s\nload_assignment: {{cluster_name: up, endpoints: [{{lb_endpoints: \
-         [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n{fields}"
+         [{endpoints}]}}]}}\n{fields}"
     );
     let proto: ClusterProto = parse("envoy.config.cluster.v3.Cluster", &yaml);
     let root = shared.stats.root();

@@ -1,16 +1,23 @@
 //! Who waits for room for a connection, over all workers, in order.
+//!
+//! Each bound has a line of its own, so that whoever is first there waits for the same as all behind: when it looks in vain,
+//! they would too.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
 
-/// The line. Its lock is taken only by who waits, and by whoever ends a connection while somebody does.
+/// The line of one bound, made when somebody first waits.
 #[derive(Debug, Default)]
-pub(super) struct Line {
+pub(crate) struct Line(OnceLock<Arc<Queue>>);
+
+/// Its lock is taken only by who waits, and by whoever ends a connection while somebody does.
+#[derive(Debug, Default)]
+struct Queue {
     waiting: AtomicUsize,
     places: Mutex<VecDeque<Arc<Spot>>>,
 }
@@ -26,17 +33,33 @@ struct Spot {
 /// A place in the line; left when dropped, and then it is the next one's turn.
 #[derive(Debug)]
 pub struct Place {
-    line: Arc<Line>,
+    line: Arc<Queue>,
     spot: Arc<Spot>,
 }
 
 impl Line {
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) == 0
+    pub(crate) fn stand(&self) -> Place {
+        Place::new(self.0.get_or_init(Arc::default))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.get().is_none_or(|queue| queue.is_empty())
     }
 
     /// A connection has ended: there may be room for the first.
-    pub(super) fn call(&self) {
+    pub(crate) fn call(&self) {
+        if let Some(queue) = self.0.get() {
+            queue.call();
+        }
+    }
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) == 0
+    }
+
+    fn call(&self) {
         if !self.is_empty() {
             self.call_first();
         }
@@ -56,7 +79,7 @@ impl Line {
 }
 
 impl Place {
-    pub(super) fn new(line: &Arc<Line>) -> Self {
+    fn new(line: &Arc<Queue>) -> Self {
         let spot = Arc::<Spot>::default();
         let mut places = line.places.lock();
         // Who is alone looks again at once: room may have come before there was anyone to call.

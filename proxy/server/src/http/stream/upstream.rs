@@ -20,7 +20,7 @@ use crate::pool::connect::PastLimit;
 use crate::pool::http1::Http1;
 use crate::pool::http2::{Http2, Http2Stream};
 use crate::pool::tcp::Tcp;
-use crate::pool::{ConnectError, ConnectOptions, HostPool, Takes, TlsName, UpstreamConnInfo, connect};
+use crate::pool::{Bound, ConnectError, ConnectOptions, HostPool, Takes, TlsName, UpstreamConnInfo, connect};
 use crate::worker::Worker;
 
 /// A stream on an upstream connection.
@@ -145,7 +145,7 @@ pub(in crate::http) async fn acquire(
         stats.upstream_rq_pending_failure_eject().inc();
         Err(NoStream { reason, transport })
     };
-    let mut place: Option<Place> = None;
+    let mut place: Option<(Bound, Place)> = None;
     loop {
         if let Some(upstream) = self::ready(&pool, &cluster, carried, Instant::now()) {
             return Ok(upstream);
@@ -229,14 +229,14 @@ pub(in crate::http) async fn acquire(
                     Err(reason) => return Err(NoStream { reason, transport: None }),
                 }
             }
-            Err(ConnectError::Overflow) => {
+            Err(ConnectError::Overflow(bound)) => {
                 connecting.settle();
                 if pool.has(wanted.takes()) {
                     // One of ours will come back, or it is our turn before that.
                     let mut waiting = pool.wait(wanted.takes());
                     let given = match &place {
                         None => waiting.done().await,
-                        Some(place) => tokio::select! {
+                        Some((_, place)) => tokio::select! {
                             given = waiting.done() => given,
                             () = place.called() => None,
                         },
@@ -246,12 +246,19 @@ pub(in crate::http) async fn acquire(
                     }
                 } else if options.past_limit == PastLimit::First {
                     // One of another worker's will end: those that are idle do now.
-                    let place = place.get_or_insert_with(|| {
-                        let place = cluster.admission.stand_in_line();
-                        worker.shared.room_wanted.notify_waiters();
-                        place
-                    });
-                    place.called().await;
+                    let place = match place.take_if(|(of, _)| *of == bound) {
+                        Some(same) => place.insert(same),
+                        // Who stood in the other line leaves it to the next one there, who may fare better.
+                        None => {
+                            let stands = match bound {
+                                Bound::Cluster => cluster.admission.stand_in_line(priority),
+                                Bound::Host => host.stand_in_line(),
+                            };
+                            worker.shared.room_wanted.notify_waiters();
+                            place.insert((bound, stands))
+                        }
+                    };
+                    place.1.called().await;
                 } else {
                     return failed(ResetReason::Overflow, None);
                 }
