@@ -5,7 +5,7 @@ mod settings;
 use std::any::Any;
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use waystation_filter_api::filter_state::{Object, Sharing};
@@ -156,7 +156,7 @@ fn seconds(wait: Duration) -> u64 {
 
 /// The buckets that each configuration has for one connection.
 #[derive(Debug, Default)]
-struct PerConnection(RefCell<Vec<(Arc<Settings>, Rc<Limiter>)>>);
+struct PerConnection(RefCell<Vec<(Weak<Settings>, Rc<Limiter>)>>);
 
 impl Object for PerConnection {
     fn as_any(&self) -> &dyn Any {
@@ -173,11 +173,39 @@ fn connections_own(cx: &StreamCx<'_>, settings: &Arc<Settings>, now: Instant) ->
     let kept = state.get(PER_CONNECTION).and_then(|object| object.as_any().downcast_ref::<PerConnection>());
     // Another filter's object of this name keeps ours out: then each request has its own, as on connections of their own.
     let Some(PerConnection(limiters)) = kept else { return Rc::new(settings.limits.limiter(now)) };
-    let mut limiters = limiters.borrow_mut();
-    if let Some((_, limiter)) = limiters.iter().find(|(other, _)| Arc::ptr_eq(other, settings)) {
-        return Rc::clone(limiter);
+    of_configuration(&mut limiters.borrow_mut(), settings, || settings.limits.limiter(now))
+}
+
+/// What is kept for a configuration, made if need be.
+fn of_configuration<C, T>(kept: &mut Vec<(Weak<C>, Rc<T>)>, own: &Arc<C>, make: impl FnOnce() -> T) -> Rc<T> {
+    if let Some((_, found)) = kept.iter().find(|(other, _)| other.as_ptr() == Arc::as_ptr(own)) {
+        return Rc::clone(found);
     }
-    let limiter = Rc::new(settings.limits.limiter(now));
-    limiters.push((Arc::clone(settings), Rc::clone(&limiter)));
-    limiter
+    // Connections outlive configurations.
+    kept.retain(|(other, _)| other.strong_count() > 0);
+    let made = Rc::new(make());
+    kept.push((Arc::downgrade(own), Rc::clone(&made)));
+    made
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_configuration;
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_connection_forgets_configurations_that_are_gone() {
+        let (mut connections, stays) = ([Vec::new(), Vec::new()], Arc::new(0));
+        let first = of_configuration(&mut connections[0], &stays, || "stays");
+        for update in 1..10 {
+            let replaced = Arc::new(update);
+            for kept in &mut connections {
+                of_configuration(kept, &replaced, || "goes");
+            }
+        }
+        // The last one goes when the next one comes.
+        assert_eq!(connections.each_ref().map(Vec::len), [2, 1]);
+        assert!(Rc::ptr_eq(&first, &of_configuration(&mut connections[0], &stays, || unreachable!())));
+    }
 }
