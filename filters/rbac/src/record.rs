@@ -1,6 +1,7 @@
 //! What is told of decisions: counters and dynamic metadata.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use waystation_filter_api::value::{Metadata, Value};
@@ -53,6 +54,11 @@ impl PerPolicy {
     }
 }
 
+thread_local! {
+    /// What is told of allowed requests and of denied ones. Each worker has its own, for the reason below.
+    static RESULTS: [Arc<str>; 2] = ["allowed".into(), "denied".into()];
+}
+
 /// Keys below the filter's namespace of dynamic metadata.
 #[derive(Debug)]
 pub(crate) struct Keys {
@@ -82,8 +88,8 @@ impl Keys {
             // A copy: all workers would count references to the one name.
             metadata.set(namespace, &self.policy, Value::String(policy.into()));
         }
-        let result = if decision.allowed { "allowed" } else { "denied" };
-        metadata.set(namespace, &self.result, Value::String(result.into()));
+        let result = RESULTS.with(|results| Arc::clone(&results[usize::from(!decision.allowed)]));
+        metadata.set(namespace, &self.result, Value::String(result));
     }
 }
 
