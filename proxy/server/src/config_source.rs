@@ -272,19 +272,9 @@ pub(crate) fn grpc_service(
                 service.max_message_bytes = usize::try_from(limit.value).unwrap_or(usize::MAX);
             }
             if let Some(policy) = &envoy.retry_policy {
-                let picks = policy.retry_priority.is_some()
-                    || !policy.retry_host_predicate.is_empty()
-                    || policy.host_selection_retry_max_attempts != 0;
-                wire::refuse("envoy_grpc.retry_policy", picks, "a choice of hosts for xDS streams")?;
+                stream_backoff(policy, backoff).at(|| "envoy_grpc.retry_policy")?;
             }
-            if let Some(retry) = envoy.retry_policy.as_ref().and_then(|policy| policy.retry_back_off.as_ref())
-            {
-                let base = wire::duration("base_interval", retry.base_interval.as_ref())?;
-                let max = wire::duration("max_interval", retry.max_interval.as_ref())?;
-                backoff.base = base.unwrap_or(backoff.base);
-                // Envoy: ten times the base when no maximum is set.
-                backoff.max = max.unwrap_or(backoff.base * 10);
-            }
+            // `skip_envoy_headers` asks for what is so anyway: these streams carry no headers of Envoy's.
             service
         }
         Some(TargetSpecifier::GoogleGrpc(google)) => {
@@ -314,5 +304,76 @@ pub(crate) fn grpc_service(
     Ok(service)
 }
 
+/// Changes `backoff` to what is to be between two attempts to open a stream.
+///
+/// `num_retries` and `retry_on` change nothing, as in Envoy for xDS: a stream is opened again until it is open, whatever it
+/// failed with.
+pub(crate) fn stream_backoff(
+    policy: &core::RetryPolicy,
+    backoff: &mut BackoffSpec,
+) -> Result<(), ConfigError> {
+    let core::RetryPolicy {
+        retry_back_off,
+        num_retries: _,
+        retry_on: _,
+        retry_priority,
+        retry_host_predicate,
+        host_selection_retry_max_attempts,
+    } = policy;
+    let why = "streams choose no hosts by their failures";
+    wire::refuse("retry_priority", retry_priority.is_some(), why)?;
+    wire::refuse("retry_host_predicate", !retry_host_predicate.is_empty(), why)?;
+    wire::refuse("host_selection_retry_max_attempts", *host_selection_retry_max_attempts != 0, why)?;
+    if let Some(retry) = retry_back_off {
+        let interval = |field, value: Option<&_>| wire::duration(field, value).at(|| "retry_back_off");
+        backoff.base = interval("base_interval", retry.base_interval.as_ref())?.unwrap_or(backoff.base);
+        // Envoy: ten times the base when no maximum is set.
+        backoff.max = interval("max_interval", retry.max_interval.as_ref())?.unwrap_or(backoff.base * 10);
+    }
+    Ok(())
+}
+
 /// Marks a target that is an address to dial rather than a cluster.
 pub const GOOGLE_GRPC: &str = "google_grpc:";
+
+#[cfg(test)]
+mod tests {
+    use super::{BackoffSpec, core, stream_backoff};
+    use envoy_types::pb::google::protobuf as wkt;
+    use std::time::Duration;
+
+    #[test]
+    fn streams_take_the_back_off_of_a_policy_and_refuse_its_choice_of_hosts() {
+        let mut backoff = BackoffSpec::default();
+        let interval = core::BackoffStrategy {
+            base_interval: Some(wkt::Duration { seconds: 2, nanos: 0 }),
+            ..Default::default()
+        };
+        let policy = core::RetryPolicy {
+            retry_back_off: Some(interval),
+            retry_on: "unavailable".into(),
+            ..Default::default()
+        };
+        stream_backoff(&policy, &mut backoff).expect("it is supported");
+        assert_eq!((backoff.base, backoff.max), (Duration::from_secs(2), Duration::from_secs(20)));
+        let predicate = core::retry_policy::RetryHostPredicate { name: "p".into(), ..Default::default() };
+        for (field, policy) in [
+            (
+                "retry_priority",
+                core::RetryPolicy { retry_priority: Some(Default::default()), ..policy.clone() },
+            ),
+            (
+                "retry_host_predicate",
+                core::RetryPolicy { retry_host_predicate: vec![predicate], ..policy.clone() },
+            ),
+            (
+                "host_selection_retry_max_attempts",
+                core::RetryPolicy { host_selection_retry_max_attempts: 1, ..policy.clone() },
+            ),
+        ] {
+            let refused =
+                stream_backoff(&policy, &mut backoff).expect_err("hosts are not chosen").to_string();
+            assert!(refused.contains(field), "{refused}");
+        }
+    }
+}

@@ -14,13 +14,12 @@ use envoy_types::pb::envoy::extensions::access_loggers::grpc::v3::CommonGrpcAcce
 use prost::encoding::{WireType, encode_key, encode_varint};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use waystation_filter_api::wire::duration;
 use waystation_format::{EntryKind, GrpcLogDriver, GrpcQueue, Next};
 use waystation_schema::{At, ConfigError};
 use waystation_upstream::jitter::back_off;
 use waystation_xds::{BackoffSpec, Connect, GrpcChannel, GrpcService};
 
-use crate::config_source::grpc_service;
+use crate::config_source::{grpc_service, stream_backoff};
 use crate::context::Shared;
 use crate::xds_transport;
 
@@ -82,13 +81,8 @@ impl GrpcLogDriver for GrpcLogs {
         let mut wait = BackoffSpec { base: BASE, max: MAX };
         let service = config.grpc_service.as_ref().ok_or_else(|| ConfigError::new("is required"));
         let service = service.and_then(|service| grpc_service(service, &mut wait)).at(|| "grpc_service")?;
-        let own = config.grpc_stream_retry_policy.as_ref();
-        if let Some(own) = own.and_then(|policy| policy.retry_back_off.as_ref()) {
-            let interval = |field, value: Option<&_>| {
-                duration(field, value).at(|| "grpc_stream_retry_policy.retry_back_off")
-            };
-            wait.base = interval("base_interval", own.base_interval.as_ref())?.unwrap_or(wait.base);
-            wait.max = interval("max_interval", own.max_interval.as_ref())?.unwrap_or(wait.base * 10);
+        if let Some(own) = &config.grpc_stream_retry_policy {
+            stream_backoff(own, &mut wait).at(|| "grpc_stream_retry_policy")?;
         }
         let Some(shared) = self.shared.upgrade() else { return Ok(()) };
         let mut identifier = BytesMut::new();
