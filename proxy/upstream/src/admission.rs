@@ -79,8 +79,8 @@ struct Counts {
     /// The version whose thresholds the gauges go by.
     in_force: AtomicU64,
     newest: Mutex<Weak<Admission>>,
-    /// Who waits for a connection, by priority.
-    lines: [Line; 2],
+    /// Who waits for a connection, by priority. Made when somebody first does: idle clusters are to be small.
+    lines: OnceLock<Box<[Line; 2]>>,
 }
 
 struct Breakers {
@@ -304,18 +304,20 @@ impl Admission {
 
     /// A place among those who wait until `max_connections` of the priority leaves room again.
     pub fn stand_in_line(&self, priority: Priority) -> Place {
-        self.counts.lines[priority as usize].stand()
+        self.counts.lines.get_or_init(Box::default)[priority as usize].stand()
     }
 
     /// Whether somebody waits so: idle connections are in their way.
     pub fn are_connections_wanted(&self, priority: Priority) -> bool {
-        !self.counts.lines[priority as usize].is_empty()
+        self.counts.lines.get().is_some_and(|lines| !lines[priority as usize].is_empty())
     }
 
     /// A connection has ended, and all that it held is given back. Of any priority: to a host that has no other now, one may
     /// be made past the bound.
     pub fn connection_ended(&self) {
-        self.counts.lines.iter().for_each(Line::call);
+        if let Some(lines) = self.counts.lines.get() {
+            lines.iter().for_each(Line::call);
+        }
     }
 
     /// `per_host_thresholds[].max_connections`.
