@@ -1,6 +1,6 @@
 //! `envoy.filters.http.fault`: delays requests, answers them in upstream's place, slows responses down.
 //!
-//! Whether and how is decided by [`Settings`]; a stream that is let pass has an instance without state. Only a fault takes
+//! Whether and how is decided by `Settings`; a stream that is let pass has an instance without state. Only a fault takes
 //! memory: the instance that carries it out takes the other's place.
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Outlier detection: hosts that fail unlike the others are taken out for a while.
 //!
-//! Workers count what becomes of requests in a [`Monitor`] on the host, shared by all of them: an answer that is no error
+//! Workers count what becomes of requests in a `Monitor` on the host, shared by all of them: an answer that is no error
 //! costs one relaxed addition and two loads. When a count of consecutive errors reaches its threshold, they tell the main
 //! thread by a [`Crossing`]. The main thread alone decides, by [`Detector::on_crossing`] and, each interval, by
 //! [`Detector::on_interval`]: both take the hosts, the time and the randomness, and return what has changed. What is

@@ -7,7 +7,7 @@ use waystation_schema::ConfigError;
 
 use super::Ejection;
 
-/// A number that the runtime may override, in the order of [`KEYS`]. Times are in milliseconds.
+/// A number that the runtime may override, in the order of `KEYS`. Times are in milliseconds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Value {
     /// `interval`.
