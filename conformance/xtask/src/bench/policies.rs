@@ -9,13 +9,10 @@ use std::time::Duration;
 
 use super::Bench;
 use super::client;
-use super::load::Load;
 use super::peers::{BY_BOOTSTRAP, Kind, Origin, Peer, Probe, Proxy};
 use super::place::fill;
 use super::report::{Section, Target, median, middle, optional, spread};
-use super::traffic::per_request;
-
-const LOAD: Load = Load::Closed1 { connections: 32 };
+use super::routes::{LOAD, round};
 
 const ANSWER: &str =
     r#"{"status": 200, "body": {"inline_string": "forty-three bytes, counted with care: yes!\n"}}"#;
@@ -181,17 +178,6 @@ fn start<'a>(bench: &Bench, peer: &'a Peer, origin: &Origin) -> Result<Proxy<'a>
     }
     LOAD.run(&format!("http://{}/none", proxy.listen), Duration::from_secs(1), &proxy.folder)?;
     Ok(proxy)
-}
-
-/// CPU microseconds per request.
-fn round(bench: &Bench, proxy: &mut Proxy<'_>, path: &str) -> Result<f64, String> {
-    proxy.process.check()?;
-    let before = proxy.process.cpu();
-    let outcome = LOAD.run(&format!("http://{}{path}", proxy.listen), bench.round, &proxy.folder)?;
-    if outcome.failed > 0 {
-        return Err(format!("{} of {} requests for {path} failed", outcome.failed, outcome.requests));
-    }
-    Ok(per_request(proxy.process.cpu() - before, outcome.requests))
 }
 
 pub(super) fn health(bench: &Bench) -> Result<Vec<Section>, String> {

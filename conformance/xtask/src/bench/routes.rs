@@ -11,7 +11,7 @@ use super::report::{Section, Target, median, optional, ratio, spread};
 use super::traffic::per_request;
 
 const COUNT: usize = 10_000;
-const LOAD: Load = Load::Closed1 { connections: 32 };
+pub(super) const LOAD: Load = Load::Closed1 { connections: 32 };
 
 /// How the routes of a table match.
 struct Form {
@@ -114,8 +114,8 @@ fn start<'a>(bench: &Bench, peer: &'a Peer, table: &str) -> Result<Proxy<'a>, St
     Ok(proxy)
 }
 
-/// CPU microseconds per request.
-fn round(bench: &Bench, proxy: &mut Proxy<'_>, path: &str) -> Result<f64, String> {
+/// CPU microseconds per request for a path.
+pub(super) fn round(bench: &Bench, proxy: &mut Proxy<'_>, path: &str) -> Result<f64, String> {
     proxy.process.check()?;
     let before = proxy.process.cpu();
     let outcome = LOAD.run(&format!("http://{}{path}", proxy.listen), bench.round, &proxy.folder)?;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use waystation_filter_api::http::{Flow, HttpFilter, HttpFilterFactory, LocalReply, Phases};
+use waystation_filter_api::http::{Asked, Flow, HttpFilter, HttpFilterFactory, LocalReply, Phases};
 use waystation_route::FilterSlot;
 
 use super::Stream;
@@ -41,8 +41,8 @@ pub(super) struct Chain {
     skip_encode: bool,
     /// A filter's own limit of what is held of a request.
     request_limit: Option<usize>,
-    /// What a phase passes on ahead of what it was shown.
-    ahead: Vec<Bytes>,
+    /// What the last phase has asked for; of it, what it passes on ahead of what it was shown is taken by who has called it.
+    asked: Asked,
 }
 
 /// A route, and which of its weighted clusters was picked.
@@ -120,7 +120,7 @@ impl Chain {
         self.response.recycle();
         (self.route, self.phases, self.skip_encode) = (None, Phases::default(), false);
         self.request_limit = None;
-        self.ahead = Vec::new();
+        self.asked = Asked::default();
     }
 
     pub(super) fn is_empty(&self) -> bool {

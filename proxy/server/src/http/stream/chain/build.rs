@@ -103,6 +103,8 @@ impl Chain {
         if levels.disabled.filter(|_| begins).unwrap_or(entry.disabled) {
             return;
         }
+        // A route without configuration for it is not asked for that in each phase.
+        let slot = slot.filter(|_| !levels.configs.is_empty());
         if let Some(slot) = Slot::new(index, slot, &entry.factory, levels.configs) {
             self.phases.response_body |= slot.phases.response_body;
             self.slots.push(slot);

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use waystation_filter_api::http::{Asked, BodyData, Flow, Hold, LocalReply, StreamCx};
+use waystation_filter_api::http::{BodyData, Flow, Hold, LocalReply, StreamCx};
 use waystation_filter_api::stream::StreamInfo;
 
 use super::build::levels;
@@ -235,7 +235,7 @@ impl Chain {
                 continue;
             }
             let flow = self.phase(place, way, step, Shown::Head { end });
-            self.ahead.clear();
+            self.asked.ahead.clear();
             if self.stop(way, step, Part::Head, flow)? {
                 self.lane(way).head_at = step;
                 return Ok(());
@@ -335,7 +335,7 @@ impl Chain {
             let paused = matches!(station.stop, Stop::Paused(_));
             let flow = self.phase(place, way, step, Shown::Trailers);
             // What goes ahead of the trailers goes behind the data that are held before them.
-            let ahead = std::mem::take(&mut self.ahead);
+            let ahead = std::mem::take(&mut self.asked.ahead);
             for data in ahead {
                 match paused {
                     true => self.station(way, step).hold(data),
@@ -361,10 +361,10 @@ impl Chain {
 
     /// Sends on what a phase has passed on ahead of what it was shown.
     fn send_ahead<P: Place>(&mut self, place: &mut P, way: Way, step: usize) -> Progress {
-        if self.ahead.is_empty() {
+        if self.asked.ahead.is_empty() {
             return Ok(());
         }
-        let ahead = std::mem::take(&mut self.ahead);
+        let ahead = std::mem::take(&mut self.asked.ahead);
         if self.holds_head(way, step) {
             self.pass_head(place, way, step + 1)?;
         }
@@ -485,7 +485,7 @@ impl Chain {
         Ok(progress(self.lane_of(way)) != before)
     }
 
-    /// Calls one phase of one filter with its context. What it passes on is in `ahead`.
+    /// Calls one phase of one filter with its context. What it passes on is in `asked.ahead`.
     pub(super) fn phase<P: Place>(&mut self, place: &mut P, way: Way, step: usize, shown: Shown<'_>) -> Flow {
         let index = self.place(way, step);
         let around = place.around();
@@ -505,8 +505,9 @@ impl Chain {
             table: around.table,
             random: around.random,
         };
-        let mut asked = Asked::default();
-        let mut cx = StreamCx::new(info, configs, factory, &driver, &mut asked);
+        // What nobody has taken of an earlier phase.
+        self.asked.ahead.clear();
+        let mut cx = StreamCx::new(info, configs, factory, &driver, &mut self.asked);
         cx.name = &around.filters[slot.entry].name;
         let flow = match (way, shown) {
             (Way::Request, Shown::Head { end }) => filter.decode_headers(&mut cx, &mut heads.request, end),
@@ -541,17 +542,18 @@ impl Chain {
                 }
             }
         };
-        if let Some(filter) = asked.successor {
+        if let Some(filter) = self.asked.successor.take() {
             slot.filter = filter;
         }
-        slot.phases = slot.phases.union(asked.phases);
-        self.phases.response_body |= asked.phases.response_body;
-        if !asked.delegates.is_empty() {
-            self.put_beside(way, index, asked.delegates);
+        let phases = std::mem::take(&mut self.asked.phases);
+        slot.phases = slot.phases.union(phases);
+        self.phases.response_body |= phases.response_body;
+        if !self.asked.delegates.is_empty() {
+            let delegates = std::mem::take(&mut self.asked.delegates);
+            self.put_beside(way, index, delegates);
         }
-        self.request_limit = asked.request_buffer_limit.or(self.request_limit);
-        self.ahead = asked.ahead;
-        if asked.clear_route {
+        self.request_limit = self.asked.request_buffer_limit.take().or(self.request_limit);
+        if std::mem::take(&mut self.asked.clear_route) {
             place.select_anew(self);
         }
         flow
